@@ -1,0 +1,217 @@
+//! The validated configuration: what the rest of Blitz reads.
+//!
+//! Owns: types in which nothing is optional that has a default, and nothing is a string that has a
+//! type. Does not own: the file's shape (see [`crate::file`]), or the steps between two
+//! configurations (see [`crate::plan`]).
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// A whole configuration, checked: every reference resolves, every number is in range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where clients reach us. At least one; names and addresses are unique.
+    pub listeners: Vec<Listener>,
+    /// Named groups of endpoints. [`Route::upstream`] indexes this list.
+    pub upstreams: Vec<Upstream>,
+    /// Routes in file order. No two have the same host, path and an overlapping method.
+    pub routes: Vec<Route>,
+    /// Peers whose `Forwarded` and `X-Forwarded-*` fields are believed.
+    pub trusted_proxies: Vec<Cidr>,
+    /// One deadline for each phase of a connection and of an exchange.
+    pub timeouts: Timeouts,
+    /// Bounds on what a peer may make us hold.
+    pub http: HttpLimits,
+    /// The admin API.
+    pub admin: Admin,
+}
+
+/// One address that clients connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Unique name, used in logs and metric labels.
+    pub name: String,
+    /// The address to bind.
+    pub address: SocketAddr,
+    /// Protocols spoken here.
+    pub protocols: Vec<Protocol>,
+    /// Whether `/hello`, `/health` and `/echo/*` are answered when no route takes them.
+    pub builtin_answers: bool,
+}
+
+/// A downstream protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1 (and 1.0), RFC 9112.
+    H1,
+}
+
+/// A named group of endpoints that serve the same thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// Unique name.
+    pub name: String,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// At least one endpoint.
+    pub endpoints: Vec<Endpoint>,
+    /// When an endpoint is taken out after failed exchanges, and when it comes back.
+    pub passive: PassiveHealth,
+    /// Idle connections kept per worker and endpoint address (count). Beyond it the oldest is closed.
+    pub idle_connections_max: u32,
+}
+
+/// How an endpoint is chosen among those that are healthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// Each in turn, in proportion to its weight.
+    RoundRobin,
+}
+
+/// One host and port of an upstream. A name may stand for several addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Name or address.
+    pub host: EndpointHost,
+    /// TCP port.
+    pub port: u16,
+    /// Share of the traffic relative to its siblings, 1..=1000.
+    pub weight: u32,
+}
+
+/// How an endpoint names its machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum EndpointHost {
+    /// A literal address.
+    Address(IpAddr),
+    /// A DNS name, lower case, without a final dot.
+    Name(String),
+}
+
+/// Passive health: what live traffic says about an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassiveHealth {
+    /// Failed exchanges in a row after which the endpoint is taken out.
+    pub consecutive_failures: u32,
+    /// Successful exchanges in a row, after its return, until it counts as healthy again.
+    pub consecutive_successes: u32,
+    /// How long it stays out.
+    pub ejection: Duration,
+}
+
+/// Which requests go to which upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Hosts this route answers for.
+    pub host: HostPattern,
+    /// Paths this route answers for.
+    pub path: PathPattern,
+    /// Methods, upper case; empty means all.
+    pub methods: Vec<String>,
+    /// Index into [`Config::upstreams`].
+    pub upstream: usize,
+}
+
+/// A host to match, without port, lower case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    /// Every host, and requests that name none.
+    Any,
+    /// Exactly this host.
+    Exact(String),
+    /// `*.example.com`: any host that ends with the stored `.example.com` and has more before it.
+    Suffix(String),
+}
+
+/// A path to match, split at its slashes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PathPattern {
+    /// The text as written, such as `/users/{id}/*rest`.
+    pub text: String,
+    /// Its segments in order; a rest segment is last.
+    pub segments: Vec<PathSegment>,
+}
+
+/// One segment of a path pattern.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PathSegment {
+    /// These bytes exactly. An empty literal is what a trailing slash leaves: `/a/` is `["a", ""]`.
+    Literal(String),
+    /// `{name}`: one non-empty segment.
+    Param(String),
+    /// `*name`: everything that is left, which may be empty. `/*rest` takes every path.
+    Rest(String),
+}
+
+/// An address prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cidr {
+    /// Network address; host bits are zero.
+    pub address: IpAddr,
+    /// Prefix length in bits, 0..=32 or 0..=128.
+    pub prefix_len: u8,
+}
+
+impl Cidr {
+    /// Whether `ip` lies in the prefix. An IPv4-mapped IPv6 address counts as its IPv4 address.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        match (self.address, ip.to_canonical()) {
+            (IpAddr::V4(net), IpAddr::V4(ip)) => {
+                let shift = 32 - u32::from(self.prefix_len);
+                shift == 32 || (u32::from(net) ^ u32::from(ip)) >> shift == 0
+            }
+            (IpAddr::V6(net), IpAddr::V6(ip)) => {
+                let shift = 128 - u32::from(self.prefix_len);
+                shift == 128 || (u128::from(net) ^ u128::from(ip)) >> shift == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+/// One deadline per phase. Every phase of a connection has one; none can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the first byte of a request (or from accept) to the end of its head.
+    pub request_head: Duration,
+    /// Between two bytes of a request body.
+    pub request_body_progress: Duration,
+    /// A kept-alive downstream connection without a request.
+    pub keep_alive: Duration,
+    /// The peer takes no byte of what we have to send.
+    pub send_progress: Duration,
+    /// TCP connect to an endpoint.
+    pub upstream_connect: Duration,
+    /// From the end of the request to the first byte of the final answer's head.
+    pub upstream_first_byte: Duration,
+    /// Between two bytes of an answer's body.
+    pub upstream_body_progress: Duration,
+    /// An idle pooled upstream connection.
+    pub upstream_idle: Duration,
+    /// From SIGTERM to the end of the last connection.
+    pub drain: Duration,
+}
+
+/// Bounds on what a peer may make us hold. All per connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Bytes of a request head, start line included. Beyond: 431 (414 when the target alone is too long).
+    pub request_head_bytes_max: usize,
+    /// Fields in a request head. Beyond: 431.
+    pub request_fields_max: usize,
+    /// Bytes of a request target. Beyond: 414.
+    pub target_bytes_max: usize,
+    /// Bytes of a request body. Beyond: 413.
+    pub request_body_bytes_max: u64,
+    /// Bytes of an answer head. Beyond: 502.
+    pub response_head_bytes_max: usize,
+    /// Downstream connections per worker. Beyond: the oldest idle one is closed, else the new one.
+    pub connections_per_worker_max: usize,
+}
+
+/// The admin API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Where it listens; loopback unless the operator says otherwise.
+    pub address: SocketAddr,
+}

@@ -1,0 +1,2 @@
+//! Blitz.
+fn main() {}
