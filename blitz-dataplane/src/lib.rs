@@ -1,5 +1,9 @@
 //! The data plane of Blitz: runtime, IO, HTTP, proxy, process model, control thread.
 
+pub mod control;
+pub mod logging;
 pub mod metrics;
+pub mod process;
+pub mod secret;
 pub mod segment;
 pub mod sys;

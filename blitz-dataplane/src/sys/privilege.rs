@@ -40,16 +40,27 @@ pub fn drop_capabilities() -> io::Result<()> {
             break;
         }
     }
-    match prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0) {
+    match prctl(
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong,
+        0,
+    ) {
         // Kernels before 4.3 have no ambient set.
         Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
         _ => {}
     }
-    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let header = CapabilityHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
     let empty = [CapabilityData::default(); 2];
     // SAFETY: version 3 takes one header and two data structures, both live; the kernel only reads them.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, empty.as_ptr()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Effective and permitted capabilities of the calling thread as bits.
@@ -57,7 +68,10 @@ pub fn drop_capabilities() -> io::Result<()> {
 /// # Errors
 /// None that a correct call can meet.
 pub fn capabilities() -> io::Result<(u64, u64)> {
-    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let header = CapabilityHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
     let mut data = [CapabilityData::default(); 2];
     // SAFETY: version 3 takes one header and room for two data structures, both live and the second writable.
     let result = unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) };
@@ -66,7 +80,10 @@ pub fn capabilities() -> io::Result<(u64, u64)> {
     }
     let [low, high] = data;
     let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-    Ok((join(low.effective, high.effective), join(low.permitted, high.permitted)))
+    Ok((
+        join(low.effective, high.effective),
+        join(low.permitted, high.permitted),
+    ))
 }
 
 /// Closes every descriptor above standard error that this process inherited. Only for the first lines of a
@@ -80,7 +97,11 @@ pub fn capabilities() -> io::Result<(u64, u64)> {
 pub unsafe fn close_inherited() -> io::Result<()> {
     // SAFETY: the caller warrants that nothing in this process uses a descriptor in this range.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h.
@@ -106,7 +127,11 @@ fn prctl(option: i32, second: libc::c_ulong, third: libc::c_ulong) -> io::Result
     let zero: libc::c_ulong = 0;
     // SAFETY: the options used in this file take integers only.
     let result = unsafe { libc::prctl(option, second, third, zero, zero) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]
