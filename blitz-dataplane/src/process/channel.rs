@@ -160,7 +160,9 @@ impl Decoder {
     ///
     /// # Errors
     /// [`ChannelError::Protocol`] for anything that is no frame of this version.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<Received<T>>, ChannelError> {
+    pub fn next_message<T: DeserializeOwned>(
+        &mut self,
+    ) -> Result<Option<Received<T>>, ChannelError> {
         let protocol = |what: String| Err(ChannelError::Protocol(what));
         let pending = self.bytes.get(self.consumed..).unwrap_or_default();
         let Some((header, rest)) = pending.split_first_chunk::<HEADER_BYTES>() else {
@@ -234,7 +236,7 @@ impl BlockingReceiver {
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<Received<T>>, ChannelError> {
         let mut bytes = vec![0; READ_BYTES];
         loop {
-            if let Some(message) = self.decoder.next()? {
+            if let Some(message) = self.decoder.next_message()? {
                 return Ok(Some(message));
             }
             let mut fds = Vec::new();
@@ -281,7 +283,7 @@ pub async fn receive<T: DeserializeOwned>(
     decoder: &mut Decoder,
 ) -> Result<Option<Received<T>>, ChannelError> {
     loop {
-        if let Some(message) = decoder.next()? {
+        if let Some(message) = decoder.next_message()? {
             return Ok(Some(message));
         }
         let mut bytes = vec![0; READ_BYTES];
@@ -372,14 +374,15 @@ mod tests {
                 .collect();
             let (head, tail) = stream.split_at(split);
             decoder.feed(head, &mut fds).expect("feed");
-            let early: Option<Received<String>> = decoder.next().expect("decode");
+            let early: Option<Received<String>> = decoder.next_message().expect("decode");
             decoder.feed(tail, &mut fds).expect("feed");
             let (text, fds) = match early {
                 Some(message) => message,
-                None => decoder.next().expect("decode").expect("whole"),
+                None => decoder.next_message().expect("decode").expect("whole"),
             };
             assert_eq!((text.as_str(), fds.len()), ("first", 1));
-            let (bytes, fds): Received<Vec<u8>> = decoder.next().expect("decode").expect("whole");
+            let (bytes, fds): Received<Vec<u8>> =
+                decoder.next_message().expect("decode").expect("whole");
             assert_eq!((bytes, fds.len()), (vec![1, 2], 0));
             assert!(decoder.end::<()>().expect("boundary").is_none());
         }
@@ -422,8 +425,10 @@ mod tests {
         let refuse = |bytes: &[u8]| {
             let mut decoder = Decoder::default();
             decoder.feed(bytes, &mut Vec::new()).expect("feed");
-            let error = decoder.next::<String>().expect_err("refused").to_string();
-            error
+            decoder
+                .next_message::<String>()
+                .expect_err("refused")
+                .to_string()
         };
         assert!(refuse(b"GET / HTTP/1").contains("no message"));
         assert!(refuse(b"BLZC\x02\0\0\0\0\0\0\0").contains("version 2"));

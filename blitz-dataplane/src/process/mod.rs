@@ -6,8 +6,12 @@
 
 pub mod channel;
 pub mod endpoints;
+pub mod launch;
+pub mod listeners;
 pub mod messages;
 pub mod orders;
+pub mod respawn;
+pub mod supervisor;
 pub mod worker;
 
 pub use endpoints::{ResolvedAddress, ResolvedEndpoints};
