@@ -1,5 +1,6 @@
 //! The data plane of Blitz: runtime, IO, HTTP, proxy, process model, control thread.
 
+pub mod cli;
 pub mod control;
 pub mod logging;
 pub mod metrics;

@@ -136,9 +136,8 @@ async fn accept(
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(BUFFER_BYTES)
                 .serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(LIFE_MAX, connection).await {
-                Ok(Err(error)) => log::debug!("admin connection: {error}"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(error)) = tokio::time::timeout(LIFE_MAX, connection).await {
+                log::debug!("admin connection: {error}");
             }
             drop(permit);
         });

@@ -4,7 +4,7 @@
 //! starting workers ([`crate::process::supervisor`]), the admin API's HTTP ([`super::admin`]).
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin;
-use super::load::ConfigOrigin;
+use super::load::{ConfigHead, ConfigOrigin};
 use super::names::{Lookup, NameUpdate, Names, Schedule, Sources};
 use super::reload::{APPLY_TIMEOUT, Prepared, ReloadReport, Timings, micros, prepare};
 use super::views::{Shared, View};
@@ -26,7 +26,7 @@ use super::{Command, EVENTS_MAX, EndStage, Event, Signal};
 use crate::metrics::{EndpointLabels, Exposition, Metric};
 use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
 use crate::process::launch::{Launcher, Mode};
-use crate::process::listeners::Banks;
+use crate::process::listeners::{Bank, Banks};
 use crate::process::messages::{
     BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress, LogLevel,
     ToWorker,
@@ -184,7 +184,7 @@ struct Control {
 /// The configuration in effect.
 struct Current {
     config: Arc<Config>,
-    head: super::load::ConfigHead,
+    head: ConfigHead,
     text: OwnedFd,
     generation: u64,
     endpoints: ResolvedEndpoints,
@@ -216,6 +216,9 @@ struct Again {
     is_wanted: bool,
     waiting: Vec<oneshot::Sender<Arc<ReloadReport>>>,
 }
+
+/// What one worker is to be told, with the descriptors that travel along.
+type WorkerOrder = (u32, ToWorker, Vec<OwnedFd>);
 
 /// A question for connections.
 struct Question {
@@ -682,49 +685,24 @@ impl Control {
         let new_banks = self.banks.bind_missing(&listeners, self.workers.count())?;
         let removed = self.banks.superfluous(&listeners);
 
-        // Names of the old configuration are needed again if the rows run out, so both sets stay until that is known.
+        // Both sets of names stay until nothing can fail any more.
         let before = super::reload::names(&self.current.config);
+        let rows_before = self.rows.clone();
         self.names
             .adopt(&before.union(&wanted).cloned().collect(), outcomes);
         self.reclaim_rows();
-        let assigned = self
-            .rows
-            .assign(&addresses(&config, &self.names), generation);
-        let endpoints = match assigned {
-            Ok(endpoints) => endpoints,
-            Err(error) => {
-                self.names.adopt(&before, Default::default());
-                return Err(error.to_string());
+        let orders = self.orders(&config, &head, &text, generation, &new_banks, &removed);
+        let (endpoints, orders) = match orders {
+            Ok(orders) => orders,
+            Err(reason) => {
+                self.names.adopt(&before, BTreeMap::new());
+                self.rows = rows_before;
+                return Err(reason);
             }
         };
-        self.names.adopt(&wanted, Default::default());
-
-        for index in self.workers.alive() {
-            let mut fds = vec![
-                text.try_clone()
-                    .map_err(|error| self.broken_commit(&error))?,
-            ];
-            let mut added = Vec::new();
-            for bank in &new_banks {
-                if let Some(socket) = bank.socket(index) {
-                    added.push(bank.address());
-                    fds.push(
-                        socket
-                            .try_clone_to_owned()
-                            .map_err(|error| self.broken_commit(&error))?,
-                    );
-                }
-            }
-            let (head, endpoints, removed) = (head.clone(), endpoints.clone(), removed.clone());
-            let message = ConfigMessage {
-                generation,
-                head,
-                endpoints,
-                added,
-                removed,
-            };
-            self.workers
-                .tell(index, &ToWorker::Config(Box::new(message)), fds);
+        self.names.adopt(&wanted, BTreeMap::new());
+        for (index, message, fds) in orders {
+            self.workers.tell(index, &message, fds);
         }
         self.banks.add(new_banks);
         self.current = Current {
@@ -740,10 +718,45 @@ impl Control {
         Ok((notes, removed))
     }
 
-    fn broken_commit(&self, error: &std::io::Error) -> String {
-        format!(
-            "no descriptor left for the workers' copies: {error}; raise the limit of open files"
-        )
+    /// Gives the endpoints rows and makes the order for each live worker, with its descriptors.
+    fn orders(
+        &mut self,
+        config: &Config,
+        head: &ConfigHead,
+        text: &OwnedFd,
+        generation: u64,
+        new_banks: &[Bank],
+        removed: &[SocketAddr],
+    ) -> Result<(ResolvedEndpoints, Vec<WorkerOrder>), String> {
+        let endpoints = self
+            .rows
+            .assign(&addresses(config, &self.names), generation)
+            .map_err(|error| error.to_string())?;
+        let order = |index: u32| {
+            let mut fds = vec![text.try_clone()?];
+            let mut added = Vec::new();
+            for bank in new_banks {
+                if let Some(socket) = bank.socket(index) {
+                    added.push(bank.address());
+                    fds.push(socket.try_clone_to_owned()?);
+                }
+            }
+            let message = ConfigMessage {
+                generation,
+                head: head.clone(),
+                endpoints: endpoints.clone(),
+                added,
+                removed: removed.to_vec(),
+            };
+            Ok((index, ToWorker::Config(Box::new(message)), fds))
+        };
+        let orders: std::io::Result<Vec<_>> = self.workers.alive().into_iter().map(order).collect();
+        let orders = orders.map_err(|error| {
+            format!(
+                "no descriptor left for the workers' copies: {error}; raise the limit of open files"
+            )
+        })?;
+        Ok((endpoints, orders))
     }
 
     fn check_reload(&mut self) {
