@@ -16,7 +16,7 @@ pub const DEATHS_MAX: usize = 5;
 /// How long a death is remembered.
 pub const WINDOW: Duration = Duration::from_secs(10);
 /// Longest delay for a worker that had served.
-pub const SERVED_DELAY_MAX: Duration = Duration::from_millis(50);
+pub const SERVED_DELAY_MAX: Duration = Duration::from_millis(20);
 /// Longest delay for a worker that died before it served.
 pub const BOOT_DELAY_MAX: Duration = Duration::from_secs(1);
 
