@@ -12,8 +12,8 @@
 pub mod buf;
 mod driver;
 mod reactor;
-mod slab;
 pub mod sim;
+mod slab;
 mod task;
 mod tcp;
 pub mod timer;
@@ -58,12 +58,8 @@ pub struct Sizes {
 impl Sizes {
     /// 1,024 slots of 4 KiB: 4 MiB. A slot holds a request or a small answer whole; larger bodies
     /// leave the pool for buffers of their own after four slots (see `reactor`).
-    pub const RECOMMENDED: Self = Self {
-        submission_entries: 1024,
-        completion_entries: 4096,
-        pool_slots: 1024,
-        pool_slot_bytes: 4096,
-    };
+    pub const RECOMMENDED: Self =
+        Self { submission_entries: 1024, completion_entries: 4096, pool_slots: 1024, pool_slot_bytes: 4096 };
 }
 
 /// One worker's executor and driver. Lives on the thread that made it.

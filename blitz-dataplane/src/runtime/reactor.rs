@@ -354,7 +354,9 @@ impl Reactor {
 
     /// The owner is gone: cancels what is in flight, closes when the last completion is in.
     pub(super) fn close(&mut self, key: Key) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
         entry.closing = true;
         let fd = entry.fd;
         let mut cancels = [None; 3];
@@ -369,9 +371,11 @@ impl Reactor {
             Body::Stream(stream) => {
                 stream.inbox.clear();
                 stream.unread = 0;
-                cancels[0] = matches!(stream.receive, Receive::Pooled | Receive::Bulk).then_some(Kind::Receive);
+                cancels[0] =
+                    matches!(stream.receive, Receive::Pooled | Receive::Bulk).then_some(Kind::Receive);
                 cancels[1] = (stream.out.in_flight > 0).then_some(Kind::Send);
-                cancels[2] = stream.connect.as_ref().is_some_and(|c| c.result.is_none()).then_some(Kind::Connect);
+                cancels[2] =
+                    stream.connect.as_ref().is_some_and(|c| c.result.is_none()).then_some(Kind::Connect);
             }
             Body::Datagram(datagram) => {
                 cancels[0] = datagram.receive_armed.then_some(Kind::ReceiveDatagram);
@@ -484,7 +488,9 @@ impl Reactor {
     }
 
     fn arm_accept(&mut self, key: Key) {
-        let Some(Entry { fd, closing: false, body: Body::Listener(listener), .. }) = self.entries.get_mut(key) else {
+        let Some(Entry { fd, closing: false, body: Body::Listener(listener), .. }) =
+            self.entries.get_mut(key)
+        else {
             return;
         };
         if !listener.armed {
@@ -496,7 +502,10 @@ impl Reactor {
     }
 
     fn accepted(&mut self, key: Key, result: i32, more: bool) {
-        let Some(Entry { fd, closing, body: Body::Listener(listener), .. }) = self.entries.get_mut(key) else { return };
+        let Some(Entry { fd, closing, body: Body::Listener(listener), .. }) = self.entries.get_mut(key)
+        else {
+            return;
+        };
         let (fd, closing) = (*fd, *closing);
         listener.armed = more;
         let mut full = false;
@@ -526,7 +535,8 @@ impl Reactor {
     }
 
     fn resume_listeners(&mut self, now_ms: u64) {
-        let due: Vec<Key> = self.paused.extract_if(.., |(_, until)| *until <= now_ms).map(|(key, _)| key).collect();
+        let due: Vec<Key> =
+            self.paused.extract_if(.., |(_, until)| *until <= now_ms).map(|(key, _)| key).collect();
         for key in due {
             self.arm_accept(key);
         }
@@ -562,8 +572,12 @@ impl Reactor {
     }
 
     pub(super) fn poll_connected(&mut self, key: Key, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        let Some(stream) = self.stream(key) else { return Poll::Ready(Err(gone())) };
-        let Some(connect) = &mut stream.connect else { return Poll::Ready(Ok(())) };
+        let Some(stream) = self.stream(key) else {
+            return Poll::Ready(Err(gone()));
+        };
+        let Some(connect) = &mut stream.connect else {
+            return Poll::Ready(Ok(()));
+        };
         match connect.result {
             None => {
                 register(&mut connect.waker, cx);
@@ -580,7 +594,9 @@ impl Reactor {
 
     fn received(&mut self, key: Key, result: i32, chunk: Option<Chunk>, more: bool) {
         let bulk_cache = Rc::clone(&self.bulk);
-        let Some(Entry { fd, closing, body: Body::Stream(stream), .. }) = self.entries.get_mut(key) else { return };
+        let Some(Entry { fd, closing, body: Body::Stream(stream), .. }) = self.entries.get_mut(key) else {
+            return;
+        };
         let (fd, closing) = (*fd, *closing);
         let was = stream.receive;
         if !more {
@@ -639,7 +655,8 @@ impl Reactor {
     }
 
     fn arm_receive(&mut self, key: Key) {
-        let Some(Entry { fd, closing: false, body: Body::Stream(stream), .. }) = self.entries.get_mut(key) else {
+        let Some(Entry { fd, closing: false, body: Body::Stream(stream), .. }) = self.entries.get_mut(key)
+        else {
             return;
         };
         if stream.receive != Receive::Off || stream.ended || stream.receive_error != 0 {
@@ -685,7 +702,9 @@ impl Reactor {
     }
 
     pub(super) fn poll_receive(&mut self, key: Key, cx: &Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
-        let Some(stream) = self.stream(key) else { return Poll::Ready(Err(gone())) };
+        let Some(stream) = self.stream(key) else {
+            return Poll::Ready(Err(gone()));
+        };
         if let Some(chunk) = stream.inbox.pop_front() {
             stream.unread -= chunk.len();
             return Poll::Ready(Ok(Some(chunk)));
@@ -706,7 +725,9 @@ impl Reactor {
     /// Ready when the peer has reset the connection or ended it before sending what was due:
     /// watches without consuming. `Ok` is an orderly end.
     pub(super) fn poll_gone(&mut self, key: Key, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        let Some(stream) = self.stream(key) else { return Poll::Ready(Err(gone())) };
+        let Some(stream) = self.stream(key) else {
+            return Poll::Ready(Err(gone()));
+        };
         if stream.receive_error != 0 {
             return Poll::Ready(Err(os_error(stream.receive_error)));
         }
@@ -722,7 +743,8 @@ impl Reactor {
 
     /// Whether unread bytes, an end or an error wait: a pooled connection with any is stale.
     pub(super) fn has_news(&mut self, key: Key) -> bool {
-        self.stream(key).is_none_or(|stream| stream.ended || stream.receive_error != 0 || !stream.inbox.is_empty())
+        self.stream(key)
+            .is_none_or(|stream| stream.ended || stream.receive_error != 0 || !stream.inbox.is_empty())
     }
 
     /// A message boundary: the next message is expected to be small again.
@@ -743,7 +765,9 @@ impl Reactor {
     /// Lets `write` append to the outbox. What one turn appends leaves together.
     pub(super) fn write_with(&mut self, key: Key, write: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         let spare = self.out_buffers.pop();
-        let Some(stream) = self.stream(key) else { return Err(gone()) };
+        let Some(stream) = self.stream(key) else {
+            return Err(gone());
+        };
         let out = &mut stream.out;
         if out.error != 0 {
             return Err(os_error(out.error));
@@ -775,7 +799,9 @@ impl Reactor {
         if chunk.len() <= COPY_BYTES_MAX || chunk.is_pooled() {
             return self.write_with(key, |out| out.extend_from_slice(&chunk));
         }
-        let Some(stream) = self.stream(key) else { return Err(gone()) };
+        let Some(stream) = self.stream(key) else {
+            return Err(gone());
+        };
         let out = &mut stream.out;
         if out.error != 0 {
             return Err(os_error(out.error));
@@ -801,7 +827,8 @@ impl Reactor {
 
     /// Starts the next send, or the shutdown when nothing is left to send.
     fn send_next(&mut self, key: Key) {
-        let Some(Entry { fd, closing: false, body: Body::Stream(stream), .. }) = self.entries.get_mut(key) else {
+        let Some(Entry { fd, closing: false, body: Body::Stream(stream), .. }) = self.entries.get_mut(key)
+        else {
             return;
         };
         let fd = *fd;
@@ -848,7 +875,9 @@ impl Reactor {
     }
 
     fn sent(&mut self, key: Key, result: i32) {
-        let Some(Entry { closing, body: Body::Stream(stream), .. }) = self.entries.get_mut(key) else { return };
+        let Some(Entry { closing, body: Body::Stream(stream), .. }) = self.entries.get_mut(key) else {
+            return;
+        };
         let closing = *closing;
         let out = &mut stream.out;
         out.in_flight = 0;
@@ -892,8 +921,15 @@ impl Reactor {
     }
 
     /// Ready when at most `limit` bytes are unsent.
-    pub(super) fn poll_unsent_at_most(&mut self, key: Key, limit: usize, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        let Some(stream) = self.stream(key) else { return Poll::Ready(Err(gone())) };
+    pub(super) fn poll_unsent_at_most(
+        &mut self,
+        key: Key,
+        limit: usize,
+        cx: &Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Some(stream) = self.stream(key) else {
+            return Poll::Ready(Err(gone()));
+        };
         let out = &mut stream.out;
         if out.error != 0 {
             return Poll::Ready(Err(os_error(out.error)));
@@ -975,10 +1011,15 @@ impl Reactor {
         cx: &Context<'_>,
         read: impl FnOnce(&[u8], Option<SocketAddr>, Option<u16>) -> T,
     ) -> Poll<io::Result<T>> {
-        let Some((fd, datagram)) = self.datagram(key) else { return Poll::Ready(Err(gone())) };
+        let Some((fd, datagram)) = self.datagram(key) else {
+            return Poll::Ready(Err(gone()));
+        };
         if let Some(result) = datagram.received.take() {
-            let Ok(len) = usize::try_from(result) else { return Poll::Ready(Err(os_error(-result))) };
-            let segment = super::udp::gro_segment(&datagram.receive.control, datagram.receive.header.msg_controllen);
+            let Ok(len) = usize::try_from(result) else {
+                return Poll::Ready(Err(os_error(-result)));
+            };
+            let segment =
+                super::udp::gro_segment(&datagram.receive.control, datagram.receive.header.msg_controllen);
             let bytes = datagram.buffer.get(..len).unwrap_or_default();
             return Poll::Ready(Ok(read(bytes, datagram.receive.address.to_socket_addr(), segment)));
         }
@@ -1011,7 +1052,9 @@ impl Reactor {
         to: SocketAddr,
         segment: Option<u16>,
     ) -> io::Result<bool> {
-        let Some((fd, datagram)) = self.datagram(key) else { return Err(gone()) };
+        let Some((fd, datagram)) = self.datagram(key) else {
+            return Err(gone());
+        };
         if datagram.sending || datagram.sent.is_some() {
             return Ok(false);
         }
@@ -1020,8 +1063,10 @@ impl Reactor {
         datagram.send_buffer.extend_from_slice(bytes);
         let message = &mut datagram.send;
         message.address = RawAddress::new(to);
-        message.pieces[0] =
-            libc::iovec { iov_base: datagram.send_buffer.as_mut_ptr().cast(), iov_len: datagram.send_buffer.len() };
+        message.pieces[0] = libc::iovec {
+            iov_base: datagram.send_buffer.as_mut_ptr().cast(),
+            iov_len: datagram.send_buffer.len(),
+        };
         message.header.msg_namelen = message.address.len();
         message.header.msg_name = message.address.as_mut_ptr().cast();
         message.header.msg_iov = message.pieces.as_mut_ptr();
@@ -1039,7 +1084,9 @@ impl Reactor {
     }
 
     pub(super) fn poll_datagram_sent(&mut self, key: Key, cx: &Context<'_>) -> Poll<io::Result<usize>> {
-        let Some((_, datagram)) = self.datagram(key) else { return Poll::Ready(Err(gone())) };
+        let Some((_, datagram)) = self.datagram(key) else {
+            return Poll::Ready(Err(gone()));
+        };
         match datagram.sent.take() {
             Some(result) => Poll::Ready(usize::try_from(result).map_err(|_| os_error(-result))),
             None => {
@@ -1113,21 +1160,28 @@ impl Reactor {
             if entry.closing && entry.outstanding == 0 {
                 return Err(format!("socket {key:?} is closing with nothing in flight, and still open"));
             }
-            let Body::Stream(stream) = &entry.body else { continue };
+            let Body::Stream(stream) = &entry.body else {
+                continue;
+            };
             let unread: usize = stream.inbox.iter().map(|chunk| chunk.len()).sum();
             if unread != stream.unread {
-                return Err(format!("socket {key:?} counts {} unread bytes and holds {unread}", stream.unread));
+                return Err(format!(
+                    "socket {key:?} counts {} unread bytes and holds {unread}",
+                    stream.unread
+                ));
             }
             slots += stream.inbox.iter().filter(|chunk| chunk.is_pooled()).count() as u64;
             let out = &stream.out;
-            let unsent = out.pieces.iter().map(|piece| piece.bytes().len()).sum::<usize>() - out.sent_of_first;
+            let unsent =
+                out.pieces.iter().map(|piece| piece.bytes().len()).sum::<usize>() - out.sent_of_first;
             if unsent != out.bytes {
                 return Err(format!("socket {key:?} counts {} unsent bytes and holds {unsent}", out.bytes));
             }
             if out.in_flight > out.pieces.len() {
                 return Err(format!("socket {key:?} sends {} pieces of {}", out.in_flight, out.pieces.len()));
             }
-            let pending = out.bytes > 0 && out.in_flight == 0 && !out.dirty && out.error == 0 && !entry.closing;
+            let pending =
+                out.bytes > 0 && out.in_flight == 0 && !out.dirty && out.error == 0 && !entry.closing;
             if pending {
                 return Err(format!("socket {key:?} has {} bytes that nothing sends", out.bytes));
             }

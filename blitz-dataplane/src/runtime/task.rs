@@ -149,10 +149,14 @@ impl Scheduler {
     fn poll_task(&self, index: u32) {
         let (mut future, generation) = {
             let mut slots = self.slots.borrow_mut();
-            let Some(slot) = slots.get_mut(index as usize) else { return };
+            let Some(slot) = slots.get_mut(index as usize) else {
+                return;
+            };
             // Cleared before the poll: a wake during it must queue the task again.
             slot.queued = false;
-            let Some(future) = slot.future.take() else { return };
+            let Some(future) = slot.future.take() else {
+                return;
+            };
             (future, slot.generation)
         };
         let waker = waker(self.runtime.get(), index, generation);
@@ -186,7 +190,9 @@ impl Scheduler {
             return;
         }
         let mut slots = self.slots.borrow_mut();
-        let Some(slot) = slots.get_mut(index as usize) else { return };
+        let Some(slot) = slots.get_mut(index as usize) else {
+            return;
+        };
         if slot.generation == generation && slot.occupied && !slot.queued {
             slot.queued = true;
             self.ready.borrow_mut().push_back(index);

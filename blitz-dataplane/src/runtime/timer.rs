@@ -54,7 +54,8 @@ impl Wheel {
     }
 
     fn add(&mut self) -> u32 {
-        let entry = Entry { at_ms: u64::MAX, filed: u64::MAX, fired: false, waker: None, next: NONE, previous: NONE };
+        let entry =
+            Entry { at_ms: u64::MAX, filed: u64::MAX, fired: false, waker: None, next: NONE, previous: NONE };
         if let Some(id) = self.free.pop() {
             self.entries[id as usize] = entry;
             return id;
@@ -212,7 +213,8 @@ impl Deadline {
     /// Sets it `after` from the time of this turn. Fires up to 8 ms late, never early.
     pub fn set_after(&mut self, after: Duration) {
         let mut reactor = self.handle.reactor.borrow_mut();
-        let at_ms = reactor.now_ns() / 1_000_000 + u64::try_from(after.as_millis()).unwrap_or(u64::MAX / 2).max(1);
+        let at_ms =
+            reactor.now_ns() / 1_000_000 + u64::try_from(after.as_millis()).unwrap_or(u64::MAX / 2).max(1);
         reactor.wheel.set(self.id, at_ms);
     }
 

@@ -113,4 +113,5 @@ pub(super) fn gro_segment(control: &[u64; 8], len: usize) -> Option<u16> {
     u16::try_from(control[2] as u32).ok()
 }
 
-const _: () = assert!(cfg!(target_endian = "little"), "control messages are packed for little-endian machines");
+const _: () =
+    assert!(cfg!(target_endian = "little"), "control messages are packed for little-endian machines");

@@ -117,7 +117,12 @@ pub fn socket(address: SocketAddr, kind: libc::c_int, nonblocking: bool) -> io::
 ///
 /// # Errors
 /// What setsockopt(2) says.
-pub fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+pub fn set_option(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     let size = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value is a live c_int of the size given; the kernel copies it during the call.
     let result =
@@ -227,7 +232,9 @@ pub fn reset_on_close(fd: RawFd) {
     let size = size_of::<libc::linger>() as libc::socklen_t;
     // SAFETY: the value is a live linger of the size given; the kernel copies it during the call.
     // A failure only means an orderly close, so the result is not looked at.
-    unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, std::ptr::from_ref(&linger).cast(), size) };
+    unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, std::ptr::from_ref(&linger).cast(), size)
+    };
 }
 
 /// Closes a descriptor that was taken out of its owner.

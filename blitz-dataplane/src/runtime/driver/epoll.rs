@@ -110,12 +110,14 @@ impl Epoll {
                 u64: fd as u64,
             };
             // SAFETY: the event is a live structure that the kernel copies during the call.
-            let result = unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) };
+            let result =
+                unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) };
             if result < 0 {
                 log::error!("epoll_ctl: descriptor {fd}: {}", io::Error::last_os_error());
                 return None;
             }
-            self.watched[index] = Watched { registered: true, readable: true, writable: true, ..Watched::default() };
+            self.watched[index] =
+                Watched { registered: true, readable: true, writable: true, ..Watched::default() };
         }
         Some(&mut self.watched[index])
     }
@@ -247,7 +249,9 @@ impl Epoll {
             if watched.registered {
                 // Another process may hold the same open file (listeners): leave the set explicitly.
                 // SAFETY: a null event is allowed for EPOLL_CTL_DEL since Linux 2.6.9.
-                unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut()) };
+                unsafe {
+                    libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut())
+                };
             }
             let queued = watched.queued;
             *watched = Watched { queued, ..Watched::default() };
@@ -292,8 +296,12 @@ impl Epoll {
     /// Tries every operation that may succeed, once around.
     fn run(&mut self) {
         for _ in 0..self.runnable.len() {
-            let Some(fd) = self.runnable.pop_front() else { return };
-            let Ok(index) = usize::try_from(fd) else { continue };
+            let Some(fd) = self.runnable.pop_front() else {
+                return;
+            };
+            let Ok(index) = usize::try_from(fd) else {
+                continue;
+            };
             self.watched[index].queued = false;
             if !self.watched[index].registered {
                 continue;
@@ -305,11 +313,14 @@ impl Epoll {
 
     fn run_output(&mut self, fd: RawFd, index: usize) {
         let watched = &mut self.watched[index];
-        let (Some((token, output)), true) = (watched.output, watched.writable) else { return };
+        let (Some((token, output)), true) = (watched.output, watched.writable) else {
+            return;
+        };
         let result = match output {
             Output::Bytes(memory, len) => {
                 // SAFETY: memory and length were vouched for until this operation completes.
-                let sent = unsafe { libc::send(fd, memory.cast(), len, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+                let sent =
+                    unsafe { libc::send(fd, memory.cast(), len, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
                 outcome(sent)
             }
             Output::Message(message) => {
@@ -334,7 +345,9 @@ impl Epoll {
     fn run_input(&mut self, fd: RawFd, index: usize) {
         for _ in 0..ROUNDS {
             let watched = &mut self.watched[index];
-            let (Some((token, input)), true) = (watched.input, watched.readable) else { return };
+            let (Some((token, input)), true) = (watched.input, watched.readable) else {
+                return;
+            };
             let (result, slot, multishot) = match input {
                 Input::Accept => {
                     let (address, len) = (std::ptr::null_mut(), std::ptr::null_mut());
@@ -347,7 +360,8 @@ impl Epoll {
                     Some(slot) => {
                         let (memory, len) = (self.pool.slot_ptr(slot), self.pool.slot_bytes() as usize);
                         // SAFETY: the slot was free and is ours now: nobody else reads or writes it.
-                        let result = outcome(unsafe { libc::recv(fd, memory.cast(), len, libc::MSG_DONTWAIT) });
+                        let result =
+                            outcome(unsafe { libc::recv(fd, memory.cast(), len, libc::MSG_DONTWAIT) });
                         if result > 0 {
                             (result, Some(slot), true)
                         } else {

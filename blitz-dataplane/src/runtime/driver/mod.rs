@@ -206,7 +206,9 @@ impl Driver {
     pub(super) fn unix_seconds(&self) -> u64 {
         match self {
             Self::Sim(sim) => 1_700_000_000 + sim.clock_ns() / 1_000_000_000,
-            _ => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            _ => std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
         }
     }
 

@@ -219,7 +219,9 @@ impl Sim {
     }
 
     fn attempt_soon(&mut self, index: usize, kind: Kind) {
-        let Some(serial) = self.socket_mut(index).map(|socket| socket.serial) else { return };
+        let Some(serial) = self.socket_mut(index).map(|socket| socket.serial) else {
+            return;
+        };
         // Completions come sooner than packets: a tenth of the network's delay.
         let at_ns = self.now_ns + self.delay_ns() / 10;
         self.schedule(at_ns, Event::Attempt { socket: index, serial, kind: kind as u8 });
@@ -300,7 +302,9 @@ impl Sim {
 
     pub(super) fn close(&mut self, fd: RawFd) {
         let index = usize::try_from(fd).unwrap_or(usize::MAX);
-        let Some(socket) = self.sockets.get_mut(index).and_then(Option::take) else { return };
+        let Some(socket) = self.sockets.get_mut(index).and_then(Option::take) else {
+            return;
+        };
         assert!(socket.operations.is_empty(), "a socket was closed with an operation in flight");
         if socket.listening {
             self.listeners.remove(&socket.local);
@@ -325,7 +329,9 @@ impl Sim {
     }
 
     fn reset(&mut self, peer: (usize, u64)) {
-        let Some(index) = self.peer_of(peer) else { return };
+        let Some(index) = self.peer_of(peer) else {
+            return;
+        };
         if let Some(socket) = self.socket_mut(index) {
             socket.reset = true;
             socket.arrived.clear();
@@ -336,9 +342,13 @@ impl Sim {
 
     /// Sends a segment on its way to `peer`; an empty one ends the stream.
     fn transmit(&mut self, peer: (usize, u64), bytes: Vec<u8>) {
-        let Some(index) = self.peer_of(peer) else { return };
+        let Some(index) = self.peer_of(peer) else {
+            return;
+        };
         let arrival = self.now_ns + self.delay_ns();
-        let Some(socket) = self.socket_mut(index) else { return };
+        let Some(socket) = self.socket_mut(index) else {
+            return;
+        };
         let arrival = arrival.max(socket.last_arrival_ns + 1);
         socket.last_arrival_ns = arrival;
         socket.under_way.push_back(bytes);
@@ -354,7 +364,9 @@ impl Sim {
             | Event::Arrive { socket, serial }
             | Event::Reset { socket, serial } => (socket, serial),
         };
-        let Some(socket) = self.socket_mut(index).filter(|socket| socket.serial == serial) else { return };
+        let Some(socket) = self.socket_mut(index).filter(|socket| socket.serial == serial) else {
+            return;
+        };
         match event {
             Event::Arrive { .. } => {
                 if let Some(segment) = socket.under_way.pop_front() {
@@ -373,7 +385,8 @@ impl Sim {
                 }
             }
             Event::Attempt { kind, .. } => {
-                let position = socket.operations.iter().position(|operation| operation.token.kind as u8 == kind);
+                let position =
+                    socket.operations.iter().position(|operation| operation.token.kind as u8 == kind);
                 if let Some(position) = position {
                     let operation = socket.operations[position];
                     self.attempt(index, operation);
@@ -439,7 +452,9 @@ impl Sim {
             UNREACHABLE_PORT => return Attempt::Done(-libc::EHOSTUNREACH),
             _ => {}
         }
-        let Some(&listener) = self.listeners.get(&address) else { return Attempt::Done(-libc::ECONNREFUSED) };
+        let Some(&listener) = self.listeners.get(&address) else {
+            return Attempt::Done(-libc::ECONNREFUSED);
+        };
         if self.sockets[listener].as_ref().is_none_or(|socket| socket.backlog.len() >= BACKLOG_MAX) {
             return Attempt::Done(-libc::ECONNREFUSED);
         }
@@ -467,7 +482,9 @@ impl Sim {
     }
 
     fn try_shutdown(&mut self, index: usize) -> Attempt {
-        let Some(socket) = self.socket_mut(index) else { return Attempt::NotYet };
+        let Some(socket) = self.socket_mut(index) else {
+            return Attempt::NotYet;
+        };
         let first = !std::mem::replace(&mut socket.shut, true);
         match socket.peer {
             Some(peer) if first && !socket.reset => self.transmit(peer, Vec::new()),
@@ -477,13 +494,16 @@ impl Sim {
     }
 
     fn try_receive_pooled(&mut self, index: usize) -> Attempt {
-        let nothing_yet =
-            self.socket_mut(index).is_none_or(|socket| socket.arrived.is_empty() && !socket.ended && !socket.reset);
+        let nothing_yet = self
+            .socket_mut(index)
+            .is_none_or(|socket| socket.arrived.is_empty() && !socket.ended && !socket.reset);
         if nothing_yet {
             return Attempt::NotYet;
         }
         let pool = Rc::clone(&self.pool);
-        let Some(slot) = pool.take_slot() else { return Attempt::Ends(-libc::ENOBUFS, None) };
+        let Some(slot) = pool.take_slot() else {
+            return Attempt::Ends(-libc::ENOBUFS, None);
+        };
         let memory = pool.slot_ptr(slot);
         let outcome = self.try_receive(index, pool.slot_bytes() as usize, |bytes| {
             // SAFETY: the slot was free and is ours; `bytes` is at most a slot long.
@@ -501,7 +521,9 @@ impl Sim {
     fn try_receive(&mut self, index: usize, room: usize, put: impl FnOnce(&[u8])) -> Attempt {
         let short_io = self.profile.short_io;
         let rng = self.rng.clone();
-        let Some(socket) = self.socket_mut(index) else { return Attempt::NotYet };
+        let Some(socket) = self.socket_mut(index) else {
+            return Attempt::NotYet;
+        };
         if socket.reset {
             return Attempt::Done(-libc::ECONNRESET);
         }
@@ -521,11 +543,15 @@ impl Sim {
     }
 
     fn try_send(&mut self, index: usize, bytes: &[u8]) -> Attempt {
-        let Some(socket) = self.socket_mut(index) else { return Attempt::NotYet };
+        let Some(socket) = self.socket_mut(index) else {
+            return Attempt::NotYet;
+        };
         if socket.reset {
             return Attempt::Done(-libc::ECONNRESET);
         }
-        let Some(peer) = socket.peer else { return Attempt::Done(-libc::ENOTCONN) };
+        let Some(peer) = socket.peer else {
+            return Attempt::Done(-libc::ENOTCONN);
+        };
         if socket.shut {
             return Attempt::Done(-libc::EPIPE);
         }
@@ -574,7 +600,9 @@ impl Sim {
                     self.now_ns = deadline;
                     break;
                 }
-                (None, None) => panic!("the simulation has come to a stop: every task waits for ever"),
+                (None, None) => {
+                    panic!("the simulation has come to a stop: every task waits for ever")
+                }
             }
         }
         self.stats.completions += self.done.len() as u64;

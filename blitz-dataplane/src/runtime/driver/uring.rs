@@ -44,7 +44,6 @@ pub(in crate::runtime) struct Uring {
     ring: IoUring,
     pool: Rc<Pool>,
     stats: DriverStats,
-    kernel_overflow_seen: u32,
 }
 
 impl Uring {
@@ -73,7 +72,7 @@ impl Uring {
             .register_restrictions(&mut restrictions)
             .map_err(|error| explain("restricting the ring", error))?;
         ring.submitter().register_enable_rings().map_err(|error| explain("enabling the ring", error))?;
-        Ok(Self { ring, pool, stats: DriverStats::default(), kernel_overflow_seen: 0 })
+        Ok(Self { ring, pool, stats: DriverStats::default() })
     }
 
     pub(super) fn pool(&self) -> &Rc<Pool> {
@@ -200,12 +199,9 @@ impl Uring {
                 _ => log::error!("io_uring_enter failed: {error}"),
             }
         }
+        // The kernel keeps what does not fit and hands it over at the next call.
+        self.stats.completion_overflows += u64::from(self.ring.submission().cq_overflow());
         let mut completions = self.ring.completion();
-        let overflow = completions.overflow();
-        if overflow != self.kernel_overflow_seen {
-            self.stats.completion_overflows += u64::from(overflow.wrapping_sub(self.kernel_overflow_seen));
-            self.kernel_overflow_seen = overflow;
-        }
         completions.sync();
         for entry in completions {
             let Some(token) = Token::from_bits(entry.user_data()) else {
@@ -226,9 +222,6 @@ impl Uring {
     fn poll_completions(&mut self) -> io::Result<()> {
         const GETEVENTS: u32 = 1; // IORING_ENTER_GETEVENTS
         let queued = self.ring.submission().len() as u32;
-        if self.ring.submission().cq_overflow() {
-            self.stats.completion_overflows += 1;
-        }
         // SAFETY: no argument structure is passed, and every queued entry was vouched for by `push`.
         unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, GETEVENTS, None) }.map(drop)
     }
@@ -241,10 +234,31 @@ fn explain(step: &str, error: io::Error) -> io::Error {
             "; the memory that this user may lock is used up (it counts over all processes of the user): \
              raise LimitMEMLOCK= in the unit, or `ulimit -l`"
         }
-        Some(libc::EPERM) => "; io_uring is refused here: see sysctl kernel.io_uring_disabled, or the container's seccomp profile",
+        Some(libc::EPERM) => {
+            "; io_uring is refused here: see sysctl kernel.io_uring_disabled, or the container's seccomp profile"
+        }
         Some(libc::ENOSYS) => "; this kernel has no io_uring, or the container's seccomp profile hides it",
         Some(libc::EINVAL) => "; this kernel's io_uring is older than Linux 6.1",
         _ => "",
     };
     io::Error::new(error.kind(), format!("{step}: {error}{remedy}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_refuses_what_it_was_not_made_for() {
+        let mut uring = Uring::new(Sizes::RECOMMENDED).unwrap();
+        let token = Token {
+            key: crate::runtime::slab::Key { index: 1, generation: 1 },
+            kind: super::super::Kind::Poll,
+        };
+        uring.push(opcode::Nop::new().build().user_data(token.bits()));
+        let mut out = Vec::new();
+        uring.wait(Some(1_000_000_000), &mut out);
+        assert_eq!(out.len(), 1);
+        assert_eq!(out[0].result, -libc::EACCES);
+    }
 }
