@@ -1,4 +1,11 @@
 //! The data plane of Blitz: runtime, IO, HTTP, proxy, and the process model around them.
 
+pub mod date;
+pub mod exchange;
+pub mod fields;
+pub mod http1;
+pub mod metrics;
+pub mod process;
 pub mod runtime;
+pub mod segment;
 pub mod sys;
