@@ -5,7 +5,6 @@ pub mod exchange;
 pub mod fields;
 pub mod http1;
 pub mod metrics;
-pub mod process;
 pub mod runtime;
 pub mod segment;
 pub mod sys;
