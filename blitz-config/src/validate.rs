@@ -9,7 +9,7 @@ use crate::address;
 use crate::error::{ConfigError, Issues, quoted};
 use crate::file::{
     ENDPOINTS_MAX, FileConfig, Format, HttpFile, ListenerFile, Milliseconds, ProtocolFile,
-    RouteFile, TimeoutsFile, UpstreamFile, key_text, parse,
+    RouteFile, TimeoutsFile, UPSTREAM_ENDPOINTS_MAX, UpstreamFile, key_text, parse,
 };
 use crate::model::{
     Admin, Balance, Cidr, Config, Endpoint, HostPattern, HttpLimits, Listener, PassiveHealth,
@@ -153,6 +153,13 @@ fn assemble(
     };
 
     let mut flags = Issues::new(COMMAND_LINE);
+    if overrides.backends.len() > UPSTREAM_ENDPOINTS_MAX {
+        let count = overrides.backends.len();
+        flags.add(
+            "-b",
+            format!("{count} backends; accepted: at most {UPSTREAM_ENDPOINTS_MAX}"),
+        );
+    }
     if !overrides.backends.is_empty() {
         let backends = overrides
             .backends
