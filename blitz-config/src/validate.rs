@@ -178,19 +178,24 @@ fn assemble(
         }
     }
 
-    for (index, listener) in listeners.iter().enumerate() {
-        if address::collide(listener.address, admin.address) {
-            let message = format!(
-                "{} is in the way of the admin API on {}",
-                listener.address, admin.address
-            );
-            match overrides.port {
-                Some(_) => flags.add("-p", message),
-                None => issues.add(format!("listeners[{index}].address"), message),
-            }
+    // What is left makes sense only of addresses that could all be read.
+    let is_sound = issues.is_empty() && flags.is_empty();
+    let in_the_way = listeners
+        .iter()
+        .map(|listener| listener.address)
+        .enumerate()
+        .find(|&(_, address)| address::collide(address, admin.address));
+    if let Some((index, address)) = in_the_way.filter(|_| is_sound) {
+        let message = format!(
+            "{address} is in the way of the admin API on {}",
+            admin.address
+        );
+        match (overrides.port, &overrides.admin) {
+            (Some(_), _) => flags.add("-p", message),
+            (None, Some(_)) => flags.add("--admin", message),
+            (None, None) => issues.add(format!("listeners[{index}].address"), message),
         }
     }
-    let is_sound = issues.is_empty() && flags.is_empty();
     if is_sound && routes.is_empty() && !listeners.iter().any(|listener| listener.builtin_answers) {
         issues.add(
             "routes",

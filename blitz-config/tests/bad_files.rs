@@ -386,7 +386,7 @@ const TOML_MORE: &[(&str, &str)] = &[
 
 /// JSON cases, each on its own, with a port from the command line.
 const JSON: &[(&str, &str)] = &[
-    ("", "f.json:1:0: EOF while parsing a value"),
+    ("", "f.json:1:1: EOF while parsing a value"),
     ("{\n  \"backends\": [}\n}", "f.json:2:16: expected value"),
     ("{} {}", "f.json:1:4: trailing characters"),
     ("[]", "f.json: a list is not accepted; accepted: a table"),

@@ -271,3 +271,22 @@ fn a_route_of_all_methods_repeats_each_route_of_one() {
         );
     }
 }
+
+#[test]
+fn the_admin_address_is_told_where_it_was_given() {
+    let admin = |text: &str| Overrides {
+        admin: Some(text.to_owned()),
+        ..Overrides::default()
+    };
+    let error = load(FILE, Format::Toml, "f.toml", &admin("127.0.0.1:8080")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "command line: --admin: 127.0.0.1:8080 is in the way of the admin API on 127.0.0.1:8080"
+    );
+    let error = load(FILE, Format::Toml, "f.toml", &admin("[::]")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "command line: --admin: \"[::]\" is not an address with a port; \
+         accepted: such as 0.0.0.0:8080, 127.0.0.1:8080 or [::]:8080"
+    );
+}
