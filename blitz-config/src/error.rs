@@ -2,7 +2,7 @@
 //!
 //! Owns: one issue (where, which key, what), the bounded list of them, and how a value from the
 //! file is quoted. Does not own: the checks that find issues (see [`crate::file`] and
-//! [`crate::validate`]).
+//! [`mod@crate::validate`]).
 #![forbid(unsafe_code)]
 
 use std::fmt;

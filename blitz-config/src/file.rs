@@ -1,7 +1,7 @@
 //! The configuration file as it is written: names and strings, nothing resolved.
 //!
 //! Owns: the keys, their documentation, defaults and ranges; reading them from text. Does not own:
-//! what the values mean together (see [`crate::validate`]) or the types that the rest of Blitz
+//! what the values mean together (see [`mod@crate::validate`]) or the types that the rest of Blitz
 //! reads (see [`crate::model`]).
 //!
 //! One definition serves three ends. The structs below are what serde reads; the schema derived

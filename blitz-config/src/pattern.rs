@@ -256,10 +256,10 @@ impl Seen {
         }
         let mut earlier = taken.all;
         for method in &route.methods {
-            if let Some(&first) = taken.by_method.get(method) {
+            // A method that this route itself names twice is reported where it stands.
+            let first = *taken.by_method.entry(method.clone()).or_insert(index);
+            if first != index {
                 earlier = earlier.or(Some(first));
-            } else {
-                taken.by_method.insert(method.clone(), index);
             }
         }
         taken.any.get_or_insert(index);

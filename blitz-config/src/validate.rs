@@ -9,7 +9,7 @@ use crate::address;
 use crate::error::{ConfigError, Issues, quoted};
 use crate::file::{
     ENDPOINTS_MAX, FileConfig, Format, HttpFile, ListenerFile, Milliseconds, ProtocolFile,
-    RouteFile, TimeoutsFile, UpstreamFile, key_text, parse,
+    RouteFile, TimeoutsFile, UPSTREAM_ENDPOINTS_MAX, UpstreamFile, key_text, parse,
 };
 use crate::model::{
     Admin, Balance, Cidr, Config, Endpoint, HostPattern, HttpLimits, Listener, PassiveHealth,
@@ -153,6 +153,13 @@ fn assemble(
     };
 
     let mut flags = Issues::new(COMMAND_LINE);
+    if overrides.backends.len() > UPSTREAM_ENDPOINTS_MAX {
+        let count = overrides.backends.len();
+        flags.add(
+            "-b",
+            format!("{count} backends; accepted: at most {UPSTREAM_ENDPOINTS_MAX}"),
+        );
+    }
     if !overrides.backends.is_empty() {
         let backends = overrides
             .backends
@@ -171,19 +178,24 @@ fn assemble(
         }
     }
 
-    for (index, listener) in listeners.iter().enumerate() {
-        if address::collide(listener.address, admin.address) {
-            let message = format!(
-                "{} is in the way of the admin API on {}",
-                listener.address, admin.address
-            );
-            match overrides.port {
-                Some(_) => flags.add("-p", message),
-                None => issues.add(format!("listeners[{index}].address"), message),
-            }
+    // What is left makes sense only of addresses that could all be read.
+    let is_sound = issues.is_empty() && flags.is_empty();
+    let in_the_way = listeners
+        .iter()
+        .map(|listener| listener.address)
+        .enumerate()
+        .find(|&(_, address)| address::collide(address, admin.address));
+    if let Some((index, address)) = in_the_way.filter(|_| is_sound) {
+        let message = format!(
+            "{address} is in the way of the admin API on {}",
+            admin.address
+        );
+        match (overrides.port, &overrides.admin) {
+            (Some(_), _) => flags.add("-p", message),
+            (None, Some(_)) => flags.add("--admin", message),
+            (None, None) => issues.add(format!("listeners[{index}].address"), message),
         }
     }
-    let is_sound = issues.is_empty() && flags.is_empty();
     if is_sound && routes.is_empty() && !listeners.iter().any(|listener| listener.builtin_answers) {
         issues.add(
             "routes",

@@ -2,7 +2,7 @@
 //!
 //! Owns: unknown, missing and later-release keys, types, ranges, accepted values and counts; it
 //! reports all of them where serde would stop at the first. Does not own: what strings mean, or how
-//! keys refer to each other (see [`crate::validate`]).
+//! keys refer to each other (see [`mod@crate::validate`]).
 #![forbid(unsafe_code)]
 
 use super::release;

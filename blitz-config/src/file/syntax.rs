@@ -91,6 +91,8 @@ pub fn parse(text: &str, format: Format, source_name: &str) -> Result<FileConfig
                 let message = message
                     .strip_suffix(&format!(" at line {line} column {column}"))
                     .unwrap_or(&message);
+                // At the very start the parser counts from 0.
+                let column = column.max(1);
                 failed(Some(Position { line, column }), String::new(), message)
             })?,
         Format::Toml => {
