@@ -24,10 +24,7 @@ impl DateCache {
     /// A cache that holds the date of `unix_seconds`, seconds since 1970-01-01T00:00:00Z.
     #[must_use]
     pub fn new(unix_seconds: u64) -> Self {
-        Self {
-            unix_seconds,
-            text: format(unix_seconds),
-        }
+        Self { unix_seconds, text: format(unix_seconds) }
     }
 
     /// The date of `unix_seconds`, seconds since 1970-01-01T00:00:00Z. Costs a comparison unless the second changed;
@@ -45,10 +42,7 @@ fn format(unix_seconds: u64) -> [u8; IMF_FIXDATE_BYTES] {
     let mut text = *b"Thu, 01 Jan 1970 00:00:00 GMT";
     // The text has exactly this length for every four-digit year, so the write cannot come up short.
     let written = write!(&mut text[..], "{}", httpdate::HttpDate::from(time));
-    debug_assert!(
-        written.is_ok(),
-        "an IMF-fixdate is longer than {IMF_FIXDATE_BYTES} bytes"
-    );
+    debug_assert!(written.is_ok(), "an IMF-fixdate is longer than {IMF_FIXDATE_BYTES} bytes");
     text
 }
 
@@ -59,10 +53,7 @@ mod tests {
     #[test]
     fn formats_known_seconds() {
         assert_eq!(&DateCache::new(0).text, b"Thu, 01 Jan 1970 00:00:00 GMT");
-        assert_eq!(
-            DateCache::new(0).at(784_111_777),
-            b"Sun, 06 Nov 1994 08:49:37 GMT"
-        );
+        assert_eq!(DateCache::new(0).at(784_111_777), b"Sun, 06 Nov 1994 08:49:37 GMT");
     }
 
     #[test]
@@ -74,9 +65,6 @@ mod tests {
 
     #[test]
     fn stays_within_four_digit_years() {
-        assert_eq!(
-            DateCache::new(0).at(u64::MAX),
-            b"Fri, 31 Dec 9999 23:59:59 GMT"
-        );
+        assert_eq!(DateCache::new(0).at(u64::MAX), b"Fri, 31 Dec 9999 23:59:59 GMT");
     }
 }

@@ -10,6 +10,8 @@ pub mod authority;
 mod error;
 mod forward;
 mod method;
+pub mod refusal;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -77,10 +79,7 @@ impl RequestHead {
     /// A head without storage, for connections of this scheme.
     #[must_use]
     pub fn new(scheme: Scheme) -> Self {
-        Self {
-            scheme,
-            ..Self::default()
-        }
+        Self { scheme, ..Self::default() }
     }
 
     /// Forgets the request; keeps the storage and the scheme.

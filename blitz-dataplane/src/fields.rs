@@ -87,12 +87,7 @@ impl Fields {
     /// An empty section without storage.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            bytes: Vec::new(),
-            entries: Vec::new(),
-            present: KnownSet::EMPTY,
-            live: 0,
-        }
+        Self { bytes: Vec::new(), entries: Vec::new(), present: KnownSet::EMPTY, live: 0 }
     }
 
     /// Forgets all fields and keeps the storage (up to 16 KiB of bytes).
@@ -134,8 +129,7 @@ impl Fields {
     /// [`FieldError::Name`] and [`FieldError::Value`] for bytes that RFC 9110 section 5 forbids,
     /// [`FieldError::SectionFull`] beyond [`SECTION_BYTES_MAX`]. The section is unchanged then.
     pub fn push(&mut self, name: &[u8], value: &[u8]) -> Result<(), FieldError> {
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.iter().all(|b| is_token_byte(*b))
-        {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.iter().all(|b| is_token_byte(*b)) {
             return Err(FieldError::Name);
         }
         self.append(Known::lookup(name), name, &[value])
@@ -168,10 +162,7 @@ impl Fields {
         if before + name.len() + value_len + 4 > SECTION_BYTES_MAX {
             return Err(FieldError::SectionFull);
         }
-        if !parts
-            .iter()
-            .all(|part| part.iter().all(|b| is_value_byte(*b)))
-        {
+        if !parts.iter().all(|part| part.iter().all(|b| is_value_byte(*b))) {
             return Err(FieldError::Value);
         }
         self.bytes.extend_from_slice(name);
@@ -181,10 +172,7 @@ impl Fields {
             self.bytes.extend_from_slice(part);
         }
         let value = self.bytes.get(value_at..).unwrap_or_default();
-        let leading = value
-            .iter()
-            .take_while(|byte| matches!(byte, b' ' | b'\t'))
-            .count();
+        let leading = value.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
         let (value_start, value_len) = (value_at + leading, trim_ows(value).len());
         self.bytes.extend_from_slice(b"\r\n");
         self.record(before, name.len(), value_start, value_len, known);
@@ -192,14 +180,7 @@ impl Fields {
     }
 
     /// Notes a line whose bytes are in place. Offsets fit because of `SECTION_BYTES_MAX` and `NAME_BYTES_MAX`.
-    fn record(
-        &mut self,
-        start: usize,
-        name_len: usize,
-        value_start: usize,
-        value_len: usize,
-        known: Known,
-    ) {
+    fn record(&mut self, start: usize, name_len: usize, value_start: usize, value_len: usize, known: Known) {
         self.entries.push(Entry {
             start: start as u32,
             value_start: value_start as u32,
@@ -220,11 +201,7 @@ impl Fields {
     /// # Errors
     /// [`FieldError::Layout`] when a line is not where it should be, [`FieldError::Name`] for a name beyond
     /// [`NAME_BYTES_MAX`], [`FieldError::SectionFull`] beyond [`SECTION_BYTES_MAX`]. The section is empty then.
-    pub fn set_from_head(
-        &mut self,
-        head: &[u8],
-        headers: &[httparse::Header<'_>],
-    ) -> Result<(), FieldError> {
+    pub fn set_from_head(&mut self, head: &[u8], headers: &[httparse::Header<'_>]) -> Result<(), FieldError> {
         self.clear();
         let outcome = self.fill_from_head(head, headers);
         if outcome.is_err() {
@@ -233,11 +210,7 @@ impl Fields {
         outcome
     }
 
-    fn fill_from_head(
-        &mut self,
-        head: &[u8],
-        headers: &[httparse::Header<'_>],
-    ) -> Result<(), FieldError> {
+    fn fill_from_head(&mut self, head: &[u8], headers: &[httparse::Header<'_>]) -> Result<(), FieldError> {
         if !head.ends_with(b"\r\n\r\n") {
             return Err(FieldError::Layout);
         }
@@ -261,9 +234,8 @@ impl Fields {
                 return Err(FieldError::Name);
             }
             // The two bytes before a line end the one before it (or the start line).
-            let ended = (lines_start + start.min(lines.len()))
-                .checked_sub(2)
-                .and_then(|at| head.get(at..at + 2));
+            let ended =
+                (lines_start + start.min(lines.len())).checked_sub(2).and_then(|at| head.get(at..at + 2));
             if ended != Some(b"\r\n") || start >= lines.len() {
                 return Err(FieldError::Layout);
             }
@@ -273,19 +245,11 @@ impl Fields {
                 [] => name_end + 1,
                 value => (value.as_ptr() as usize).wrapping_sub(lines_base),
             };
-            let value_end = value_start
-                .checked_add(header.value.len())
-                .ok_or(FieldError::Layout)?;
+            let value_end = value_start.checked_add(header.value.len()).ok_or(FieldError::Layout)?;
             if value_start <= name_end || value_end + 2 > lines.len() {
                 return Err(FieldError::Layout);
             }
-            self.record(
-                start,
-                name.len(),
-                value_start,
-                header.value.len(),
-                Known::lookup(name),
-            );
+            self.record(start, name.len(), value_start, header.value.len(), Known::lookup(name));
         }
         self.bytes.extend_from_slice(lines);
         Ok(())
@@ -319,11 +283,7 @@ impl Fields {
 
     /// The values of all live lines of the field, in order.
     pub fn get_all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
-        let entries = if self.present.contains(known) {
-            self.entries.as_slice()
-        } else {
-            &[]
-        };
+        let entries = if self.present.contains(known) { self.entries.as_slice() } else { &[] };
         entries
             .iter()
             .filter(move |entry| entry.known == known && !entry.removed)
@@ -344,9 +304,7 @@ impl Fields {
     /// The value of the first live line with this name, compared without case.
     #[must_use]
     pub fn get_named(&self, name: &[u8]) -> Option<&[u8]> {
-        self.iter()
-            .find(|(_, found, _)| found.eq_ignore_ascii_case(name))
-            .map(|(_, _, value)| value)
+        self.iter().find(|(_, found, _)| found.eq_ignore_ascii_case(name)).map(|(_, _, value)| value)
     }
 
     /// Removes all lines of the field; says how many there were.
@@ -390,10 +348,7 @@ impl Fields {
                 continue;
             }
             let start = entry.start as usize;
-            let found = self
-                .bytes
-                .get(start..start + usize::from(entry.name_len))
-                .unwrap_or_default();
+            let found = self.bytes.get(start..start + usize::from(entry.name_len)).unwrap_or_default();
             if found.eq_ignore_ascii_case(name) {
                 entry.removed = true;
                 removed += 1;
@@ -411,12 +366,7 @@ impl Fields {
     /// Removes all lines of the field but the last.
     pub fn keep_last(&mut self, known: Known) {
         let mut is_last = true;
-        for entry in self
-            .entries
-            .iter_mut()
-            .rev()
-            .filter(|entry| entry.known == known && !entry.removed)
-        {
+        for entry in self.entries.iter_mut().rev().filter(|entry| entry.known == known && !entry.removed) {
             if !std::mem::take(&mut is_last) {
                 entry.removed = true;
                 self.live -= 1;
@@ -435,39 +385,24 @@ impl Fields {
                 return Some(self.bytes.as_slice());
             }
             let is_out = |entry: &Entry| entry.removed || except.contains(entry.known);
-            let first = next
-                + self
-                    .entries
-                    .get(next..)?
-                    .iter()
-                    .position(|entry| !is_out(entry))?;
+            let first = next + self.entries.get(next..)?.iter().position(|entry| !is_out(entry))?;
             let rest = self.entries.get(first..)?;
-            let run_end = rest
-                .iter()
-                .position(is_out)
-                .map_or(self.entries.len(), |count| first + count);
+            let run_end = rest.iter().position(is_out).map_or(self.entries.len(), |count| first + count);
             next = run_end;
             let start = self.entries.get(first)?.start as usize;
-            let end = self
-                .entries
-                .get(run_end)
-                .map_or(self.bytes.len(), |entry| entry.start as usize);
+            let end = self.entries.get(run_end).map_or(self.bytes.len(), |entry| entry.start as usize);
             self.bytes.get(start..end)
         })
     }
 
     fn name_of(&self, entry: &Entry) -> &[u8] {
         let start = entry.start as usize;
-        self.bytes
-            .get(start..start + usize::from(entry.name_len))
-            .unwrap_or_default()
+        self.bytes.get(start..start + usize::from(entry.name_len)).unwrap_or_default()
     }
 
     fn value_of(&self, entry: &Entry) -> &[u8] {
         let start = entry.value_start as usize;
-        self.bytes
-            .get(start..start + entry.value_len as usize)
-            .unwrap_or_default()
+        self.bytes.get(start..start + entry.value_len as usize).unwrap_or_default()
     }
 }
 
@@ -475,10 +410,7 @@ impl Fields {
 impl PartialEq for Fields {
     fn eq(&self, other: &Self) -> bool {
         self.live == other.live
-            && self
-                .iter()
-                .zip(other.iter())
-                .all(|(a, b)| a.1.eq_ignore_ascii_case(b.1) && a.2 == b.2)
+            && self.iter().zip(other.iter()).all(|(a, b)| a.1.eq_ignore_ascii_case(b.1) && a.2 == b.2)
     }
 }
 

@@ -1,4 +1,4 @@
-//! HTTP/1.1 wire format without IO (RFC 9112).
+//! HTTP/1.1 (RFC 9112): the wire format without IO, and the two ends of a connection on the runtime.
 //!
 //! Owns: finding the end of a head, parsing heads into the exchange's types, body framing in both directions, writing
 //! heads and chunks. Does not own: sockets, buffers, deadlines or the order of an exchange (the proxy's connections).
@@ -13,6 +13,7 @@
 
 mod body;
 mod chunked;
+pub mod client;
 #[cfg(test)]
 mod corpus;
 mod encode;
@@ -20,9 +21,11 @@ mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod head;
+mod io;
 mod request;
 mod response;
 mod scan;
+pub mod server;
 #[cfg(test)]
 mod tests;
 
@@ -32,8 +35,8 @@ pub use chunked::{
     TRAILER_FIELDS_MAX,
 };
 pub use encode::{
-    ConnectionField, ResponseBody, reason_phrase, write_chunk_end, write_chunk_head,
-    write_interim_head, write_last_chunk, write_request_head, write_response_head,
+    ConnectionField, ResponseBody, reason_phrase, write_chunk_end, write_chunk_head, write_interim_head,
+    write_last_chunk, write_request_head, write_response_head,
 };
 pub use error::H1Error;
 pub use head::{FIELDS_MAX, HeadLimits, Version};

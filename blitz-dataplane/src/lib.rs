@@ -5,6 +5,8 @@ pub mod exchange;
 pub mod fields;
 pub mod http1;
 pub mod metrics;
+pub mod process;
+pub mod proxy;
 pub mod runtime;
 pub mod segment;
 pub mod sys;

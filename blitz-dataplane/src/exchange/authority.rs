@@ -30,14 +30,10 @@ pub fn split(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
         [b'[', ..] => memchr::memchr(b']', authority).unwrap_or(0),
         _ => 0,
     };
-    let colon = authority
-        .get(from..)
-        .and_then(|rest| memchr::memchr(b':', rest));
+    let colon = authority.get(from..).and_then(|rest| memchr::memchr(b':', rest));
     match colon {
         Some(at) => {
-            let (host, rest) = authority
-                .split_at_checked(from + at)
-                .unwrap_or((authority, &[]));
+            let (host, rest) = authority.split_at_checked(from + at).unwrap_or((authority, &[]));
             (host, rest.get(1..))
         }
         None => (authority, None),
@@ -51,9 +47,7 @@ pub fn parse_port(digits: &[u8]) -> Option<u16> {
         return None;
     }
     let value = digits.iter().try_fold(0_u32, |value, digit| {
-        digit
-            .is_ascii_digit()
-            .then(|| value * 10 + u32::from(digit - b'0'))
+        digit.is_ascii_digit().then(|| value * 10 + u32::from(digit - b'0'))
     })?;
     u16::try_from(value).ok()
 }

@@ -190,12 +190,7 @@ impl ProxyError {
     #[must_use]
     pub const fn new(kind: ErrorKind) -> Self {
         let row = kind.row();
-        Self {
-            kind,
-            retry: row.retry,
-            detail: row.label,
-            os_error: None,
-        }
+        Self { kind, retry: row.retry, detail: row.label, os_error: None }
     }
 
     /// The same with a finer label.

@@ -56,9 +56,7 @@ pub fn strip_hop_by_hop(fields: &mut Fields) -> HopByHop {
         return found;
     }
     if fields.contains(Known::Te) {
-        found.accepts_trailers = fields
-            .get_all(Known::Te)
-            .any(|value| has_token(value, b"trailers"));
+        found.accepts_trailers = fields.get_all(Known::Te).any(|value| has_token(value, b"trailers"));
     }
     // Field names cannot be borrowed while lines are removed: one name at a time is copied here. No allocation, since
     // a nomination longer than this cannot be a field that anybody uses; it is left alone like any unknown token.
@@ -76,25 +74,17 @@ const NOMINATION_BYTES_MAX: usize = 128;
 
 /// Copies the next nomination of an unknown field, starting at member `nth` of all Connection fields. Known fields need
 /// no copy: the hop-by-hop ones go anyway and the others stay.
-fn nth_nomination(
-    fields: &Fields,
-    nth: &mut usize,
-    name: &mut [u8; NOMINATION_BYTES_MAX],
-) -> Option<usize> {
+fn nth_nomination(fields: &Fields, nth: &mut usize, name: &mut [u8; NOMINATION_BYTES_MAX]) -> Option<usize> {
     // A message without fields unknown to the gateway has nothing to nominate; neither has a Connection field of the
     // options that everybody sends.
     if !fields.contains(Known::Other) {
         return None;
     }
-    let members = fields
-        .get_all(Known::Connection)
-        .flat_map(list_members)
-        .skip(*nth)
-        .take(NOMINATIONS_MAX - *nth);
+    let members =
+        fields.get_all(Known::Connection).flat_map(list_members).skip(*nth).take(NOMINATIONS_MAX - *nth);
     for member in members {
         *nth += 1;
-        let is_option =
-            member.eq_ignore_ascii_case(b"close") || member.eq_ignore_ascii_case(b"keep-alive");
+        let is_option = member.eq_ignore_ascii_case(b"close") || member.eq_ignore_ascii_case(b"keep-alive");
         if is_option || Known::lookup(member) != Known::Other {
             continue;
         }
@@ -140,12 +130,7 @@ impl Forwarding {
     /// `is_trusted`: the peer is one of the `trusted_proxies`, so what it says of those before it is kept.
     /// `received_protocol`: the version for Via, such as `1.1` (RFC 9110 section 7.6.3).
     #[must_use]
-    pub fn new(
-        peer: IpAddr,
-        scheme: Scheme,
-        is_trusted: bool,
-        received_protocol: &'static str,
-    ) -> Self {
+    pub fn new(peer: IpAddr, scheme: Scheme, is_trusted: bool, received_protocol: &'static str) -> Self {
         // A v4 client on a v6 socket is a v4 client.
         let peer = peer.to_canonical();
         let scheme_name = scheme.as_str();
@@ -153,13 +138,7 @@ impl Forwarding {
             IpAddr::V4(v4) => Text::of(format_args!("for={v4};proto={scheme_name}")),
             IpAddr::V6(v6) => Text::of(format_args!("for=\"[{v6}]\";proto={scheme_name}")),
         };
-        Self {
-            scheme,
-            is_trusted,
-            received_protocol,
-            peer: Text::of(format_args!("{peer}")),
-            element,
-        }
+        Self { scheme, is_trusted, received_protocol, peer: Text::of(format_args!("{peer}")), element }
     }
 }
 
@@ -174,14 +153,8 @@ impl Forwarding {
 pub fn add_forwarding(head: &mut RequestHead, from: &Forwarding) -> Result<(), FieldError> {
     let fields = &mut head.fields;
     let host = head.authority.as_slice();
-    fields.push_known_parts(
-        Known::Via,
-        &[
-            from.received_protocol.as_bytes(),
-            b" ",
-            VIA_PSEUDONYM.as_bytes(),
-        ],
-    )?;
+    fields
+        .push_known_parts(Known::Via, &[from.received_protocol.as_bytes(), b" ", VIA_PSEUDONYM.as_bytes()])?;
     if !from.is_trusted {
         fields.remove_set(FORWARDING_CLAIMS);
     }
@@ -198,16 +171,8 @@ pub fn add_forwarding(head: &mut RequestHead, from: &Forwarding) -> Result<(), F
     // A port or brackets make the host no token, so it is quoted (RFC 7239 section 4). A valid authority holds neither
     // quotes nor backslashes.
     let needs_quotes = host.iter().any(|byte| matches!(byte, b':' | b'['));
-    let (open, close): (&[u8], &[u8]) = if needs_quotes {
-        (b";host=\"", b"\"")
-    } else {
-        (b";host=", b"")
-    };
-    continue_chain(
-        fields,
-        Known::Forwarded,
-        &[from.element.as_bytes(), open, host, close],
-    )
+    let (open, close): (&[u8], &[u8]) = if needs_quotes { (b";host=\"", b"\"") } else { (b";host=", b"") };
+    continue_chain(fields, Known::Forwarded, &[from.element.as_bytes(), open, host, close])
 }
 
 /// Appends a member to a list field as one line: several lines would mean the same, but many applications read one only.
@@ -248,9 +213,7 @@ pub enum MaxForwards {
 /// # Errors
 /// [`FieldError::SectionFull`] when the section has no room for the new value.
 pub fn max_forwards(head: &mut RequestHead) -> Result<MaxForwards, FieldError> {
-    if !matches!(head.method, Method::Trace | Method::Options)
-        || !head.fields.contains(Known::MaxForwards)
-    {
+    if !matches!(head.method, Method::Trace | Method::Options) || !head.fields.contains(Known::MaxForwards) {
         return Ok(MaxForwards::Unlimited);
     }
     let Occurrence::Once(value) = head.fields.occurrence(Known::MaxForwards) else {
@@ -260,17 +223,15 @@ pub fn max_forwards(head: &mut RequestHead) -> Result<MaxForwards, FieldError> {
         return Ok(MaxForwards::Malformed);
     }
     // More hops than anybody has: a larger number says the same.
-    let left = value.iter().fold(0_u32, |left, digit| {
-        left.saturating_mul(10)
-            .saturating_add(u32::from(digit - b'0'))
-    });
+    let left = value
+        .iter()
+        .fold(0_u32, |left, digit| left.saturating_mul(10).saturating_add(u32::from(digit - b'0')));
     let Some(left) = left.checked_sub(1) else {
         return Ok(MaxForwards::Exhausted);
     };
     let text = Text::of(format_args!("{left}"));
     head.fields.remove(Known::MaxForwards);
-    head.fields
-        .push_known(Known::MaxForwards, text.as_bytes())?;
+    head.fields.push_known(Known::MaxForwards, text.as_bytes())?;
     Ok(MaxForwards::Decremented)
 }
 
@@ -283,10 +244,7 @@ struct Text {
 
 impl Text {
     fn of(arguments: std::fmt::Arguments<'_>) -> Self {
-        let mut text = Self {
-            len: 0,
-            bytes: [0; 64],
-        };
+        let mut text = Self { len: 0, bytes: [0; 64] };
         let written = std::fmt::write(&mut text, arguments);
         debug_assert!(written.is_ok(), "a forwarding text is longer than its room");
         text
@@ -300,10 +258,7 @@ impl Text {
 impl std::fmt::Write for Text {
     fn write_str(&mut self, part: &str) -> std::fmt::Result {
         let start = usize::from(self.len);
-        let room = self
-            .bytes
-            .get_mut(start..start + part.len())
-            .ok_or(std::fmt::Error)?;
+        let room = self.bytes.get_mut(start..start + part.len()).ok_or(std::fmt::Error)?;
         room.copy_from_slice(part.as_bytes());
         self.len += part.len() as u8;
         Ok(())

@@ -67,10 +67,7 @@ impl Method {
                 if name.is_empty() || !name.iter().all(|b| crate::fields::is_token_byte(*b)) {
                     return None;
                 }
-                Self::Other(MethodToken {
-                    len: u8::try_from(name.len()).ok()?,
-                    bytes,
-                })
+                Self::Other(MethodToken { len: u8::try_from(name.len()).ok()?, bytes })
             }
         })
     }
@@ -97,10 +94,7 @@ impl Method {
     pub fn is_safe(&self) -> bool {
         match self {
             Self::Get | Self::Head | Self::Options | Self::Trace => true,
-            Self::Other(token) => matches!(
-                token.as_bytes(),
-                b"PROPFIND" | b"REPORT" | b"SEARCH" | b"QUERY"
-            ),
+            Self::Other(token) => matches!(token.as_bytes(), b"PROPFIND" | b"REPORT" | b"SEARCH" | b"QUERY"),
             Self::Post | Self::Put | Self::Delete | Self::Connect | Self::Patch => false,
         }
     }

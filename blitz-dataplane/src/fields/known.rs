@@ -194,11 +194,7 @@ impl Known {
             (17, b'x') => pick(name, b"x-forwarded-proto", Self::XForwardedProto),
             (18, b'p') => pick(name, b"proxy-authenticate", Self::ProxyAuthenticate),
             (19, b'p') => pick(name, b"proxy-authorization", Self::ProxyAuthorization),
-            (25, b'p') => pick(
-                name,
-                b"proxy-authentication-info",
-                Self::ProxyAuthenticationInfo,
-            ),
+            (25, b'p') => pick(name, b"proxy-authentication-info", Self::ProxyAuthenticationInfo),
             _ => Self::Other,
         }
     }
@@ -210,10 +206,7 @@ fn pick<const N: usize>(name: &[u8], lower: &[u8; N], known: Known) -> Known {
     let Ok(name) = <&[u8; N]>::try_from(name) else {
         return Known::Other;
     };
-    let difference = name
-        .iter()
-        .zip(lower)
-        .fold(0, |seen, (a, b)| seen | (a.to_ascii_lowercase() ^ b));
+    let difference = name.iter().zip(lower).fold(0, |seen, (a, b)| seen | (a.to_ascii_lowercase() ^ b));
     if difference == 0 { known } else { Known::Other }
 }
 

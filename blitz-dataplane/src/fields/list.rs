@@ -17,8 +17,7 @@ pub const fn list_members(value: &[u8]) -> ListMembers<'_> {
 #[must_use]
 pub fn has_token(value: &[u8], token: &[u8]) -> bool {
     // Nearly every list has one member.
-    value.eq_ignore_ascii_case(token)
-        || list_members(value).any(|member| member.eq_ignore_ascii_case(token))
+    value.eq_ignore_ascii_case(token) || list_members(value).any(|member| member.eq_ignore_ascii_case(token))
 }
 
 /// Iterator of [`list_members`].
@@ -33,10 +32,7 @@ impl<'a> Iterator for ListMembers<'a> {
     fn next(&mut self) -> Option<&'a [u8]> {
         while !self.rest.is_empty() {
             let (member, rest) = match end_of_member(self.rest) {
-                Some(comma) => self
-                    .rest
-                    .split_at_checked(comma)
-                    .unwrap_or((self.rest, &[])),
+                Some(comma) => self.rest.split_at_checked(comma).unwrap_or((self.rest, &[])),
                 None => (self.rest, &[][..]),
             };
             self.rest = rest.get(1..).unwrap_or_default();

@@ -69,12 +69,9 @@ impl BodyDecoder {
     pub fn decode(&mut self, input: &[u8]) -> Result<Step, H1Error> {
         match self {
             Self::Empty | Self::Exact { left: 0 } => Ok(Step::End { consumed: 0 }),
-            Self::Exact { .. } | Self::UntilClose if input.is_empty() => {
-                Ok(Step::NeedMore { consumed: 0 })
-            }
+            Self::Exact { .. } | Self::UntilClose if input.is_empty() => Ok(Step::NeedMore { consumed: 0 }),
             Self::Exact { left } => {
-                let taken =
-                    usize::try_from(*left).map_or(input.len(), |left| left.min(input.len()));
+                let taken = usize::try_from(*left).map_or(input.len(), |left| left.min(input.len()));
                 *left -= taken as u64;
                 Ok(Step::Data(0..taken))
             }

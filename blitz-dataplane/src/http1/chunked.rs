@@ -153,13 +153,7 @@ impl ChunkedDecoder {
     /// A decoder at the start of a body.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            state: State::Size { digits: 0 },
-            left: 0,
-            line_bytes: 0,
-            extension_bytes: 0,
-            trailers: None,
-        }
+        Self { state: State::Size { digits: 0 }, left: 0, line_bytes: 0, extension_bytes: 0, trailers: None }
     }
 
     /// Whether the body is complete.
@@ -171,10 +165,7 @@ impl ChunkedDecoder {
     /// The trailers of a complete body that had any.
     #[must_use]
     pub fn trailers(&self) -> Option<&Fields> {
-        self.trailers
-            .as_ref()
-            .filter(|_| self.is_complete())
-            .map(|trailers| &trailers.fields)
+        self.trailers.as_ref().filter(|_| self.is_complete()).map(|trailers| &trailers.fields)
     }
 
     /// Consumes framing up to the next piece of data, the end of the body or the end of the input.
@@ -197,18 +188,12 @@ impl ChunkedDecoder {
                     }
                     return Ok(Step::Data(at..at + taken));
                 }
-                State::TrailerLine | State::Trailer | State::TrailerLf => {
-                    self.trailer_byte(byte)?
-                }
+                State::TrailerLine | State::Trailer | State::TrailerLf => self.trailer_byte(byte)?,
                 _ => self.framing_byte(byte)?,
             }
             at += 1;
         }
-        Ok(if self.is_complete() {
-            Step::End { consumed: at }
-        } else {
-            Step::NeedMore { consumed: at }
-        })
+        Ok(if self.is_complete() { Step::End { consumed: at } } else { Step::NeedMore { consumed: at } })
     }
 
     /// One byte of a size line, of the line end after data, or of the last line end.
@@ -223,9 +208,7 @@ impl ChunkedDecoder {
             }
             (State::Size { digits: 0 }, _) => return Err(H1Error::BadChunkSize),
             (State::Size { .. }, b'\r') => State::SizeLf,
-            (State::Size { .. }, b';') => {
-                self.extension_byte(State::ExtensionName { is_empty: true })?
-            }
+            (State::Size { .. }, b';') => self.extension_byte(State::ExtensionName { is_empty: true })?,
             (State::Size { .. }, b'\n') => return Err(H1Error::BadChunkEnd),
             (State::Size { .. }, _) => return Err(H1Error::BadChunkSize),
 
@@ -251,25 +234,17 @@ impl ChunkedDecoder {
                 self.extension_byte(State::ExtensionQuoted)?
             }
             (
-                State::ExtensionName { is_empty: false }
-                | State::ExtensionToken
-                | State::ExtensionQuoteEnd,
+                State::ExtensionName { is_empty: false } | State::ExtensionToken | State::ExtensionQuoteEnd,
                 b';',
             ) => self.extension_byte(State::ExtensionName { is_empty: true })?,
             (
-                State::ExtensionName { is_empty: false }
-                | State::ExtensionToken
-                | State::ExtensionQuoteEnd,
+                State::ExtensionName { is_empty: false } | State::ExtensionToken | State::ExtensionQuoteEnd,
                 b'\r',
             ) => State::SizeLf,
 
             (State::SizeLf, b'\n') => {
                 self.line_bytes = 0;
-                if self.left == 0 {
-                    State::TrailerLine
-                } else {
-                    State::Data
-                }
+                if self.left == 0 { State::TrailerLine } else { State::Data }
             }
             (State::DataCr, b'\r') => State::DataLf,
             (State::DataLf, b'\n') => State::Size { digits: 0 },
@@ -289,9 +264,7 @@ impl ChunkedDecoder {
     const fn extension_byte(&mut self, next: State) -> Result<State, H1Error> {
         self.line_bytes += 1;
         self.extension_bytes += 1;
-        if self.line_bytes > CHUNK_LINE_BYTES_MAX
-            || self.extension_bytes > EXTENSION_BYTES_PER_BODY_MAX
-        {
+        if self.line_bytes > CHUNK_LINE_BYTES_MAX || self.extension_bytes > EXTENSION_BYTES_PER_BODY_MAX {
             return Err(H1Error::ChunkExtensionTooLong);
         }
         Ok(next)
@@ -327,9 +300,7 @@ impl ChunkedDecoder {
         trailers.raw.extend_from_slice(b"\r\n");
         let mut room = [httparse::EMPTY_HEADER; TRAILER_FIELDS_MAX];
         let found = match httparse::parse_headers(&trailers.raw, &mut room) {
-            Ok(httparse::Status::Complete((consumed, found))) if consumed == trailers.raw.len() => {
-                found
-            }
+            Ok(httparse::Status::Complete((consumed, found))) if consumed == trailers.raw.len() => found,
             Err(httparse::Error::TooManyHeaders) => return Err(H1Error::TrailersTooLarge),
             _ => return Err(H1Error::BadTrailer),
         };
@@ -339,10 +310,7 @@ impl ChunkedDecoder {
                 return Err(H1Error::ForbiddenTrailer);
             }
             if KEPT_TRAILERS.contains(known) {
-                trailers
-                    .fields
-                    .push(header.name.as_bytes(), header.value)
-                    .map_err(name_field_error)?;
+                trailers.fields.push(header.name.as_bytes(), header.value).map_err(name_field_error)?;
             }
         }
         trailers.raw = Vec::new();

@@ -14,8 +14,7 @@ use crate::exchange::{BodyLength, RequestHead};
 use crate::fields::{Fields, Known, KnownSet};
 
 /// Fields of a request that the encoder writes itself.
-const REQUEST_FRAMING: KnownSet =
-    KnownSet::of(&[Known::Host, Known::ContentLength, Known::TransferEncoding]);
+const REQUEST_FRAMING: KnownSet = KnownSet::of(&[Known::Host, Known::ContentLength, Known::TransferEncoding]);
 
 /// Fields of a response that the encoder writes itself.
 const RESPONSE_FRAMING: KnownSet = KnownSet::of(&[Known::ContentLength, Known::TransferEncoding]);
@@ -37,12 +36,7 @@ pub enum ResponseBody {
 impl ResponseBody {
     /// How a body of this length is sent to a client of this version, in answer to a HEAD request or another.
     #[must_use]
-    pub const fn choose(
-        status: u16,
-        is_head_request: bool,
-        length: BodyLength,
-        client: Version,
-    ) -> Self {
+    pub const fn choose(status: u16, is_head_request: bool, length: BodyLength, client: Version) -> Self {
         if is_head_request || matches!(status, 100..=199 | 204 | 304) {
             return Self::Omitted;
         }

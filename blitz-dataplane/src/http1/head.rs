@@ -26,11 +26,8 @@ pub struct HeadLimits {
 
 impl HeadLimits {
     /// 16 KiB of head, 100 fields, 8 KiB of target: what nginx and Envoy take at most by default, or a little less.
-    pub const RECOMMENDED: Self = Self {
-        head_bytes_max: 16 * 1024,
-        fields_max: 100,
-        target_bytes_max: 8 * 1024,
-    };
+    pub const RECOMMENDED: Self =
+        Self { head_bytes_max: 16 * 1024, fields_max: 100, target_bytes_max: 8 * 1024 };
 }
 
 impl Default for HeadLimits {
@@ -52,11 +49,7 @@ pub enum Version {
 impl Version {
     /// httparse's number for it.
     pub(super) const fn from_minor(minor: Option<u8>) -> Self {
-        if matches!(minor, Some(0)) {
-            Self::Http10
-        } else {
-            Self::Http11
-        }
+        if matches!(minor, Some(0)) { Self::Http10 } else { Self::Http11 }
     }
 
     /// The version as Via says it (RFC 9110 section 7.6.3).
@@ -123,10 +116,7 @@ fn has_space_before_colon(head: &[u8]) -> bool {
         .skip(1)
         .map(|line| line.split(|byte| *byte == b':').next().unwrap_or(line));
     names.find(|name| !is_token(name)).is_some_and(|name| {
-        let trimmed = name
-            .strip_suffix(b" ")
-            .or_else(|| name.strip_suffix(b"\t"))
-            .map(trim_ows);
+        let trimmed = name.strip_suffix(b" ").or_else(|| name.strip_suffix(b"\t")).map(trim_ows);
         trimmed.is_some_and(is_token)
     })
 }
@@ -154,10 +144,7 @@ pub(super) enum DeclaredLength {
 }
 
 /// Reads the framing fields and removes Transfer-Encoding, which the codec writes itself. Content-Length stays.
-pub(super) fn declared_length(
-    fields: &mut Fields,
-    version: Version,
-) -> Result<DeclaredLength, H1Error> {
+pub(super) fn declared_length(fields: &mut Fields, version: Version) -> Result<DeclaredLength, H1Error> {
     if fields.contains(Known::TransferEncoding) {
         // RFC 9112 section 6.1: a server MAY reject a request with both; an intermediary that forwards it must not keep
         // Content-Length. Peers of the gateway may read the same bytes otherwise, so both are refused.
@@ -190,18 +177,12 @@ fn check_coding(fields: &Fields) -> Result<(), H1Error> {
     // Well-formed members with one final chunked: understood, but not implemented. All else cannot be framed.
     let members = list_members(value).count();
     let is_well_formed = value.split(|byte| *byte == b',').all(|member| {
-        let coding = member
-            .split(|byte| *byte == b';')
-            .next()
-            .unwrap_or_default();
+        let coding = member.split(|byte| *byte == b';').next().unwrap_or_default();
         let coding = trim_ows(coding);
         !coding.is_empty() && coding.iter().all(|byte| is_token_byte(*byte))
     });
     let ends_with_chunked = list_members(value).last().is_some_and(is_chunked);
-    let is_chunked_once = list_members(value)
-        .filter(|member| is_chunked(member))
-        .count()
-        == 1;
+    let is_chunked_once = list_members(value).filter(|member| is_chunked(member)).count() == 1;
     if members > 1 && is_well_formed && ends_with_chunked && is_chunked_once {
         return Err(H1Error::UnsupportedCoding);
     }
@@ -215,9 +196,7 @@ fn parse_length(value: &[u8]) -> Result<u64, H1Error> {
     }
     value.iter().try_fold(0_u64, |length, byte| {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
-        digit
-            .and_then(|digit| length.checked_mul(10)?.checked_add(digit))
-            .ok_or(H1Error::BadLength)
+        digit.and_then(|digit| length.checked_mul(10)?.checked_add(digit)).ok_or(H1Error::BadLength)
     })
 }
 

@@ -6,8 +6,8 @@
 use super::body::BodyFraming;
 use super::error::H1Error;
 use super::head::{
-    ConnectionOptions, DeclaredLength, FIELDS_MAX, HeadLimits, Version, check_consumed,
-    check_frame, declared_length, header_room, name_error, name_field_error,
+    ConnectionOptions, DeclaredLength, FIELDS_MAX, HeadLimits, Version, check_consumed, check_frame,
+    declared_length, header_room, name_error, name_field_error,
 };
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, Scheme, authority};
 use crate::fields::{Known, Occurrence, has_token, list_members};
@@ -53,9 +53,7 @@ pub fn parse_request(
     check_frame(head, limits)?;
     let mut room = header_room();
     let mut request = httparse::Request::new(&mut []);
-    let fields_room = room
-        .get_mut(..limits.fields_max.min(FIELDS_MAX))
-        .unwrap_or_default();
+    let fields_room = room.get_mut(..limits.fields_max.min(FIELDS_MAX)).unwrap_or_default();
     let parsed = request
         .parse_with_uninit_headers(head, fields_room)
         .map_err(|error| name_request_error(error, head))?;
@@ -66,10 +64,7 @@ pub fn parse_request(
     let (method, target) = (method.as_bytes(), target.as_bytes());
     // httparse takes a bare LF after the request line; between fields `set_from_head` looks.
     // 10: two spaces and `HTTP/1.x`.
-    if head
-        .get(method.len() + target.len() + 10..)
-        .is_none_or(|rest| !rest.starts_with(b"\r\n"))
-    {
+    if head.get(method.len() + target.len() + 10..).is_none_or(|rest| !rest.starts_with(b"\r\n")) {
         return Err(H1Error::BareLf);
     }
     if target.len() > limits.target_bytes_max {
@@ -77,9 +72,7 @@ pub fn parse_request(
     }
     let version = Version::from_minor(request.version);
     out.method = Method::from_bytes(method).ok_or(H1Error::MethodTooLong)?;
-    out.fields
-        .set_from_head(head, request.headers)
-        .map_err(name_field_error)?;
+    out.fields.set_from_head(head, request.headers).map_err(name_field_error)?;
     read_target(target, out)?;
     read_host(version, out)?;
     let body = match declared_length(&mut out.fields, version)? {
@@ -104,12 +97,8 @@ pub fn parse_request(
 #[must_use]
 pub const fn refuse_method(method: &Method) -> Option<ProxyError> {
     match method {
-        Method::Connect => {
-            Some(ProxyError::new(ErrorKind::NotImplemented).with_detail("method_connect"))
-        }
-        Method::Trace => {
-            Some(ProxyError::new(ErrorKind::MethodNotAllowed).with_detail("method_trace"))
-        }
+        Method::Connect => Some(ProxyError::new(ErrorKind::NotImplemented).with_detail("method_connect")),
+        Method::Trace => Some(ProxyError::new(ErrorKind::MethodNotAllowed).with_detail("method_trace")),
         _ => None,
     }
 }
@@ -145,18 +134,13 @@ fn read_target(target: &[u8], out: &mut RequestHead) -> Result<(), H1Error> {
 
 /// `http://authority/path`: the authority takes the place of Host.
 fn read_absolute_form(target: &[u8], out: &mut RequestHead) -> Result<(), H1Error> {
-    let (scheme, rest) = match (
-        strip_prefix_ignore_case(target, b"http://"),
-        strip_prefix_ignore_case(target, b"https://"),
-    ) {
-        (Some(rest), _) => (Scheme::Http, rest),
-        (_, Some(rest)) => (Scheme::Https, rest),
-        _ => return Err(H1Error::BadTarget),
-    };
-    let end = rest
-        .iter()
-        .position(|byte| matches!(byte, b'/' | b'?'))
-        .unwrap_or(rest.len());
+    let (scheme, rest) =
+        match (strip_prefix_ignore_case(target, b"http://"), strip_prefix_ignore_case(target, b"https://")) {
+            (Some(rest), _) => (Scheme::Http, rest),
+            (_, Some(rest)) => (Scheme::Https, rest),
+            _ => return Err(H1Error::BadTarget),
+        };
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
     let (host, path) = rest.split_at_checked(end).ok_or(H1Error::BadTarget)?;
     if !authority::is_valid(host) {
         return Err(H1Error::BadHost);
@@ -200,11 +184,7 @@ fn read_host(version: Version, out: &mut RequestHead) -> Result<(), H1Error> {
 
 /// Reads Expect (RFC 9110 section 10.1.1): ignored in HTTP/1.0 and without a body, refused when it expects anything but
 /// 100-continue.
-fn expects_continue(
-    version: Version,
-    body: BodyFraming,
-    out: &RequestHead,
-) -> Result<bool, H1Error> {
+fn expects_continue(version: Version, body: BodyFraming, out: &RequestHead) -> Result<bool, H1Error> {
     if !out.fields.contains(Known::Expect) {
         return Ok(false);
     }

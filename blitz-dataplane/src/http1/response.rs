@@ -9,8 +9,8 @@
 use super::body::BodyFraming;
 use super::error::H1Error;
 use super::head::{
-    ConnectionOptions, DeclaredLength, FIELDS_MAX, HeadLimits, Version, check_consumed,
-    check_frame, declared_length, header_room, name_error, name_field_error,
+    ConnectionOptions, DeclaredLength, FIELDS_MAX, HeadLimits, Version, check_consumed, check_frame,
+    declared_length, header_room, name_error, name_field_error,
 };
 use crate::exchange::{BodyLength, Method, ResponseHead};
 use crate::fields::Known;
@@ -55,29 +55,20 @@ pub fn parse_response(
     check_frame(head, limits)?;
     let mut room = header_room();
     let mut response = httparse::Response::new(&mut []);
-    let fields_room = room
-        .get_mut(..limits.fields_max.min(FIELDS_MAX))
-        .unwrap_or_default();
+    let fields_room = room.get_mut(..limits.fields_max.min(FIELDS_MAX)).unwrap_or_default();
     let parsed = httparse::ParserConfig::default()
         .parse_response_with_uninit_headers(&mut response, head, fields_room)
         .map_err(|error| name_response_error(error, head))?;
     check_consumed(parsed, head)?;
     // httparse takes a bare LF after the status line; between fields `set_from_head` looks.
-    let line_end = memchr::memchr(b'\n', head)
-        .and_then(|lf| lf.checked_sub(1))
-        .and_then(|cr| head.get(cr));
+    let line_end = memchr::memchr(b'\n', head).and_then(|lf| lf.checked_sub(1)).and_then(|cr| head.get(cr));
     if line_end != Some(&b'\r') {
         return Err(H1Error::BareLf);
     }
-    let status = response
-        .code
-        .filter(|code| (100..=599).contains(code))
-        .ok_or(H1Error::BadStatusLine)?;
+    let status = response.code.filter(|code| (100..=599).contains(code)).ok_or(H1Error::BadStatusLine)?;
     let version = Version::from_minor(response.version);
     out.status = status;
-    out.fields
-        .set_from_head(head, response.headers)
-        .map_err(name_field_error)?;
+    out.fields.set_from_head(head, response.headers).map_err(name_field_error)?;
     let declared = declared_length(&mut out.fields, version)?;
     let body = body_framing(status, request_method, declared)?;
     if matches!(body, BodyFraming::Exact(_)) || matches!(status, 100..=199 | 204) {
@@ -120,18 +111,9 @@ fn body_framing(
 fn name_response_error(error: httparse::Error, head: &[u8]) -> H1Error {
     match name_error(error, head) {
         H1Error::BadVersion => match head {
-            [
-                b'H',
-                b'T',
-                b'T',
-                b'P',
-                b'/',
-                b'0'..=b'9',
-                b'.',
-                b'0'..=b'9',
-                b' ',
-                ..,
-            ] => H1Error::VersionUnsupported,
+            [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9', b' ', ..] => {
+                H1Error::VersionUnsupported
+            }
             _ => H1Error::BadVersion,
         },
         // There is no request line here.

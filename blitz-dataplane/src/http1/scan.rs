@@ -56,15 +56,7 @@ impl HeadScanner {
     #[must_use]
     pub fn new(kind: HeadKind, bytes_max: usize) -> Self {
         let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
-        Self {
-            kind,
-            empty_lines: 0,
-            bytes_max,
-            start: 0,
-            searched: 0,
-            line: 0,
-            checked: 0,
-        }
+        Self { kind, empty_lines: 0, bytes_max, start: 0, searched: 0, line: 0, checked: 0 }
     }
 
     /// Starts over for the next head.
@@ -104,10 +96,7 @@ impl HeadScanner {
             match text {
                 [] if line_start > self.start as usize => {
                     let start = self.start as usize;
-                    return Ok(Scan::Complete {
-                        start,
-                        end: searched,
-                    });
+                    return Ok(Scan::Complete { start, end: searched });
                 }
                 [] => {
                     self.empty_lines += 1;
@@ -124,11 +113,7 @@ impl HeadScanner {
         if seen.len() == limit {
             let within_start_line = self.line == self.start;
             let is_target = within_start_line && self.kind == HeadKind::Request;
-            return Err(if is_target {
-                H1Error::TargetTooLong
-            } else {
-                H1Error::HeadTooLarge
-            });
+            return Err(if is_target { H1Error::TargetTooLong } else { H1Error::HeadTooLarge });
         }
         Ok(Scan::Partial)
     }
@@ -148,11 +133,7 @@ impl HeadScanner {
             return Err(fold.map_or(fault, |_| H1Error::ObsFold));
         }
         // A CR at the very end may still get its LF.
-        let checked = if seen.last() == Some(&b'\r') {
-            seen.len() - 1
-        } else {
-            seen.len()
-        };
+        let checked = if seen.last() == Some(&b'\r') { seen.len() - 1 } else { seen.len() };
         self.checked = checked as u32;
         match self.unfinished_fold(seen) {
             Some(_) => Err(H1Error::ObsFold),
@@ -177,13 +158,11 @@ impl HeadScanner {
 /// The first NUL, or CR with another byte than LF after it, from `from` on. A CR at the end is not yet bare.
 pub(super) fn first_control(bytes: &[u8], from: usize) -> Option<(usize, H1Error)> {
     let rest = bytes.get(from..)?;
-    memchr::memchr2_iter(b'\r', b'\0', rest)
-        .map(|at| from + at)
-        .find_map(|at| match bytes.get(at) {
-            Some(b'\0') => Some((at, H1Error::Nul)),
-            _ => match bytes.get(at + 1) {
-                None | Some(b'\n') => None,
-                Some(_) => Some((at, H1Error::BareCr)),
-            },
-        })
+    memchr::memchr2_iter(b'\r', b'\0', rest).map(|at| from + at).find_map(|at| match bytes.get(at) {
+        Some(b'\0') => Some((at, H1Error::Nul)),
+        _ => match bytes.get(at + 1) {
+            None | Some(b'\n') => None,
+            Some(_) => Some((at, H1Error::BareCr)),
+        },
+    })
 }

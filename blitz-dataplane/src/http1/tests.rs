@@ -16,26 +16,16 @@ fn a_request_is_taken_apart() {
     assert_eq!(out.method, Method::Post);
     assert_eq!(out.authority, b"example.com:8080");
     assert_eq!(out.path, b"/a?b");
-    assert_eq!(
-        (out.path_only(), out.query()),
-        (&b"/a"[..], Some(&b"b"[..]))
-    );
+    assert_eq!((out.path_only(), out.query()), (&b"/a"[..], Some(&b"b"[..])));
     assert_eq!(framing.body, BodyFraming::Exact(5));
     assert!(framing.keep_alive);
     let fields: Vec<_> = out.fields.iter().collect();
     assert_eq!(
         fields,
-        [
-            (Known::Accept, &b"Accept"[..], &b"*/*"[..]),
-            (Known::Other, b"X", b""),
-            (Known::Other, b"Y", b"1"),
-        ]
+        [(Known::Accept, &b"Accept"[..], &b"*/*"[..]), (Known::Other, b"X", b""), (Known::Other, b"Y", b"1"),]
     );
     let mut wire = Vec::new();
-    assert_eq!(
-        write_request_head(&mut wire, &out, framing.body_length()),
-        BodyFraming::Exact(5)
-    );
+    assert_eq!(write_request_head(&mut wire, &out, framing.body_length()), BodyFraming::Exact(5));
     assert_eq!(
         wire,
         b"POST /a?b HTTP/1.1\r\nHost: example.com:8080\r\nAccept: */*\r\nX:\r\nY:  1 \r\nContent-Length: 5\r\n\r\n"
@@ -53,14 +43,7 @@ fn a_response_is_taken_apart() {
     let mut wire = Vec::new();
     let body = ResponseBody::choose(200, false, framing.body_length(), Version::Http11);
     let connection = ConnectionField::choose(false, Version::Http11, body);
-    write_response_head(
-        &mut wire,
-        200,
-        &out.fields,
-        body,
-        connection,
-        b"Thu, 01 Jan 1970 00:00:00 GMT",
-    );
+    write_response_head(&mut wire, 200, &out.fields, body, connection, b"Thu, 01 Jan 1970 00:00:00 GMT");
     assert_eq!(
         wire,
         b"HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nServer: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"

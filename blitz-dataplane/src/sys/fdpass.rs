@@ -95,7 +95,10 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>)
     }
     if message.msg_flags & libc::MSG_CTRUNC != 0 {
         fds.truncate(before);
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors were lost: too many are open in this process"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "descriptors were lost: too many are open in this process",
+        ));
     }
     Ok(received)
 }

@@ -1,0 +1,2 @@
+//! The process model.
+pub mod endpoints;
