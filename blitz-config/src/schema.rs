@@ -18,13 +18,9 @@ pub fn json_schema() -> Value {
 /// The schema, generated once. Subschemas are inlined: whoever walks it follows no references, and
 /// the model is not recursive.
 pub(crate) static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-    let settings = SchemaSettings::draft2020_12()
-        .with(|settings| settings.inline_subschemas = true)
-        .for_deserialize();
-    let mut schema = settings
-        .into_generator()
-        .into_root_schema_for::<FileConfig>()
-        .to_value();
+    let settings =
+        SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true).for_deserialize();
+    let mut schema = settings.into_generator().into_root_schema_for::<FileConfig>().to_value();
     join_lines(&mut schema);
     schema
 });

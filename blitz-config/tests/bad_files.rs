@@ -18,10 +18,7 @@ const TOML: &[(&str, &str)] = &[
     ("listeners = [", "f.toml:1:14: unclosed array, expected `]`"),
     ("a = 1\na = 2", "f.toml:2:1: duplicate key"),
     // Nothing to do.
-    (
-        "",
-        "f.toml: listeners: none; add [[listeners]] with a name and an address, or give -p PORT",
-    ),
+    ("", "f.toml: listeners: none; add [[listeners]] with a name and an address, or give -p PORT"),
     (
         "[[listeners]]\nname = \"a\"\naddress = \"[::]:80\"",
         "f.toml: routes: none, so nothing would be served; add [[routes]] or backends, give -b HOST:PORT, or set builtin_answers = true on a listener",
@@ -31,10 +28,7 @@ const TOML: &[(&str, &str)] = &[
 /// TOML cases behind [`GOOD_TOML`] with a route to `api`.
 const TOML_MORE: &[(&str, &str)] = &[
     // Unknown keys.
-    (
-        "[timeout]",
-        "f.toml: timeout: unknown key; did you mean \"timeouts\"?",
-    ),
+    ("[timeout]", "f.toml: timeout: unknown key; did you mean \"timeouts\"?"),
     (
         "[banana]",
         "f.toml: banana: unknown key; accepted: admin, backends, http, listeners, routes, timeouts, trusted_proxies, upstreams",
@@ -84,18 +78,9 @@ const TOML_MORE: &[(&str, &str)] = &[
         "[http]\nrequest_body_bytes_max = 0",
         "f.toml: http.request_body_bytes_max: 0 is out of range; accepted: 1 to 1125899906842624",
     ),
-    (
-        "[[timeouts]]",
-        "f.toml: timeouts: a list is not accepted; accepted: a table",
-    ),
-    (
-        "[upstreams.b]",
-        "f.toml: upstreams.b.endpoints: missing; this key is required",
-    ),
-    (
-        "[upstreams.b]\nendpoints = []",
-        "f.toml: upstreams.b.endpoints: 0 entries; accepted: 1 to 1024",
-    ),
+    ("[[timeouts]]", "f.toml: timeouts: a list is not accepted; accepted: a table"),
+    ("[upstreams.b]", "f.toml: upstreams.b.endpoints: missing; this key is required"),
+    ("[upstreams.b]\nendpoints = []", "f.toml: upstreams.b.endpoints: 0 entries; accepted: 1 to 1024"),
     (
         "[upstreams.b]\nendpoints = [{ address = \"a:1\", weight = 1001 }]",
         "f.toml: upstreams.b.endpoints[0].weight: 1001 is out of range; accepted: 1 to 1000",
@@ -281,10 +266,7 @@ const TOML_MORE: &[(&str, &str)] = &[
         "[[routes]]\npath = \"/a\"\nupstream = \"backend\"",
         "f.toml: routes[1].upstream: \"backend\" is not an upstream; accepted: \"api\"",
     ),
-    (
-        "[[routes]]\npath = \"/a\"",
-        "f.toml: routes[1].upstream: missing; this key is required",
-    ),
+    ("[[routes]]\npath = \"/a\"", "f.toml: routes[1].upstream: missing; this key is required"),
     (
         "[[routes]]\nupstream = \"api\"\nhost = \"a.*.com\"",
         "f.toml: routes[1].host: \"a.*.com\" has a * that is not the whole first label; accepted: a host such as example.com, *.example.com, or * for all",
@@ -390,22 +372,10 @@ const JSON: &[(&str, &str)] = &[
     ("{\n  \"backends\": [}\n}", "f.json:2:16: expected value"),
     ("{} {}", "f.json:1:4: trailing characters"),
     ("[]", "f.json: a list is not accepted; accepted: a table"),
-    (
-        "{\"http\": {},\n \"http\": {}}",
-        "f.json:2:7: the key \"http\" is there twice",
-    ),
-    (
-        "{\"http\": null}",
-        "f.json: http: a null, date, inf or nan is not accepted; accepted: a table",
-    ),
-    (
-        "{\"backends\": []}",
-        "f.json: backends: 0 entries; accepted: 1 to 1024",
-    ),
-    (
-        "{\"backends\": [{\"host\": \"a\"}]}",
-        "f.json: backends[0].port: missing; this key is required",
-    ),
+    ("{\"http\": {},\n \"http\": {}}", "f.json:2:7: the key \"http\" is there twice"),
+    ("{\"http\": null}", "f.json: http: a null, date, inf or nan is not accepted; accepted: a table"),
+    ("{\"backends\": []}", "f.json: backends: 0 entries; accepted: 1 to 1024"),
+    ("{\"backends\": [{\"host\": \"a\"}]}", "f.json: backends[0].port: missing; this key is required"),
     (
         "{\"backends\": [{\"host\": \"a\", \"port\": 0}]}",
         "f.json: backends[0].port: 0 is out of range; accepted: 1 to 65535",
@@ -467,10 +437,7 @@ const JSON: &[(&str, &str)] = &[
 #[test]
 fn each_bad_file_is_refused_in_these_words() {
     let no_overrides = Overrides::default();
-    let with_port = Overrides {
-        port: Some(8080),
-        ..Overrides::default()
-    };
+    let with_port = Overrides { port: Some(8080), ..Overrides::default() };
     let catch_all = "[[routes]]\nupstream = \"api\"\n";
     let mut failures = Vec::new();
     let mut check = |text: &str, format, name, overrides: &Overrides, expected: &str| {
@@ -479,9 +446,7 @@ fn each_bad_file_is_refused_in_these_words() {
             Err(error) => error.to_string(),
         };
         if actual != expected {
-            failures.push(format!(
-                "{text}\n  expected: {expected}\n  actual:   {actual}"
-            ));
+            failures.push(format!("{text}\n  expected: {expected}\n  actual:   {actual}"));
         }
     };
     for (text, expected) in TOML {
@@ -489,11 +454,7 @@ fn each_bad_file_is_refused_in_these_words() {
     }
     for (text, expected) in TOML_MORE {
         // A bare key goes into the last table of the good part, which is the upstream.
-        let (before, after) = if text.starts_with('[') {
-            ("", *text)
-        } else {
-            (*text, "")
-        };
+        let (before, after) = if text.starts_with('[') { ("", *text) } else { (*text, "") };
         let text = format!("{GOOD_TOML}{before}\n{catch_all}{after}\n");
         check(&text, Format::Toml, "f.toml", &no_overrides, expected);
     }
@@ -549,10 +510,7 @@ f.toml: xdp: known, but not in this release: the XDP stage; remove the key"#;
 #[test]
 fn at_most_twenty_issues_are_kept() {
     let text = format!("{{\"trusted_proxies\": [{}]}}", ["\"x\""; 33].join(","));
-    let with_port = Overrides {
-        port: Some(8080),
-        ..Overrides::default()
-    };
+    let with_port = Overrides { port: Some(8080), ..Overrides::default() };
     let error = load(&text, Format::Json, "f.json", &with_port).unwrap_err();
     assert_eq!((error.issues().len(), error.omitted()), (20, 13));
     assert_eq!(error.to_string().lines().count(), 21);
@@ -561,68 +519,31 @@ fn at_most_twenty_issues_are_kept() {
 
 #[test]
 fn nesting_and_size_are_bounded() {
-    let with_port = Overrides {
-        port: Some(8080),
-        ..Overrides::default()
-    };
+    let with_port = Overrides { port: Some(8080), ..Overrides::default() };
     let json = format!("{{\"a\":{}", "[".repeat(100_000));
-    assert!(
-        load(&json, Format::Json, "f", &with_port)
-            .unwrap_err()
-            .to_string()
-            .contains("recursion limit")
-    );
+    assert!(load(&json, Format::Json, "f", &with_port).unwrap_err().to_string().contains("recursion limit"));
     let toml = format!("a = {}", "[".repeat(100_000));
-    assert!(
-        load(&toml, Format::Toml, "f", &with_port)
-            .unwrap_err()
-            .to_string()
-            .contains("recursion")
-    );
+    assert!(load(&toml, Format::Toml, "f", &with_port).unwrap_err().to_string().contains("recursion"));
     let tables = format!("[{}]", vec!["a"; 100_000].join("."));
-    assert!(
-        load(&tables, Format::Toml, "f", &with_port)
-            .unwrap_err()
-            .to_string()
-            .contains("recursion")
-    );
+    assert!(load(&tables, Format::Toml, "f", &with_port).unwrap_err().to_string().contains("recursion"));
     let tables = format!("{} = 1", vec!["a"; 100_000].join("."));
-    assert!(
-        load(&tables, Format::Toml, "f", &with_port)
-            .unwrap_err()
-            .to_string()
-            .contains("recursion")
-    );
+    assert!(load(&tables, Format::Toml, "f", &with_port).unwrap_err().to_string().contains("recursion"));
     let tables = format!("a = {}", "{a=".repeat(100_000));
-    assert!(
-        load(&tables, Format::Toml, "f", &with_port)
-            .unwrap_err()
-            .to_string()
-            .contains("recursion")
-    );
+    assert!(load(&tables, Format::Toml, "f", &with_port).unwrap_err().to_string().contains("recursion"));
     let long = " ".repeat(blitz_config::file::TEXT_BYTES_MAX + 1);
     let error = load(&long, Format::Toml, "f", &with_port).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "f: 67108865 bytes of text; accepted: at most 67108864"
-    );
+    assert_eq!(error.to_string(), "f: 67108865 bytes of text; accepted: at most 67108864");
 }
 
 #[test]
 fn the_ending_names_the_syntax() {
     use std::path::Path;
-    assert_eq!(
-        Format::from_path(Path::new("/etc/blitz/edge.TOML")),
-        Ok(Format::Toml)
-    );
+    assert_eq!(Format::from_path(Path::new("/etc/blitz/edge.TOML")), Ok(Format::Toml));
     assert_eq!(Format::from_path(Path::new("edge.json")), Ok(Format::Json));
     let refused = |path: &str| Format::from_path(Path::new(path)).unwrap_err().to_string();
     assert_eq!(
         refused("edge.yaml"),
         "edge.yaml: the file ending \"yaml\" is not accepted; accepted: .json, .toml"
     );
-    assert_eq!(
-        refused("edge"),
-        "edge: the file has no ending to tell its syntax; accepted: .json, .toml"
-    );
+    assert_eq!(refused("edge"), "edge: the file has no ending to tell its syntax; accepted: .json, .toml");
 }

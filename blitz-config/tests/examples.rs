@@ -25,10 +25,7 @@ fn examples() -> Vec<(String, Format, String)> {
 }
 
 fn example(name: &str) -> FileConfig {
-    let (_, format, text) = examples()
-        .into_iter()
-        .find(|(other, ..)| other == name)
-        .unwrap();
+    let (_, format, text) = examples().into_iter().find(|(other, ..)| other == name).unwrap();
     parse(&text, format, name).unwrap()
 }
 
@@ -43,10 +40,7 @@ fn schema_keys(schema: &Value, path: &str, out: &mut Vec<(String, Value)>) {
     if let Some(schema) = schema.get("items") {
         schema_keys(schema, &format!("{path}[]"), out);
     }
-    if let Some(schema) = schema
-        .get("additionalProperties")
-        .filter(|schema| schema.is_object())
-    {
+    if let Some(schema) = schema.get("additionalProperties").filter(|schema| schema.is_object()) {
         schema_keys(schema, &format!("{path}.*"), out);
     }
 }
@@ -63,18 +57,12 @@ fn used_keys(value: &Value, path: &str, out: &mut BTreeSet<String>) {
         Value::Object(map) => {
             for (key, value) in map {
                 let key = if path == "upstreams" { "*" } else { key };
-                let path = if path.is_empty() {
-                    key.to_owned()
-                } else {
-                    format!("{path}.{key}")
-                };
+                let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
                 out.insert(path.clone());
                 used_keys(value, &path, out);
             }
         }
-        Value::Array(items) => items
-            .iter()
-            .for_each(|item| used_keys(item, &format!("{path}[]"), out)),
+        Value::Array(items) => items.iter().for_each(|item| used_keys(item, &format!("{path}[]"), out)),
         _ => {}
     }
 }
@@ -84,14 +72,10 @@ fn every_sample_is_accepted() {
     let examples = examples();
     assert!(examples.len() >= 5, "samples are missing");
     for (name, format, text) in examples {
-        let with_port = Overrides {
-            port: Some(8080),
-            ..Overrides::default()
-        };
+        let with_port = Overrides { port: Some(8080), ..Overrides::default() };
         load(&text, format, &name, &with_port).unwrap_or_else(|error| panic!("{error}"));
         if name != "backends.json" {
-            load(&text, format, &name, &Overrides::default())
-                .unwrap_or_else(|error| panic!("{error}"));
+            load(&text, format, &name, &Overrides::default()).unwrap_or_else(|error| panic!("{error}"));
         }
     }
 }
@@ -103,10 +87,7 @@ fn both_syntaxes_give_the_same_configuration() {
 
 #[test]
 fn the_full_sample_uses_every_key() {
-    let (_, _, text) = examples()
-        .into_iter()
-        .find(|(name, ..)| name == "edge.json")
-        .unwrap();
+    let (_, _, text) = examples().into_iter().find(|(name, ..)| name == "edge.json").unwrap();
     let mut used = BTreeSet::new();
     used_keys(&serde_json::from_str(&text).unwrap(), "", &mut used);
     used.remove("upstreams.*");
@@ -123,11 +104,7 @@ fn the_schema_names_every_key_of_the_model() {
     // What serde writes is the model's own list of keys, whatever the schema says.
     let mut model = BTreeSet::new();
     for name in ["edge.toml", "short.json"] {
-        used_keys(
-            &serde_json::to_value(example(name)).unwrap(),
-            "",
-            &mut model,
-        );
+        used_keys(&serde_json::to_value(example(name)).unwrap(), "", &mut model);
     }
     model.remove("upstreams.*");
     let schema: BTreeSet<String> = all_schema_keys().into_iter().map(|(key, _)| key).collect();
@@ -137,49 +114,23 @@ fn the_schema_names_every_key_of_the_model() {
 #[test]
 fn every_key_says_what_its_schema_enforces() {
     for (key, schema) in all_schema_keys() {
-        let description = schema["description"]
-            .as_str()
-            .unwrap_or_else(|| panic!("{key} has no description"));
-        assert!(
-            !description.contains('\n'),
-            "{key}: a description is one paragraph"
-        );
-        assert!(
-            description.to_lowercase().contains("reloadable"),
-            "{key}: reloadable or not?"
-        );
-        if let (Some(least), Some(most)) = (schema["minimum"].as_u64(), schema["maximum"].as_u64())
-        {
-            assert!(
-                description.contains(&format!("Range: {least} to {most}")),
-                "{key}: {description}"
-            );
+        let description =
+            schema["description"].as_str().unwrap_or_else(|| panic!("{key} has no description"));
+        assert!(!description.contains('\n'), "{key}: a description is one paragraph");
+        assert!(description.to_lowercase().contains("reloadable"), "{key}: reloadable or not?");
+        if let (Some(least), Some(most)) = (schema["minimum"].as_u64(), schema["maximum"].as_u64()) {
+            assert!(description.contains(&format!("Range: {least} to {most}")), "{key}: {description}");
         }
         if let Some(default) = schema["default"].as_u64() {
-            let words = [
-                format!("Default: {default}."),
-                format!("Default: {default} ("),
-            ];
-            assert!(
-                words.iter().any(|words| description.contains(words)),
-                "{key}: {description}"
-            );
+            let words = [format!("Default: {default}."), format!("Default: {default} (")];
+            assert!(words.iter().any(|words| description.contains(words)), "{key}: {description}");
         }
-        if let Some(most) = schema["maxItems"]
-            .as_u64()
-            .filter(|_| key != "listeners[].protocols")
-        {
+        if let Some(most) = schema["maxItems"].as_u64().filter(|_| key != "listeners[].protocols") {
             let words = [format!("At most {most}"), format!("1 to {most}")];
-            assert!(
-                words.iter().any(|words| description.contains(words)),
-                "{key}: {description}"
-            );
+            assert!(words.iter().any(|words| description.contains(words)), "{key}: {description}");
         }
         if schema["type"] == "object" && schema.get("properties").is_some() {
-            assert_eq!(
-                schema["additionalProperties"], false,
-                "{key} takes unknown keys"
-            );
+            assert_eq!(schema["additionalProperties"], false, "{key} takes unknown keys");
         }
     }
 }
@@ -187,17 +138,11 @@ fn every_key_says_what_its_schema_enforces() {
 #[test]
 fn the_page_names_every_key_with_its_default_and_range() {
     let page = std::fs::read_to_string(workspace().join("docs/configuration.md")).unwrap();
-    let rows: Vec<&str> = page
-        .lines()
-        .filter(|line| line.starts_with("| `"))
-        .collect();
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
     for (key, schema) in all_schema_keys() {
-        let row = rows
-            .iter()
-            .find(|row| row.starts_with(&format!("| `{key}` |")));
+        let row = rows.iter().find(|row| row.starts_with(&format!("| `{key}` |")));
         let row = row.unwrap_or_else(|| panic!("docs/configuration.md has no row for {key}"));
-        if let (Some(least), Some(most)) = (schema["minimum"].as_u64(), schema["maximum"].as_u64())
-        {
+        if let (Some(least), Some(most)) = (schema["minimum"].as_u64(), schema["maximum"].as_u64()) {
             assert!(row.contains(&format!("{least} to {most}")), "{key}: {row}");
         }
         if let Some(default) = schema["default"].as_u64() {
@@ -209,10 +154,7 @@ fn the_page_names_every_key_with_its_default_and_range() {
 #[test]
 fn the_page_shows_only_accepted_samples() {
     let page = std::fs::read_to_string(workspace().join("docs/configuration.md")).unwrap();
-    let with_port = Overrides {
-        port: Some(8080),
-        ..Overrides::default()
-    };
+    let with_port = Overrides { port: Some(8080), ..Overrides::default() };
     let mut count = 0;
     for (fence, format) in [("```toml\n", Format::Toml), ("```json\n", Format::Json)] {
         for sample in page.split(fence).skip(1) {
@@ -228,19 +170,13 @@ fn the_page_shows_only_accepted_samples() {
 #[test]
 fn defaults_are_the_recommended_values() {
     use blitz_config::model::{Admin, HttpLimits, PassiveHealth, Timeouts, Upstream};
-    let with_port = Overrides {
-        port: Some(8080),
-        ..Overrides::default()
-    };
+    let with_port = Overrides { port: Some(8080), ..Overrides::default() };
     let text = "[upstreams.a]\nendpoints = [{ address = \"a:1\" }]";
     let config: Config = load(text, Format::Toml, "f", &with_port).unwrap();
     assert_eq!(config.timeouts, Timeouts::RECOMMENDED);
     assert_eq!(config.http, HttpLimits::RECOMMENDED);
     assert_eq!(config.admin, Admin::RECOMMENDED);
     assert_eq!(config.upstreams[0].passive, PassiveHealth::RECOMMENDED);
-    assert_eq!(
-        config.upstreams[0].idle_connections_max,
-        Upstream::IDLE_CONNECTIONS_RECOMMENDED
-    );
+    assert_eq!(config.upstreams[0].idle_connections_max, Upstream::IDLE_CONNECTIONS_RECOMMENDED);
     assert_eq!(config.upstreams[0].endpoints[0].weight, 1);
 }

@@ -93,8 +93,7 @@ fn json_value() -> impl Strategy<Value = Value> {
             vec(inner.clone(), 0..4).prop_map(Value::from),
             hash_map(select(WORDS).prop_map(str::to_owned), inner.clone(), 0..6)
                 .prop_map(|map| Value::Object(map.into_iter().collect())),
-            hash_map(any::<String>(), inner, 0..3)
-                .prop_map(|map| Value::Object(map.into_iter().collect())),
+            hash_map(any::<String>(), inner, 0..3).prop_map(|map| Value::Object(map.into_iter().collect())),
         ]
     })
 }
@@ -102,14 +101,15 @@ fn json_value() -> impl Strategy<Value = Value> {
 /// Files of the right shape with strings that may be anything.
 fn shaped_file() -> impl Strategy<Value = Value> {
     let text = || prop_oneof![3 => select(STRINGS).prop_map(str::to_owned), 1 => any::<String>()];
-    let endpoint = (text(), 1_u64..=1_000)
-        .prop_map(|(address, weight)| json!({"address": address, "weight": weight}));
+    let endpoint =
+        (text(), 1_u64..=1_000).prop_map(|(address, weight)| json!({"address": address, "weight": weight}));
     let upstream = vec(endpoint, 1..4).prop_map(|endpoints| json!({"endpoints": endpoints}));
     let route = (text(), text(), vec(text(), 0..3), text()).prop_map(|(host, path, methods, upstream)| {
         json!({"host": host, "path": path, "methods": methods, "upstream": upstream})
     });
-    let listener = (text(), text(), any::<bool>())
-        .prop_map(|(name, address, builtin)| json!({"name": name, "address": address, "builtin_answers": builtin}));
+    let listener = (text(), text(), any::<bool>()).prop_map(
+        |(name, address, builtin)| json!({"name": name, "address": address, "builtin_answers": builtin}),
+    );
     (vec(listener, 0..3), hash_map(text(), upstream, 0..3), vec(route, 0..4), vec(text(), 0..3)).prop_map(
         |(listeners, upstreams, routes, proxies)| {
             let upstreams: serde_json::Map<String, Value> = upstreams.into_iter().collect();
@@ -121,31 +121,24 @@ fn shaped_file() -> impl Strategy<Value = Value> {
 /// The configuration without repeated keys, as validation leaves it.
 fn unrepeated(mut config: Config) -> Config {
     let mut seen = HashSet::new();
-    config
-        .listeners
-        .retain(|listener| seen.insert(listener.address));
+    config.listeners.retain(|listener| seen.insert(listener.address));
     let mut seen = HashSet::new();
-    config
-        .upstreams
-        .retain(|upstream| seen.insert(upstream.name.clone()));
+    config.upstreams.retain(|upstream| seen.insert(upstream.name.clone()));
     for upstream in &mut config.upstreams {
         let mut seen = HashSet::new();
-        upstream
-            .endpoints
-            .retain(|endpoint| seen.insert((endpoint.host.clone(), endpoint.port)));
+        upstream.endpoints.retain(|endpoint| seen.insert((endpoint.host.clone(), endpoint.port)));
     }
     config
 }
 
 /// Configurations with few distinct keys, so that two of them share some. Keys may be repeated.
 fn config() -> impl Strategy<Value = Config> {
-    let listener =
-        (0_u16..6, "[a-c]", any::<bool>()).prop_map(|(port, name, builtin_answers)| Listener {
-            name,
-            address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
-            protocols: vec![Protocol::H1],
-            builtin_answers,
-        });
+    let listener = (0_u16..6, "[a-c]", any::<bool>()).prop_map(|(port, name, builtin_answers)| Listener {
+        name,
+        address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
+        protocols: vec![Protocol::H1],
+        builtin_answers,
+    });
     let endpoint = ("[a-c]", 1_u16..4, 1_u32..3).prop_map(|(host, port, weight)| Endpoint {
         host: EndpointHost::Name(host),
         port,
@@ -156,55 +149,28 @@ fn config() -> impl Strategy<Value = Config> {
             name,
             balance: Balance::RoundRobin,
             endpoints,
-            passive: PassiveHealth {
-                consecutive_failures,
-                ..PassiveHealth::RECOMMENDED
-            },
+            passive: PassiveHealth { consecutive_failures, ..PassiveHealth::RECOMMENDED },
             idle_connections_max,
         },
     );
     let route = ("[a-c]", 0_usize..3).prop_map(|(literal, upstream)| Route {
         host: HostPattern::Any,
-        path: PathPattern {
-            text: format!("/{literal}"),
-            segments: vec![PathSegment::Literal(literal)],
-        },
+        path: PathPattern { text: format!("/{literal}"), segments: vec![PathSegment::Literal(literal)] },
         methods: vec![],
         upstream,
     });
-    (
-        vec(listener, 0..5),
-        vec(upstream, 0..6),
-        vec(route, 0..3),
-        1_u64..3,
-        1_usize..3,
-        0_u16..3,
-        0_u8..3,
-    )
-        .prop_map(
-            |(listeners, upstreams, routes, seconds, fields, port, proxies)| Config {
-                listeners,
-                upstreams,
-                routes,
-                trusted_proxies: (0..proxies)
-                    .map(|n| Cidr {
-                        address: Ipv4Addr::new(n, 0, 0, 0).into(),
-                        prefix_len: 8,
-                    })
-                    .collect(),
-                timeouts: Timeouts {
-                    keep_alive: Duration::from_secs(seconds),
-                    ..Timeouts::RECOMMENDED
-                },
-                http: HttpLimits {
-                    request_fields_max: fields,
-                    ..HttpLimits::RECOMMENDED
-                },
-                admin: Admin {
-                    address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
-                },
-            },
-        )
+    (vec(listener, 0..5), vec(upstream, 0..6), vec(route, 0..3), 1_u64..3, 1_usize..3, 0_u16..3, 0_u8..3)
+        .prop_map(|(listeners, upstreams, routes, seconds, fields, port, proxies)| Config {
+            listeners,
+            upstreams,
+            routes,
+            trusted_proxies: (0..proxies)
+                .map(|n| Cidr { address: Ipv4Addr::new(n, 0, 0, 0).into(), prefix_len: 8 })
+                .collect(),
+            timeouts: Timeouts { keep_alive: Duration::from_secs(seconds), ..Timeouts::RECOMMENDED },
+            http: HttpLimits { request_fields_max: fields, ..HttpLimits::RECOMMENDED },
+            admin: Admin { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port) },
+        })
 }
 
 proptest! {
@@ -329,35 +295,21 @@ proptest! {
 
 #[test]
 fn a_plan_tells_what_stays() {
-    let backends = |list: &[&str]| {
-        list.iter()
-            .map(|text| (*text).to_owned())
-            .collect::<Vec<_>>()
-    };
+    let backends = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     let old = blitz_config::from_command_line(&backends(&["a:1", "b:1"]), 80, None).unwrap();
     let mut new =
-        blitz_config::from_command_line(&backends(&["b:1", "c:1"]), 80, Some("127.0.0.1:9999"))
-            .unwrap();
+        blitz_config::from_command_line(&backends(&["b:1", "c:1"]), 80, Some("127.0.0.1:9999")).unwrap();
     new.listeners[0].builtin_answers = false;
     let plan = Plan::between(&old, &new);
-    assert!(matches!(
-        plan.listeners.steps[..],
-        [Step::Change { from: 0, .. }]
-    ));
+    assert!(matches!(plan.listeners.steps[..], [Step::Change { from: 0, .. }]));
     assert!(plan.listeners.removed.is_empty());
     let [Step::Change { from: 0, change }] = &plan.upstreams.steps[..] else {
         panic!("{:?}", plan.upstreams)
     };
     let added = new.upstreams[0].endpoints[1].clone();
-    assert_eq!(
-        change.endpoints.steps,
-        [Step::Keep { from: 1 }, Step::Add(added)]
-    );
+    assert_eq!(change.endpoints.steps, [Step::Keep { from: 1 }, Step::Add(added)]);
     assert_eq!(change.endpoints.removed, [0]);
-    assert_eq!(
-        (plan.routes.is_none(), plan.timeouts, plan.http),
-        (true, None, None)
-    );
+    assert_eq!((plan.routes.is_none(), plan.timeouts, plan.http), (true, None, None));
     let reasons = plan.requires_restart(&old);
     let (from, to) = (old.admin.address, new.admin.address);
     assert_eq!(reasons, [RestartReason::AdminAddress { from, to }]);

@@ -5,10 +5,7 @@ use blitz_config::{Format, Overrides, load};
 use std::fmt::Write;
 
 fn with_port() -> Overrides {
-    Overrides {
-        port: Some(8080),
-        ..Overrides::default()
-    }
+    Overrides { port: Some(8080), ..Overrides::default() }
 }
 
 fn json_routes(count: usize, upstream: &str) -> String {
@@ -62,17 +59,8 @@ fn one_repetition_among_ten_thousand_is_found() {
 
 #[test]
 fn too_many_routes_are_refused() {
-    let error = load(
-        &json_routes(ROUTES_MAX + 1, "a"),
-        Format::Json,
-        "f",
-        &with_port(),
-    )
-    .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "f: routes: 100001 entries; accepted: 0 to 100000"
-    );
+    let error = load(&json_routes(ROUTES_MAX + 1, "a"), Format::Json, "f", &with_port()).unwrap_err();
+    assert_eq!(error.to_string(), "f: routes: 100001 entries; accepted: 0 to 100000");
 }
 
 #[test]
@@ -83,17 +71,11 @@ fn too_many_endpoints_in_all_are_refused() {
             .filter(|port| *port != 443)
             .map(|port| format!(r#"{{"address": "a:{port}"}}"#))
             .collect();
-        upstreams.push(format!(
-            r#""u{upstream}": {{"endpoints": [{}]}}"#,
-            endpoints.join(",")
-        ));
+        upstreams.push(format!(r#""u{upstream}": {{"endpoints": [{}]}}"#, endpoints.join(",")));
     }
     let text = format!(r#"{{"upstreams": {{{}}}}}"#, upstreams.join(","));
     let error = load(&text, Format::Json, "f", &with_port()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "f: upstreams: 17391 endpoints in all; accepted: at most 16384"
-    );
+    assert_eq!(error.to_string(), "f: upstreams: 17391 endpoints in all; accepted: at most 16384");
 }
 
 /// Each wrong reference would look for a near name among all upstreams; only the issues that are
@@ -101,14 +83,10 @@ fn too_many_endpoints_in_all_are_refused() {
 #[test]
 fn many_wrong_references_among_many_names_end_soon() {
     let upstreams: Vec<String> = (0..4_000)
-        .map(|n| {
-            format!(r#""a-rather-long-upstream-name-{n}": {{"endpoints": [{{"address": "a:1"}}]}}"#)
-        })
+        .map(|n| format!(r#""a-rather-long-upstream-name-{n}": {{"endpoints": [{{"address": "a:1"}}]}}"#))
         .collect();
-    let text = json_routes(20_000, "another-rather-long-name-of-an-upstream").replace(
-        r#""a": {"endpoints": [{"address": "a:1"}]}"#,
-        &upstreams.join(","),
-    );
+    let text = json_routes(20_000, "another-rather-long-name-of-an-upstream")
+        .replace(r#""a": {"endpoints": [{"address": "a:1"}]}"#, &upstreams.join(","));
     let error = load(&text, Format::Json, "f", &with_port()).unwrap_err();
     assert_eq!((error.issues().len(), error.omitted()), (20, 19_980));
 }

@@ -58,7 +58,10 @@ impl std::fmt::Display for ChannelError {
             Self::Truncated => f.write_str("the channel ended within a message"),
             Self::Protocol(what) => write!(f, "the channel carried {what}"),
             Self::TooLarge(size) => {
-                write!(f, "a message of {size} bytes or descriptors is too large (at most {PAYLOAD_BYTES_MAX} and {FDS_MAX})")
+                write!(
+                    f,
+                    "a message of {size} bytes or descriptors is too large (at most {PAYLOAD_BYTES_MAX} and {FDS_MAX})"
+                )
             }
         }
     }
@@ -98,7 +101,8 @@ impl Frame {
         let (Some(fd_count), Ok(payload)) = (fd_count, u32::try_from(payload)) else {
             return Err(ChannelError::TooLarge(fds.len()));
         };
-        let fields = [&MAGIC[..], &VERSION.to_le_bytes(), &fd_count.to_le_bytes(), &payload.to_le_bytes()].concat();
+        let fields =
+            [&MAGIC[..], &VERSION.to_le_bytes(), &fd_count.to_le_bytes(), &payload.to_le_bytes()].concat();
         for (slot, byte) in bytes.iter_mut().zip(fields) {
             *slot = byte;
         }
@@ -146,7 +150,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`ChannelError::Protocol`] for anything that is no frame of this version.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<Received<T>>, ChannelError> {
+    pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<Received<T>>, ChannelError> {
         let protocol = |what: String| Err(ChannelError::Protocol(what));
         let pending = self.bytes.get(self.consumed..).unwrap_or_default();
         let Some((header, rest)) = pending.split_first_chunk::<HEADER_BYTES>() else {
@@ -162,9 +166,13 @@ impl Decoder {
         }
         let payload_len = u32::from_le_bytes([p0, p1, p2, p3]) as usize;
         if payload_len > PAYLOAD_BYTES_MAX {
-            return protocol(format!("a message of {payload_len} bytes, at most {PAYLOAD_BYTES_MAX} are allowed"));
+            return protocol(format!(
+                "a message of {payload_len} bytes, at most {PAYLOAD_BYTES_MAX} are allowed"
+            ));
         }
-        let Some(payload) = rest.get(..payload_len) else { return Ok(None) };
+        let Some(payload) = rest.get(..payload_len) else {
+            return Ok(None);
+        };
         let fd_count = usize::from(u16::from_le_bytes([f0, f1]));
         if fd_count > self.fds.len() {
             return protocol(format!("{} descriptors where {fd_count} were announced", self.fds.len()));
@@ -204,7 +212,7 @@ impl BlockingReceiver {
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<Received<T>>, ChannelError> {
         let mut bytes = vec![0; READ_BYTES];
         loop {
-            if let Some(message) = self.decoder.next()? {
+            if let Some(message) = self.decoder.next_message()? {
                 return Ok(Some(message));
             }
             let mut fds = Vec::new();
@@ -212,7 +220,9 @@ impl BlockingReceiver {
                 Ok(0) => return self.decoder.end(),
                 Ok(count) => self.decoder.feed(bytes.get(..count).unwrap_or_default(), &mut fds)?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return self.decoder.end(),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return self.decoder.end();
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -247,7 +257,7 @@ pub async fn receive<T: DeserializeOwned>(
     decoder: &mut Decoder,
 ) -> Result<Option<Received<T>>, ChannelError> {
     loop {
-        if let Some(message) = decoder.next()? {
+        if let Some(message) = decoder.next_message()? {
             return Ok(Some(message));
         }
         let mut bytes = vec![0; READ_BYTES];
@@ -300,7 +310,8 @@ impl<'a> Progress<'a> {
 
     fn send_some(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         let rest = self.frame.bytes.get(self.sent..).unwrap_or_default();
-        let fds: Vec<_> = if self.sent == 0 { self.frame.fds.iter().map(AsFd::as_fd).collect() } else { Vec::new() };
+        let fds: Vec<_> =
+            if self.sent == 0 { self.frame.fds.iter().map(AsFd::as_fd).collect() } else { Vec::new() };
         self.sent += fdpass::send(socket, rest, &fds)?;
         Ok(())
     }
@@ -323,14 +334,14 @@ mod tests {
             let mut fds: Vec<OwnedFd> = first.fds.iter().map(|fd| fd.try_clone().expect("dup")).collect();
             let (head, tail) = stream.split_at(split);
             decoder.feed(head, &mut fds).expect("feed");
-            let early: Option<Received<String>> = decoder.next().expect("decode");
+            let early: Option<Received<String>> = decoder.next_message().expect("decode");
             decoder.feed(tail, &mut fds).expect("feed");
             let (text, fds) = match early {
                 Some(message) => message,
-                None => decoder.next().expect("decode").expect("whole"),
+                None => decoder.next_message().expect("decode").expect("whole"),
             };
             assert_eq!((text.as_str(), fds.len()), ("first", 1));
-            let (bytes, fds): Received<Vec<u8>> = decoder.next().expect("decode").expect("whole");
+            let (bytes, fds): Received<Vec<u8>> = decoder.next_message().expect("decode").expect("whole");
             assert_eq!((bytes, fds.len()), (vec![1, 2], 0));
             assert!(decoder.end::<()>().expect("boundary").is_none());
         }
@@ -353,7 +364,8 @@ mod tests {
             let near = tokio::net::UnixStream::from_std(near).expect("stream");
             send(&near, &Frame::new(&text, Vec::new()).expect("frame")).await.expect("send");
             let mut decoder = Decoder::default();
-            let (text, _): Received<String> = receive(&near, &mut decoder).await.expect("receive").expect("message");
+            let (text, _): Received<String> =
+                receive(&near, &mut decoder).await.expect("receive").expect("message");
             assert!(text == expected);
         });
         echo.join().expect("echo");
@@ -364,8 +376,7 @@ mod tests {
         let refuse = |bytes: &[u8]| {
             let mut decoder = Decoder::default();
             decoder.feed(bytes, &mut Vec::new()).expect("feed");
-            let error = decoder.next::<String>().expect_err("refused").to_string();
-            error
+            decoder.next_message::<String>().expect_err("refused").to_string()
         };
         assert!(refuse(b"GET / HTTP/1").contains("no message"));
         assert!(refuse(b"BLZC\x02\0\0\0\0\0\0\0").contains("version 2"));

@@ -33,7 +33,8 @@ impl ResolvedEndpoints {
     /// All addresses with the index of their upstream.
     pub fn iter(&self) -> impl Iterator<Item = (usize, ResolvedAddress)> {
         let upstreams = self.upstreams.iter().enumerate();
-        upstreams.flat_map(|(index, endpoints)| endpoints.iter().flatten().map(move |address| (index, *address)))
+        upstreams
+            .flat_map(|(index, endpoints)| endpoints.iter().flatten().map(move |address| (index, *address)))
     }
 }
 
@@ -118,7 +119,8 @@ impl RowTable {
             for endpoint in endpoints {
                 let mut addresses = Vec::with_capacity(endpoint.addresses.len());
                 for &address in &endpoint.addresses {
-                    let key = RowKey { upstream: upstream.clone(), endpoint: endpoint.endpoint.clone(), address };
+                    let key =
+                        RowKey { upstream: upstream.clone(), endpoint: endpoint.endpoint.clone(), address };
                     wanted.insert(key.clone());
                     let row = next.used.get(&key).copied().or_else(|| next.free.pop());
                     match row {
@@ -152,7 +154,9 @@ impl RowTable {
     /// Frees retired rows whose generation all workers have passed (`applied` is the lowest generation that a worker
     /// uses) and which `in_flight` reports as idle. Returns them: the caller clears them in the segment.
     pub fn reclaim(&mut self, applied: u64, in_flight: impl Fn(u16) -> u64) -> Vec<u16> {
-        let ready = |(row, generation): (&u16, &u64)| (*generation <= applied && in_flight(*row) == 0).then_some(*row);
+        let ready = |(row, generation): (&u16, &u64)| {
+            (*generation <= applied && in_flight(*row) == 0).then_some(*row)
+        };
         let rows: Vec<u16> = self.retired.iter().filter_map(ready).collect();
         for row in &rows {
             self.retired.remove(row);

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 pub use buf::Chunk;
 pub use driver::IoMode;
-pub use reactor::{Readiness, Stats};
+pub use reactor::{AcceptErrors, Readiness, Stats};
 pub use task::yield_now;
 pub use tcp::{TcpListener, TcpStream};
 pub use timer::{Deadline, Expired};

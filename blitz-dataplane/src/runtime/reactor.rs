@@ -59,8 +59,8 @@ const SHUTDOWN_TURNS: usize = 200;
 pub struct Stats {
     /// Receives that found the pool empty.
     pub pool_exhausted: u64,
-    /// Accepts that failed, by want of descriptors or memory mostly.
-    pub accept_errors: u64,
+    /// Accepts that failed.
+    pub accept_errors: AcceptErrors,
     /// Completions that the kernel had to keep outside the completion queue.
     pub completion_overflows: u64,
     /// Looks at the driver.
@@ -75,6 +75,17 @@ pub struct Stats {
     pub pool_slots_taken: u64,
     /// Tasks that ended by a panic.
     pub panics: u64,
+}
+
+/// Failed accepts by cause.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AcceptErrors {
+    /// `EMFILE`, `ENFILE`.
+    pub descriptors: u64,
+    /// `ENOMEM`, `ENOBUFS`.
+    pub memory: u64,
+    /// Anything else; mostly connections that were aborted before they were accepted.
+    pub other: u64,
 }
 
 pub(super) struct Reactor {
@@ -519,7 +530,12 @@ impl Reactor {
                 wake(&mut listener.waker);
             }
         } else if result != -libc::ECANCELED && !closing {
-            self.stats.accept_errors += 1;
+            let errors = &mut self.stats.accept_errors;
+            match -result {
+                libc::EMFILE | libc::ENFILE => errors.descriptors += 1,
+                libc::ENOMEM | libc::ENOBUFS => errors.memory += 1,
+                _ => errors.other += 1,
+            }
             // Aborted before it was accepted: the next one may be fine. Anything else lasts.
             let lasting = !matches!(-result, libc::ECONNABORTED | libc::EPROTO | libc::EINTR);
             if lasting {

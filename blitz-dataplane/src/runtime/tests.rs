@@ -460,8 +460,14 @@ fn running_out_of_descriptors_pauses_accepting_and_recovers() {
                     }
                 }
                 handle.sleep(Duration::from_millis(100)).await;
-                assert!(handle.stats().accept_errors > 0, "{flavour:?}: descriptors never ran out");
-                assert!(handle.stats().accept_errors < 50, "{flavour:?}: accepting did not pause");
+                assert!(
+                    handle.stats().accept_errors.descriptors > 0,
+                    "{flavour:?}: descriptors never ran out"
+                );
+                assert!(
+                    handle.stats().accept_errors.descriptors < 50,
+                    "{flavour:?}: accepting did not pause"
+                );
                 kept.clear();
                 let total = clients.len();
                 clients.truncate(total / 2);

@@ -4,6 +4,7 @@
 //! called (see `process::worker`).
 
 use std::io;
+use std::os::fd::AsRawFd;
 
 /// No program that this process starts can gain rights (PR_SET_NO_NEW_PRIVS).
 ///
@@ -69,18 +70,27 @@ pub fn capabilities() -> io::Result<(u64, u64)> {
     Ok((join(low.effective, high.effective), join(low.permitted, high.permitted)))
 }
 
-/// Closes every descriptor above standard error that this process inherited. Only for the first lines of a
-/// program, before anything in it owns a descriptor.
+/// Marks every descriptor above standard error as close-on-exec: what this program inherited by accident does not reach
+/// the workers.
 ///
 /// # Errors
-/// ENOSYS before Linux 5.9: the caller may go on, since our own supervisor leaves none open.
-///
-/// # Safety
-/// - No value in this process owns or borrows a descriptor above 2.
-pub unsafe fn close_inherited() -> io::Result<()> {
-    // SAFETY: the caller warrants that nothing in this process uses a descriptor in this range.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+/// ENOSYS or EINVAL before Linux 5.11: the caller may go on, since all that we open ourselves is marked.
+pub fn keep_inherited_from_children() -> io::Result<()> {
+    // SAFETY: integers only; with this flag nothing is closed in this process.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets standard input be `/dev/null`.
+///
+/// # Errors
+/// `/dev/null` cannot be opened.
+pub fn close_stdin() -> io::Result<()> {
+    let null = std::fs::File::open("/dev/null")?;
+    // SAFETY: both numbers are open descriptors; number 0 stays open under another file, so nobody who uses it is left
+    // with a closed or foreign number.
+    let result = unsafe { libc::dup2(null.as_raw_fd(), libc::STDIN_FILENO) };
+    if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h.
