@@ -37,27 +37,17 @@ pub(crate) fn endpoint(text: &str, weight: u32) -> Result<Endpoint, String> {
     let host = endpoint_host(host).map_err(|why| format!("{} {why}; {HOST_PORT}", quoted(text)))?;
     let port = decimal::<u16>(port)
         .filter(|&port| port != 0)
-        .ok_or_else(|| {
-            format!(
-                "{} has the port {}; accepted: 1 to 65535",
-                quoted(text),
-                quoted(port)
-            )
-        })?;
+        .ok_or_else(|| format!("{} has the port {}; accepted: 1 to 65535", quoted(text), quoted(port)))?;
     refuse_tls_port(port)?;
     Ok(Endpoint { host, port, weight })
 }
 
 /// Parses host and port of the short form.
 pub(crate) fn backend(host: &str, port: u16, weight: u32) -> Result<Endpoint, String> {
-    let bare = host
-        .parse::<Ipv6Addr>()
-        .map(|address| EndpointHost::Address(IpAddr::V6(address).to_canonical()));
+    let bare =
+        host.parse::<Ipv6Addr>().map(|address| EndpointHost::Address(IpAddr::V6(address).to_canonical()));
     let host = bare.or_else(|_| endpoint_host(host)).map_err(|why| {
-        format!(
-            "{} {why}; accepted: a host such as localhost, 192.0.2.1 or ::1",
-            quoted(host)
-        )
+        format!("{} {why}; accepted: a host such as localhost, 192.0.2.1 or ::1", quoted(host))
     })?;
     refuse_tls_port(port)?;
     Ok(Endpoint { host, port, weight })
@@ -66,11 +56,9 @@ pub(crate) fn backend(host: &str, port: u16, weight: u32) -> Result<Endpoint, St
 /// Clear text to a TLS port would fail at best and leak at worst.
 fn refuse_tls_port(port: u16) -> Result<(), String> {
     if port == Upstream::TLS_PORT {
-        return Err(
-            "port 443 means TLS to the upstream, which is known, but not in this release; \
+        return Err("port 443 means TLS to the upstream, which is known, but not in this release; \
                     accepted: any other port from 1 to 65535"
-                .to_owned(),
-        );
+            .to_owned());
     }
     Ok(())
 }
@@ -78,9 +66,7 @@ fn refuse_tls_port(port: u16) -> Result<(), String> {
 /// A host without port: an IPv4 address, an IPv6 address in brackets, or a name.
 fn endpoint_host(host: &str) -> Result<EndpointHost, String> {
     if let Some(inner) = host.strip_prefix('[') {
-        let address = inner
-            .strip_suffix(']')
-            .and_then(|inner| inner.parse::<Ipv6Addr>().ok());
+        let address = inner.strip_suffix(']').and_then(|inner| inner.parse::<Ipv6Addr>().ok());
         // A mapped address is the IPv4 address: one endpoint has one spelling.
         return address
             .map(|address| EndpointHost::Address(IpAddr::V6(address).to_canonical()))
@@ -105,9 +91,7 @@ pub(crate) fn host_name(text: &str) -> Result<String, String> {
         return Err("is not ASCII: write an internationalised name in its xn-- form".to_owned());
     }
     if name.len() > NAME_BYTES_MAX {
-        return Err(format!(
-            "is longer than the {NAME_BYTES_MAX} bytes of a DNS name"
-        ));
+        return Err(format!("is longer than the {NAME_BYTES_MAX} bytes of a DNS name"));
     }
     for label in name.split('.') {
         if label.is_empty() {
@@ -116,10 +100,7 @@ pub(crate) fn host_name(text: &str) -> Result<String, String> {
         if label.len() > LABEL_BYTES_MAX {
             return Err(format!("has a label longer than {LABEL_BYTES_MAX} bytes"));
         }
-        if let Some(odd) = label
-            .chars()
-            .find(|c| !c.is_ascii_alphanumeric() && *c != '-')
-        {
+        if let Some(odd) = label.chars().find(|c| !c.is_ascii_alphanumeric() && *c != '-') {
             return Err(format!(
                 "has {} in its host, where letters, digits, - and . may stand",
                 quoted(&odd.to_string())
@@ -129,11 +110,7 @@ pub(crate) fn host_name(text: &str) -> Result<String, String> {
             return Err("has a label that starts or ends with -".to_owned());
         }
     }
-    if name
-        .rsplit('.')
-        .next()
-        .is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit()))
-    {
+    if name.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit())) {
         return Err("has a host that is neither an IPv4 address nor a name".to_owned());
     }
     Ok(name.to_ascii_lowercase())
@@ -149,10 +126,7 @@ pub(crate) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     })?;
     if address.ip() != address.ip().to_canonical() {
         let plain = SocketAddr::new(address.ip().to_canonical(), address.port());
-        return Err(format!(
-            "{} is an IPv4 address in IPv6 form; accepted: {plain}",
-            quoted(text)
-        ));
+        return Err(format!("{} is an IPv4 address in IPv6 form; accepted: {plain}", quoted(text)));
     }
     if address.ip().is_multicast() || address.ip() == IpAddr::V4(Ipv4Addr::BROADCAST) {
         return Err(format!(
@@ -173,11 +147,7 @@ pub(crate) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 
 /// Digits only: `parse` alone would take a sign.
 fn decimal<T: FromStr>(text: &str) -> Option<T> {
-    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
-        None
-    } else {
-        text.parse().ok()
-    }
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) { None } else { text.parse().ok() }
 }
 
 impl Cidr {
@@ -186,10 +156,7 @@ impl Cidr {
     /// address is compared in its IPv4 form).
     pub fn new(address: IpAddr, prefix_len: u8) -> Option<Self> {
         let is_whole = prefix_len <= width(address) && network(address, prefix_len) == address;
-        (is_whole && address.to_canonical() == address).then_some(Self {
-            address,
-            prefix_len,
-        })
+        (is_whole && address.to_canonical() == address).then_some(Self { address, prefix_len })
     }
 }
 
@@ -218,22 +185,13 @@ impl FromStr for Cidr {
         let width = width(address);
         let prefix_len = match prefix_len {
             None => width,
-            Some(digits) => decimal::<u8>(digits)
-                .filter(|&bits| bits <= width)
-                .ok_or_else(|| {
-                    format!(
-                        "{} has the prefix length {}; accepted: 0 to {width}",
-                        quoted(text),
-                        quoted(digits)
-                    )
-                })?,
+            Some(digits) => decimal::<u8>(digits).filter(|&bits| bits <= width).ok_or_else(|| {
+                format!("{} has the prefix length {}; accepted: 0 to {width}", quoted(text), quoted(digits))
+            })?,
         };
         Self::new(address, prefix_len).ok_or_else(|| {
             let network = network(address, prefix_len);
-            format!(
-                "{} has bits set beyond its prefix; accepted: {network}/{prefix_len}",
-                quoted(text)
-            )
+            format!("{} has bits set beyond its prefix; accepted: {network}/{prefix_len}", quoted(text))
         })
     }
 }
@@ -272,15 +230,11 @@ fn network(address: IpAddr, prefix_len: u8) -> IpAddr {
     match address {
         // A shift by the whole width, for length 0, gives no bits at all.
         IpAddr::V4(v4) => {
-            let mask = u32::MAX
-                .checked_shl(32_u32.saturating_sub(bits))
-                .unwrap_or(0);
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(bits)).unwrap_or(0);
             Ipv4Addr::from_bits(v4.to_bits() & mask).into()
         }
         IpAddr::V6(v6) => {
-            let mask = u128::MAX
-                .checked_shl(128_u32.saturating_sub(bits))
-                .unwrap_or(0);
+            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(bits)).unwrap_or(0);
             Ipv6Addr::from_bits(v6.to_bits() & mask).into()
         }
     }

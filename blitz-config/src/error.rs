@@ -2,7 +2,7 @@
 //!
 //! Owns: one issue (where, which key, what), the bounded list of them, and how a value from the
 //! file is quoted. Does not own: the checks that find issues (see [`crate::file`] and
-//! [`crate::validate`]).
+//! [`mod@crate::validate`]).
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -48,10 +48,7 @@ pub struct Position {
 impl ConfigError {
     /// An error of one issue.
     pub(crate) fn one(issue: Issue) -> Self {
-        Self {
-            issues: vec![issue],
-            omitted: 0,
-        }
+        Self { issues: vec![issue], omitted: 0 }
     }
 
     /// What was found, in the order of the checks, at most [`ISSUES_MAX`].
@@ -76,10 +73,7 @@ impl fmt::Display for ConfigError {
             issue.fmt(f)?;
         }
         if self.omitted > 0 {
-            let source = self
-                .issues
-                .first()
-                .map_or("", |issue| issue.source.as_str());
+            let source = self.issues.first().map_or("", |issue| issue.source.as_str());
             write!(f, "\n{source}: {} more not shown", self.omitted)?;
         }
         Ok(())
@@ -110,11 +104,7 @@ pub(crate) struct Issues {
 
 impl Issues {
     pub(crate) fn new(source: &str) -> Self {
-        Self {
-            source: one_line(source),
-            found: Vec::new(),
-            omitted: 0,
-        }
+        Self { source: one_line(source), found: Vec::new(), omitted: 0 }
     }
 
     /// Notes an issue of this collector's own source.
@@ -131,12 +121,7 @@ impl Issues {
         }
         let (path, message) = issue();
         let source = self.source.clone();
-        self.found.push(Issue {
-            source,
-            position: None,
-            path,
-            message: one_line(&message),
-        });
+        self.found.push(Issue { source, position: None, path, message: one_line(&message) });
     }
 
     /// Notes the issues of another source behind the own ones: a flag's behind a file's.
@@ -155,10 +140,7 @@ impl Issues {
         if self.is_empty() {
             Ok(value)
         } else {
-            Err(ConfigError {
-                issues: self.found,
-                omitted: self.omitted,
-            })
+            Err(ConfigError { issues: self.found, omitted: self.omitted })
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The configuration file as it is written: names and strings, nothing resolved.
 //!
 //! Owns: the keys, their documentation, defaults and ranges; reading them from text. Does not own:
-//! what the values mean together (see [`crate::validate`]) or the types that the rest of Blitz
+//! what the values mean together (see [`mod@crate::validate`]) or the types that the rest of Blitz
 //! reads (see [`crate::model`]).
 //!
 //! One definition serves three ends. The structs below are what serde reads; the schema derived
@@ -317,9 +317,7 @@ impl Default for PassiveFile {
 
 impl Default for PoolFile {
     fn default() -> Self {
-        Self {
-            idle_connections_max: Bounded::clamped(Upstream::IDLE_CONNECTIONS_RECOMMENDED.into()),
-        }
+        Self { idle_connections_max: Bounded::clamped(Upstream::IDLE_CONNECTIONS_RECOMMENDED.into()) }
     }
 }
 
@@ -349,18 +347,14 @@ impl Default for HttpFile {
             target_bytes_max: Bounded::clamped(recommended.target_bytes_max as u64),
             request_body_bytes_max: Bounded::clamped(recommended.request_body_bytes_max),
             response_head_bytes_max: Bounded::clamped(recommended.response_head_bytes_max as u64),
-            connections_per_worker_max: Bounded::clamped(
-                recommended.connections_per_worker_max as u64,
-            ),
+            connections_per_worker_max: Bounded::clamped(recommended.connections_per_worker_max as u64),
         }
     }
 }
 
 impl Default for AdminFile {
     fn default() -> Self {
-        Self {
-            address: Admin::RECOMMENDED.address.to_string(),
-        }
+        Self { address: Admin::RECOMMENDED.address.to_string() }
     }
 }
 

@@ -35,26 +35,19 @@ pub(crate) fn host_pattern(text: &str) -> Result<HostPattern, String> {
     if text.contains('*') {
         return Err(refuse("has a * that is not the whole first label"));
     }
-    if let Some(inner) = text
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
+    if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         let address = inner
             .parse::<Ipv6Addr>()
             .map_err(|_| refuse("has brackets around what is not an IPv6 address"))?;
         return Ok(HostPattern::Exact(format!("[{address}]")));
     }
     if text.contains(':') {
-        return Err(refuse(
-            "has a port or a scheme, which are no part of a host",
-        ));
+        return Err(refuse("has a port or a scheme, which are no part of a host"));
     }
     if let Ok(address) = text.parse::<Ipv4Addr>() {
         return Ok(HostPattern::Exact(address.to_string()));
     }
-    host_name(text)
-        .map(HostPattern::Exact)
-        .map_err(|why| refuse(&why))
+    host_name(text).map(HostPattern::Exact).map_err(|why| refuse(&why))
 }
 
 /// Parses a path pattern.
@@ -64,22 +57,14 @@ pub(crate) fn host_pattern(text: &str) -> Result<HostPattern, String> {
 pub(crate) fn path_pattern(text: &str) -> Result<PathPattern, String> {
     let refuse = |why: &str| format!("{} {why}", quoted(text));
     if text.len() > PATH_BYTES_MAX {
-        return Err(refuse(&format!(
-            "is {} bytes long; accepted: at most {PATH_BYTES_MAX}",
-            text.len()
-        )));
+        return Err(refuse(&format!("is {} bytes long; accepted: at most {PATH_BYTES_MAX}", text.len())));
     }
     let Some(rest) = text.strip_prefix('/') else {
-        return Err(refuse(
-            "does not start with /; accepted: a path such as /users/{id}/*rest",
-        ));
+        return Err(refuse("does not start with /; accepted: a path such as /users/{id}/*rest"));
     };
     let parts: Vec<&str> = rest.split('/').collect();
     if parts.len() > PATH_SEGMENTS_MAX {
-        return Err(refuse(&format!(
-            "has {} segments; accepted: at most {PATH_SEGMENTS_MAX}",
-            parts.len()
-        )));
+        return Err(refuse(&format!("has {} segments; accepted: at most {PATH_SEGMENTS_MAX}", parts.len())));
     }
     let mut names = HashSet::new();
     let mut segments = Vec::with_capacity(parts.len());
@@ -96,25 +81,16 @@ pub(crate) fn path_pattern(text: &str) -> Result<PathPattern, String> {
         }
         segments.push(segment);
     }
-    Ok(PathPattern {
-        text: text.to_owned(),
-        segments,
-    })
+    Ok(PathPattern { text: text.to_owned(), segments })
 }
 
 fn segment(part: &str, is_last: bool) -> Result<PathSegment, String> {
-    if let Some(name) = part
-        .strip_prefix('{')
-        .and_then(|part| part.strip_suffix('}'))
-    {
+    if let Some(name) = part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
         return param_name(name).map(PathSegment::Param);
     }
     if let Some(name) = part.strip_prefix('*') {
         if !is_last {
-            return Err(format!(
-                "has {} before its end; accepted: *name as the last segment",
-                quoted(part)
-            ));
+            return Err(format!("has {} before its end; accepted: *name as the last segment", quoted(part)));
         }
         return param_name(name).map(PathSegment::Rest);
     }
@@ -140,10 +116,7 @@ fn literal(part: &str, is_last: bool) -> Result<String, String> {
         return Err("has an empty segment; accepted: // nowhere, / once at the end".to_owned());
     }
     if matches!(part, "." | "..") {
-        return Err(format!(
-            "has the segment {}, which no normalised path has",
-            quoted(part)
-        ));
+        return Err(format!("has the segment {}, which no normalised path has", quoted(part)));
     }
     let mut rest = part;
     while let Some(c) = rest.chars().next() {
@@ -171,16 +144,10 @@ fn literal(part: &str, is_last: bool) -> Result<String, String> {
 
 /// Checks the two digits after a `%` and gives what follows them.
 fn percent_encoded<'a>(part: &str, rest: &'a str) -> Result<&'a str, String> {
-    let digits = rest
-        .get(..2)
-        .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
-    let Some((byte, digits)) =
-        digits.and_then(|digits| Some((u8::from_str_radix(digits, 16).ok()?, digits)))
+    let digits = rest.get(..2).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+    let Some((byte, digits)) = digits.and_then(|digits| Some((u8::from_str_radix(digits, 16).ok()?, digits)))
     else {
-        return Err(format!(
-            "has {} with a % that no two hexadecimal digits follow",
-            quoted(part)
-        ));
+        return Err(format!("has {} with a % that no two hexadecimal digits follow", quoted(part)));
     };
     if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
         return Err(format!(
@@ -201,9 +168,7 @@ fn percent_encoded<'a>(part: &str, rest: &'a str) -> Result<&'a str, String> {
 /// `get` would never match.
 pub(crate) fn method(text: &str) -> Result<(), String> {
     let is_token = (1..=METHOD_BYTES_MAX).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
     if !is_token {
         return Err(format!(
             "{} is not a method; accepted: a name such as GET, at most {METHOD_BYTES_MAX} bytes",
@@ -219,8 +184,7 @@ pub(crate) fn method(text: &str) -> Result<(), String> {
     }
     if text == "CONNECT" {
         return Err(
-            "\"CONNECT\" asks for a tunnel and has no path to match; accepted: any other method"
-                .to_owned(),
+            "\"CONNECT\" asks for a tunnel and has no path to match; accepted: any other method".to_owned()
         );
     }
     Ok(())
@@ -256,10 +220,10 @@ impl Seen {
         }
         let mut earlier = taken.all;
         for method in &route.methods {
-            if let Some(&first) = taken.by_method.get(method) {
+            // A method that this route itself names twice is reported where it stands.
+            let first = *taken.by_method.entry(method.clone()).or_insert(index);
+            if first != index {
                 earlier = earlier.or(Some(first));
-            } else {
-                taken.by_method.insert(method.clone(), index);
             }
         }
         taken.any.get_or_insert(index);

@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, Balance, Cidr, Config, Endpoint, EndpointHost, HttpLimits, Listener, PassiveHealth,
-    Route, Timeouts, Upstream,
+    Admin, Balance, Cidr, Config, Endpoint, EndpointHost, HttpLimits, Listener, PassiveHealth, Route,
+    Timeouts, Upstream,
 };
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -91,10 +91,7 @@ impl std::fmt::Display for RestartReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::AdminAddress { from, to } => {
-                write!(
-                    f,
-                    "admin.address: {from} to {to} needs a restart; {from} stays in use until then"
-                )
+                write!(f, "admin.address: {from} to {to} needs a restart; {from} stays in use until then")
             }
         }
     }
@@ -103,28 +100,13 @@ impl std::fmt::Display for RestartReason {
 impl Plan {
     /// The steps from `old` to `new`. Linear in their size.
     pub fn between(old: &Config, new: &Config) -> Self {
-        let upstreams = Steps::between(
-            &old.upstreams,
-            &new.upstreams,
-            |up| up.name.as_str(),
-            UpstreamChange::between,
-        );
+        let upstreams =
+            Steps::between(&old.upstreams, &new.upstreams, |up| up.name.as_str(), UpstreamChange::between);
         // A route holds the index of its upstream: equal routes over another order are other routes.
-        let names = |config: &Config| {
-            config
-                .upstreams
-                .iter()
-                .map(|up| up.name.clone())
-                .collect::<Vec<_>>()
-        };
+        let names = |config: &Config| config.upstreams.iter().map(|up| up.name.clone()).collect::<Vec<_>>();
         let is_same_order = names(old) == names(new);
         Self {
-            listeners: Steps::between(
-                &old.listeners,
-                &new.listeners,
-                |it| it.address,
-                |_, new| new.clone(),
-            ),
+            listeners: Steps::between(&old.listeners, &new.listeners, |it| it.address, |_, new| new.clone()),
             upstreams,
             routes: (old.routes != new.routes || !is_same_order).then(|| new.routes.clone()),
             trusted_proxies: (old.trusted_proxies != new.trusted_proxies)
@@ -137,15 +119,7 @@ impl Plan {
 
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        let Self {
-            listeners,
-            upstreams,
-            routes,
-            trusted_proxies,
-            timeouts,
-            http,
-            admin,
-        } = self;
+        let Self { listeners, upstreams, routes, trusted_proxies, timeouts, http, admin } = self;
         listeners.is_empty()
             && upstreams.is_empty()
             && routes.is_none()
@@ -157,10 +131,9 @@ impl Plan {
 
     /// What of the plan a reload from `old` cannot do. The rest can be applied all the same.
     pub fn requires_restart(&self, old: &Config) -> Vec<RestartReason> {
-        let admin = self.admin.map(|admin| RestartReason::AdminAddress {
-            from: old.admin.address,
-            to: admin.address,
-        });
+        let admin = self
+            .admin
+            .map(|admin| RestartReason::AdminAddress { from: old.admin.address, to: admin.address });
         admin.into_iter().collect()
     }
 
@@ -171,18 +144,10 @@ impl Plan {
     /// another configuration.
     pub fn apply(&self, old: &Config) -> Result<Config, PlanMismatch> {
         Ok(Config {
-            listeners: self
-                .listeners
-                .apply(&old.listeners, |_, new| Ok(new.clone()))?,
-            upstreams: self
-                .upstreams
-                .apply(&old.upstreams, |old, change| change.apply(old))?,
+            listeners: self.listeners.apply(&old.listeners, |_, new| Ok(new.clone()))?,
+            upstreams: self.upstreams.apply(&old.upstreams, |old, change| change.apply(old))?,
             routes: self.routes.as_ref().unwrap_or(&old.routes).clone(),
-            trusted_proxies: self
-                .trusted_proxies
-                .as_ref()
-                .unwrap_or(&old.trusted_proxies)
-                .clone(),
+            trusted_proxies: self.trusted_proxies.as_ref().unwrap_or(&old.trusted_proxies).clone(),
             timeouts: self.timeouts.unwrap_or(old.timeouts),
             http: self.http.unwrap_or(old.http),
             admin: self.admin.unwrap_or(old.admin),
@@ -219,9 +184,7 @@ impl UpstreamChange {
         Ok(Upstream {
             name: old.name.clone(),
             balance: self.balance,
-            endpoints: self
-                .endpoints
-                .apply(&old.endpoints, |_, new| Ok(new.clone()))?,
+            endpoints: self.endpoints.apply(&old.endpoints, |_, new| Ok(new.clone()))?,
             passive: self.passive,
             idle_connections_max: self.idle_connections_max,
         })
@@ -235,19 +198,15 @@ impl<T: Clone + PartialEq, C> Steps<T, C> {
         key: impl Fn(&'a T) -> K,
         change: impl Fn(&T, &T) -> C,
     ) -> Self {
-        let mut free: HashMap<K, usize> = old
-            .iter()
-            .enumerate()
-            .map(|(index, item)| (key(item), index))
-            .collect();
+        let mut free: HashMap<K, usize> =
+            old.iter().enumerate().map(|(index, item)| (key(item), index)).collect();
         let mut taken = vec![false; old.len()];
         let steps = new
             .iter()
             .map(|item| {
                 // Removed from the map: state is handed on to one successor, never to two.
-                let Some((from, before)) = free
-                    .remove(&key(item))
-                    .and_then(|from| Some((from, old.get(from)?)))
+                let Some((from, before)) =
+                    free.remove(&key(item)).and_then(|from| Some((from, old.get(from)?)))
                 else {
                     return Step::Add(item.clone());
                 };
@@ -257,19 +216,12 @@ impl<T: Clone + PartialEq, C> Steps<T, C> {
                 if before == item {
                     Step::Keep { from }
                 } else {
-                    Step::Change {
-                        from,
-                        change: change(before, item),
-                    }
+                    Step::Change { from, change: change(before, item) }
                 }
             })
             .collect();
-        let removed = taken
-            .iter()
-            .enumerate()
-            .filter(|(_, taken)| !**taken)
-            .map(|(index, _)| index)
-            .collect();
+        let removed =
+            taken.iter().enumerate().filter(|(_, taken)| !**taken).map(|(index, _)| index).collect();
         Self { steps, removed }
     }
 
@@ -282,9 +234,7 @@ impl<T: Clone + PartialEq, C> Steps<T, C> {
             .iter()
             .map(|step| match step {
                 Step::Keep { from } => old.get(*from).cloned().ok_or(PlanMismatch),
-                Step::Change { from, change: to } => {
-                    change(old.get(*from).ok_or(PlanMismatch)?, to)
-                }
+                Step::Change { from, change: to } => change(old.get(*from).ok_or(PlanMismatch)?, to),
                 Step::Add(item) => Ok(item.clone()),
             })
             .collect()
@@ -294,29 +244,24 @@ impl<T: Clone + PartialEq, C> Steps<T, C> {
 impl<T, C> Steps<T, C> {
     /// Whether every item stays as it is and where it is.
     pub fn is_empty(&self) -> bool {
-        let stays = |(index, step): (usize, &Step<T, C>)| matches!(step, Step::Keep { from } if *from == index);
+        let stays =
+            |(index, step): (usize, &Step<T, C>)| matches!(step, Step::Keep { from } if *from == index);
         self.removed.is_empty() && self.steps.iter().enumerate().all(stays)
     }
 
     /// The items whose key is new, with their index in the new list.
     pub fn added(&self) -> impl Iterator<Item = (usize, &T)> {
-        self.steps
-            .iter()
-            .enumerate()
-            .filter_map(|(index, step)| match step {
-                Step::Add(item) => Some((index, item)),
-                Step::Keep { .. } | Step::Change { .. } => None,
-            })
+        self.steps.iter().enumerate().filter_map(|(index, step)| match step {
+            Step::Add(item) => Some((index, item)),
+            Step::Keep { .. } | Step::Change { .. } => None,
+        })
     }
 
     /// The items that stay, changed or not, as pairs of old and new index.
     pub fn carried(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.steps
-            .iter()
-            .enumerate()
-            .filter_map(|(index, step)| match step {
-                Step::Keep { from } | Step::Change { from, .. } => Some((*from, index)),
-                Step::Add(_) => None,
-            })
+        self.steps.iter().enumerate().filter_map(|(index, step)| match step {
+            Step::Keep { from } | Step::Change { from, .. } => Some((*from, index)),
+            Step::Add(_) => None,
+        })
     }
 }

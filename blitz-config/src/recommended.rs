@@ -89,9 +89,7 @@ impl Default for PassiveHealth {
 
 impl Admin {
     /// Loopback, port 9900: the admin API has no authentication of its own.
-    pub const RECOMMENDED: Self = Self {
-        address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9900),
-    };
+    pub const RECOMMENDED: Self = Self { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9900) };
 }
 
 impl Default for Admin {

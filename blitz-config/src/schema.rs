@@ -18,11 +18,25 @@ pub fn json_schema() -> Value {
 /// The schema, generated once. Subschemas are inlined: whoever walks it follows no references, and
 /// the model is not recursive.
 pub(crate) static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-    let settings = SchemaSettings::draft2020_12()
-        .with(|settings| settings.inline_subschemas = true)
-        .for_deserialize();
-    settings
-        .into_generator()
-        .into_root_schema_for::<FileConfig>()
-        .to_value()
+    let settings =
+        SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true).for_deserialize();
+    let mut schema = settings.into_generator().into_root_schema_for::<FileConfig>().to_value();
+    join_lines(&mut schema);
+    schema
 });
+
+/// Descriptions are wrapped where the source is; in the schema each is one paragraph.
+fn join_lines(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            for (key, value) in map {
+                match value {
+                    Value::String(text) if key == "description" => *text = text.replace('\n', " "),
+                    value => join_lines(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(join_lines),
+        _ => {}
+    }
+}

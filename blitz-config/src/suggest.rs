@@ -21,9 +21,7 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         let distance = if folded == word {
             0
         } else if word.len() >= 4
-            && folded
-                .strip_prefix(word.as_str())
-                .is_some_and(|rest| rest.starts_with('_'))
+            && folded.strip_prefix(word.as_str()).is_some_and(|rest| rest.starts_with('_'))
         {
             1
         } else {
@@ -54,14 +52,10 @@ fn edits(a: &[u8], b: &[u8]) -> usize {
         let mut previous_b = None;
         for (column, (&to, pair)) in b.iter().zip(last.windows(2)).enumerate() {
             let &[diagonal, above] = pair else { break };
-            let mut cost = (diagonal + usize::from(from != to))
-                .min(above + 1)
-                .min(left + 1);
+            let mut cost = (diagonal + usize::from(from != to)).min(above + 1).min(left + 1);
             if previous_a == Some(to)
                 && previous_b == Some(from)
-                && let Some(&swapped) = column
-                    .checked_sub(1)
-                    .and_then(|column| before_last.get(column))
+                && let Some(&swapped) = column.checked_sub(1).and_then(|column| before_last.get(column))
             {
                 cost = cost.min(swapped + 1);
             }

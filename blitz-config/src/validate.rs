@@ -8,12 +8,12 @@
 use crate::address;
 use crate::error::{ConfigError, Issues, quoted};
 use crate::file::{
-    ENDPOINTS_MAX, FileConfig, Format, HttpFile, ListenerFile, Milliseconds, ProtocolFile,
-    RouteFile, TimeoutsFile, UpstreamFile, key_text, parse,
+    ENDPOINTS_MAX, FileConfig, Format, HttpFile, ListenerFile, Milliseconds, ProtocolFile, RouteFile,
+    TimeoutsFile, UPSTREAM_ENDPOINTS_MAX, UpstreamFile, key_text, parse,
 };
 use crate::model::{
-    Admin, Balance, Cidr, Config, Endpoint, HostPattern, HttpLimits, Listener, PassiveHealth,
-    PathPattern, PathSegment, Protocol, Route, Timeouts, Upstream,
+    Admin, Balance, Cidr, Config, Endpoint, HostPattern, HttpLimits, Listener, PassiveHealth, PathPattern,
+    PathSegment, Protocol, Route, Timeouts, Upstream,
 };
 use crate::pattern;
 use crate::suggest;
@@ -57,11 +57,7 @@ pub struct Overrides {
 /// # Errors
 /// A backend or the admin address is malformed, a backend is there twice, or the admin address is in
 /// the way of the port.
-pub fn from_command_line(
-    backends: &[String],
-    port: u16,
-    admin: Option<&str>,
-) -> Result<Config, ConfigError> {
+pub fn from_command_line(backends: &[String], port: u16, admin: Option<&str>) -> Result<Config, ConfigError> {
     without_file(&Overrides {
         backends: backends.to_vec(),
         port: Some(port),
@@ -76,10 +72,7 @@ pub fn from_command_line(
 pub fn without_file(overrides: &Overrides) -> Result<Config, ConfigError> {
     let mut issues = Issues::new(COMMAND_LINE);
     if overrides.port.is_none() {
-        issues.add(
-            "-p",
-            "no listener; give -p PORT, or -c FILE with [[listeners]]",
-        );
+        issues.add("-p", "no listener; give -p PORT, or -c FILE with [[listeners]]");
     }
     assemble(&FileConfig::default(), issues, overrides)
 }
@@ -89,17 +82,10 @@ pub fn without_file(overrides: &Overrides) -> Result<Config, ConfigError> {
 /// # Errors
 /// Everything that is wrong, up to [`crate::error::ISSUES_MAX`]: see [`ConfigError`]. The file is
 /// checked as a whole, also where the command line replaces it.
-pub fn validate(
-    file: &FileConfig,
-    source_name: &str,
-    overrides: &Overrides,
-) -> Result<Config, ConfigError> {
+pub fn validate(file: &FileConfig, source_name: &str, overrides: &Overrides) -> Result<Config, ConfigError> {
     let mut issues = Issues::new(source_name);
     if file.listeners.is_empty() && overrides.port.is_none() {
-        issues.add(
-            "listeners",
-            "none; add [[listeners]] with a name and an address, or give -p PORT",
-        );
+        issues.add("listeners", "none; add [[listeners]] with a name and an address, or give -p PORT");
     }
     assemble(file, issues, overrides)
 }
@@ -117,11 +103,7 @@ pub fn load(
     validate(&parse(text, format, source_name)?, source_name, overrides)
 }
 
-fn assemble(
-    file: &FileConfig,
-    mut issues: Issues,
-    overrides: &Overrides,
-) -> Result<Config, ConfigError> {
+fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Result<Config, ConfigError> {
     let mut listeners = listeners(&file.listeners, &mut issues);
     let mut upstreams = upstreams(&file.upstreams, &mut issues);
     let mut routes = routes(&file.routes, &upstreams, &mut issues);
@@ -136,11 +118,7 @@ fn assemble(
             let port = u16::try_from(backend.port.value()).unwrap_or(0);
             address::backend(&backend.host, port, narrow(backend.weight.value()))
         });
-        upstreams = vec![default_upstream(
-            backends,
-            |index| format!("backends[{index}]"),
-            &mut issues,
-        )];
+        upstreams = vec![default_upstream(backends, |index| format!("backends[{index}]"), &mut issues)];
         routes = vec![catch_all()];
     }
     let trusted_proxies = trusted_proxies(&file.trusted_proxies, &mut issues);
@@ -153,11 +131,12 @@ fn assemble(
     };
 
     let mut flags = Issues::new(COMMAND_LINE);
+    if overrides.backends.len() > UPSTREAM_ENDPOINTS_MAX {
+        let count = overrides.backends.len();
+        flags.add("-b", format!("{count} backends; accepted: at most {UPSTREAM_ENDPOINTS_MAX}"));
+    }
     if !overrides.backends.is_empty() {
-        let backends = overrides
-            .backends
-            .iter()
-            .map(|backend| address::endpoint(backend, 1));
+        let backends = overrides.backends.iter().map(|backend| address::endpoint(backend, 1));
         upstreams = vec![default_upstream(backends, |_| "-b".to_owned(), &mut flags)];
         routes = vec![catch_all()];
     }
@@ -171,19 +150,21 @@ fn assemble(
         }
     }
 
-    for (index, listener) in listeners.iter().enumerate() {
-        if address::collide(listener.address, admin.address) {
-            let message = format!(
-                "{} is in the way of the admin API on {}",
-                listener.address, admin.address
-            );
-            match overrides.port {
-                Some(_) => flags.add("-p", message),
-                None => issues.add(format!("listeners[{index}].address"), message),
-            }
+    // What is left makes sense only of addresses that could all be read.
+    let is_sound = issues.is_empty() && flags.is_empty();
+    let in_the_way = listeners
+        .iter()
+        .map(|listener| listener.address)
+        .enumerate()
+        .find(|&(_, address)| address::collide(address, admin.address));
+    if let Some((index, address)) = in_the_way.filter(|_| is_sound) {
+        let message = format!("{address} is in the way of the admin API on {}", admin.address);
+        match (overrides.port, &overrides.admin) {
+            (Some(_), _) => flags.add("-p", message),
+            (None, Some(_)) => flags.add("--admin", message),
+            (None, None) => issues.add(format!("listeners[{index}].address"), message),
         }
     }
-    let is_sound = issues.is_empty() && flags.is_empty();
     if is_sound && routes.is_empty() && !listeners.iter().any(|listener| listener.builtin_answers) {
         issues.add(
             "routes",
@@ -226,9 +207,10 @@ fn listeners(file: &[ListenerFile], issues: &mut Issues) -> Vec<Listener> {
                 continue;
             }
         };
-        let earlier = listeners.iter().zip(&indices).find(|(other, _)| {
-            other.address == address || address::collide(other.address, address)
-        });
+        let earlier = listeners
+            .iter()
+            .zip(&indices)
+            .find(|(other, _)| other.address == address || address::collide(other.address, address));
         if let Some((other, first)) = earlier {
             let message = format!(
                 "{address} is in the way of listeners[{first}] on {}; accepted: another port",
@@ -250,10 +232,7 @@ fn listeners(file: &[ListenerFile], issues: &mut Issues) -> Vec<Listener> {
 fn protocols(index: usize, file: &[ProtocolFile], issues: &mut Issues) -> Vec<Protocol> {
     let mut protocols = Vec::with_capacity(file.len());
     if file.is_empty() {
-        issues.add(
-            format!("listeners[{index}].protocols"),
-            "empty; accepted: \"h1\"",
-        );
+        issues.add(format!("listeners[{index}].protocols"), "empty; accepted: \"h1\"");
     }
     for (position, protocol) in file.iter().enumerate() {
         let protocol = match protocol {
@@ -289,21 +268,14 @@ fn upstreams(file: &BTreeMap<String, UpstreamFile>, issues: &mut Issues) -> Vec<
             issues.add(path.clone(), why);
         }
         if upstream.endpoints.is_empty() {
-            issues.add(
-                format!("{path}.endpoints"),
-                "empty; accepted: at least one endpoint",
-            );
+            issues.add(format!("{path}.endpoints"), "empty; accepted: at least one endpoint");
         }
         total += upstream.endpoints.len();
         let parsed = upstream
             .endpoints
             .iter()
             .map(|endpoint| address::endpoint(&endpoint.address, narrow(endpoint.weight.value())));
-        let endpoints = endpoints(
-            parsed,
-            |index| format!("{path}.endpoints[{index}].address"),
-            issues,
-        );
+        let endpoints = endpoints(parsed, |index| format!("{path}.endpoints[{index}].address"), issues);
         let passive = &upstream.health.passive;
         upstreams.push(Upstream {
             name: name.clone(),
@@ -319,10 +291,7 @@ fn upstreams(file: &BTreeMap<String, UpstreamFile>, issues: &mut Issues) -> Vec<
         });
     }
     if total > ENDPOINTS_MAX {
-        issues.add(
-            "upstreams",
-            format!("{total} endpoints in all; accepted: at most {ENDPOINTS_MAX}"),
-        );
+        issues.add("upstreams", format!("{total} endpoints in all; accepted: at most {ENDPOINTS_MAX}"));
     }
     upstreams
 }
@@ -370,37 +339,25 @@ fn default_upstream(
 fn catch_all() -> Route {
     Route {
         host: HostPattern::Any,
-        path: PathPattern {
-            text: "/*rest".to_owned(),
-            segments: vec![PathSegment::Rest("rest".to_owned())],
-        },
+        path: PathPattern { text: "/*rest".to_owned(), segments: vec![PathSegment::Rest("rest".to_owned())] },
         methods: Vec::new(),
         upstream: 0,
     }
 }
 
 fn routes(file: &[RouteFile], upstreams: &[Upstream], issues: &mut Issues) -> Vec<Route> {
-    let by_name: HashMap<&str, usize> = upstreams
-        .iter()
-        .enumerate()
-        .map(|(index, up)| (up.name.as_str(), index))
-        .collect();
+    let by_name: HashMap<&str, usize> =
+        upstreams.iter().enumerate().map(|(index, up)| (up.name.as_str(), index)).collect();
     let mut seen = pattern::Seen::default();
     let mut routes = Vec::with_capacity(file.len());
     for (index, route) in file.iter().enumerate() {
-        let mut refuse =
-            |key: &str, why: String| issues.add_with(|| (format!("routes[{index}].{key}"), why));
+        let mut refuse = |key: &str, why: String| issues.add_with(|| (format!("routes[{index}].{key}"), why));
         let host = pattern::host_pattern(&route.host).map_err(|why| refuse("host", why));
         let path = pattern::path_pattern(&route.path).map_err(|why| refuse("path", why));
         for (position, method) in route.methods.iter().enumerate() {
             if let Err(why) = pattern::method(method) {
                 refuse(&format!("methods[{position}]"), why);
-            } else if route
-                .methods
-                .iter()
-                .take(position)
-                .any(|earlier| earlier == method)
-            {
+            } else if route.methods.iter().take(position).any(|earlier| earlier == method) {
                 refuse(
                     &format!("methods[{position}]"),
                     format!("{} is there twice; accepted: each once", quoted(method)),
@@ -410,22 +367,14 @@ fn routes(file: &[RouteFile], upstreams: &[Upstream], issues: &mut Issues) -> Ve
         let upstream = by_name.get(route.upstream.as_str()).copied();
         if upstream.is_none() {
             issues.add_with(|| {
-                (
-                    format!("routes[{index}].upstream"),
-                    unknown_upstream(&route.upstream, upstreams),
-                )
+                (format!("routes[{index}].upstream"), unknown_upstream(&route.upstream, upstreams))
             });
         }
         let (Ok(host), Ok(path)) = (host, path) else {
             continue;
         };
         // Index 0 never leaves here: without the upstream there is an issue, and so no configuration.
-        let route = Route {
-            host,
-            path,
-            methods: route.methods.clone(),
-            upstream: upstream.unwrap_or(0),
-        };
+        let route = Route { host, path, methods: route.methods.clone(), upstream: upstream.unwrap_or(0) };
         if let Some(earlier) = seen.insert(index, &route) {
             issues.add_with(|| {
                 let message = format!(
@@ -448,21 +397,10 @@ fn unknown_upstream(name: &str, upstreams: &[Upstream]) -> String {
         return format!("{name_text} is not an upstream; there are none, add [upstreams.NAME]");
     }
     if let Some(near) = suggest::nearest(name, known().take(SUGGESTIONS_FROM_MAX)) {
-        return format!(
-            "{name_text} is not an upstream; did you mean {}?",
-            quoted(near)
-        );
+        return format!("{name_text} is not an upstream; did you mean {}?", quoted(near));
     }
-    let listed = known()
-        .take(NAMES_LISTED_MAX)
-        .map(quoted)
-        .collect::<Vec<_>>()
-        .join(", ");
-    let more = if upstreams.len() > NAMES_LISTED_MAX {
-        ", …"
-    } else {
-        ""
-    };
+    let listed = known().take(NAMES_LISTED_MAX).map(quoted).collect::<Vec<_>>().join(", ");
+    let more = if upstreams.len() > NAMES_LISTED_MAX { ", …" } else { "" };
     format!("{name_text} is not an upstream; accepted: {listed}{more}")
 }
 
@@ -506,9 +444,7 @@ fn http_limits(file: &HttpFile) -> HttpLimits {
 /// Names end up in logs, metric labels and paths of the admin API.
 fn check_name(name: &str) -> Result<(), String> {
     let is_name = (1..=NAME_BYTES_MAX).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
     if is_name {
         Ok(())
     } else {

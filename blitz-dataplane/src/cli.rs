@@ -55,13 +55,7 @@ pub struct Arguments {
     io: IoMode,
 
     /// What goes to the log, on standard error
-    #[arg(
-        short,
-        long = "log-level",
-        value_enum,
-        value_name = "LEVEL",
-        default_value_t
-    )]
+    #[arg(short, long = "log-level", value_enum, value_name = "LEVEL", default_value_t)]
     log_level: LogLevel,
 
     /// Everything goes to the log: -l debug
@@ -127,9 +121,7 @@ pub fn main<C: WorkerCode>() -> ExitCode {
 }
 
 /// Runs as a worker process. The supervisor tells why it ended, so nothing is printed here but what it cannot know.
-fn worker_process<C: WorkerCode>(
-    channel: Result<(std::os::unix::net::UnixStream, u32), String>,
-) -> ExitCode {
+fn worker_process<C: WorkerCode>(channel: Result<(std::os::unix::net::UnixStream, u32), String>) -> ExitCode {
     logging::install(LogLevel::default().into());
     let (channel, supervisor) = match channel {
         Ok(channel) => channel,
@@ -174,14 +166,9 @@ fn execute<C: WorkerCode>(arguments: Arguments) -> Result<(), Failure> {
         return Err(Failure::usage(text.to_owned()));
     }
     let code = Code::of::<C>();
-    let allowed = affinity::allowed().map_err(|error| {
-        Failure::start(format!("cannot tell which processors may be used: {error}"))
-    })?;
-    let cores = cores(
-        arguments.workers,
-        &allowed,
-        std::thread::available_parallelism().ok(),
-    );
+    let allowed = affinity::allowed()
+        .map_err(|error| Failure::start(format!("cannot tell which processors may be used: {error}")))?;
+    let cores = cores(arguments.workers, &allowed, std::thread::available_parallelism().ok());
     if arguments.check {
         // A mistake on the command line itself is the caller's, one in the file the file's.
         let text = check(&origin, &arguments, admin, code, cores.len());
@@ -189,10 +176,7 @@ fn execute<C: WorkerCode>(arguments: Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     if origin.path.is_none() {
-        origin
-            .read()
-            .and_then(|text| text.parse().map(drop))
-            .map_err(Failure::usage)?;
+        origin.read().and_then(|text| text.parse().map(drop)).map_err(Failure::usage)?;
     }
 
     // Kernels before 5.11 lack the call; then only what we open ourselves is sure not to reach the workers.
@@ -201,23 +185,16 @@ fn execute<C: WorkerCode>(arguments: Arguments) -> Result<(), Failure> {
     }
     match rlimit::raise_descriptors() {
         Ok(limit) if limit < DESCRIPTORS_ADVISED => {
-            log::warn!(
-                "only {limit} descriptors a process are allowed (ulimit -Hn, systemd: LimitNOFILE)"
-            );
+            log::warn!("only {limit} descriptors a process are allowed (ulimit -Hn, systemd: LimitNOFILE)");
         }
         Ok(_) => {}
         Err(error) => log::warn!("the limit of descriptors stays as it is: {error}"),
     }
     let (secret, origin_of_secret) =
-        secret::load(&Places::from_environment(arguments.secret_file.clone()))
-            .map_err(Failure::start)?;
+        secret::load(&Places::from_environment(arguments.secret_file.clone())).map_err(Failure::start)?;
     match origin_of_secret {
         Origin::Loaded(path) => log::info!("master secret {} from {}", secret.id(), path.display()),
-        Origin::Created(path) => log::info!(
-            "master secret {} created in {}",
-            secret.id(),
-            path.display()
-        ),
+        Origin::Created(path) => log::info!("master secret {} created in {}", secret.id(), path.display()),
         Origin::Memory(why) => log::warn!(
             "master secret {} in memory only, a restart forgets it: {why}; --secret-file names a place",
             secret.id()
@@ -226,10 +203,7 @@ fn execute<C: WorkerCode>(arguments: Arguments) -> Result<(), Failure> {
     if let Some(workers) = arguments.workers
         && workers as usize > allowed.len()
     {
-        log::warn!(
-            "{workers} workers share {} processors and are not pinned",
-            allowed.len()
-        );
+        log::warn!("{workers} workers share {} processors and are not pinned", allowed.len());
     }
     let options = Options {
         origin,
@@ -246,9 +220,9 @@ fn execute<C: WorkerCode>(arguments: Arguments) -> Result<(), Failure> {
     };
     match control::run(options, code) {
         Ok(Outcome::Ended) => Ok(()),
-        Ok(Outcome::Forced) => Err(Failure::start(
-            "some workers did not end in time and were killed".to_owned(),
-        )),
+        Ok(Outcome::Forced) => {
+            Err(Failure::start("some workers did not end in time and were killed".to_owned()))
+        }
         Err(reason) => Err(Failure::start(reason)),
     }
 }
@@ -272,36 +246,18 @@ fn origin(arguments: &Arguments) -> (ConfigOrigin, AdminChoice) {
         port: arguments.port,
         admin: arguments.admin.clone().filter(|_| !is_off),
     };
-    let choice = if is_off {
-        AdminChoice::Off
-    } else {
-        AdminChoice::Configured
-    };
-    (
-        ConfigOrigin {
-            path: arguments.config.clone(),
-            overrides,
-        },
-        choice,
-    )
+    let choice = if is_off { AdminChoice::Off } else { AdminChoice::Configured };
+    (ConfigOrigin { path: arguments.config.clone(), overrides }, choice)
 }
 
 /// The processor of each worker. By default as many workers as processors that may be used, fewer where a control group
 /// grants less time than that (`parallelism`). More workers than processors are not pinned: the kernel balances them.
-fn cores(
-    wanted: Option<u32>,
-    allowed: &[usize],
-    parallelism: Option<NonZeroUsize>,
-) -> Vec<Option<usize>> {
+fn cores(wanted: Option<u32>, allowed: &[usize], parallelism: Option<NonZeroUsize>) -> Vec<Option<usize>> {
     let granted = parallelism.map_or(usize::MAX, NonZeroUsize::get);
     let default = allowed.len().min(granted).clamp(1, WORKERS_MAX as usize);
     let count = wanted.map_or(default, |wanted| wanted as usize);
     let pin = |index| {
-        if count <= allowed.len() {
-            allowed.get(index).copied()
-        } else {
-            None
-        }
+        if count <= allowed.len() { allowed.get(index).copied() } else { None }
     };
     (0..count).map(pin).collect()
 }
@@ -329,47 +285,21 @@ fn describe(
     admin: AdminChoice,
     workers: usize,
 ) -> std::fmt::Result {
-    let source = arguments.config.as_ref().map_or_else(
-        || "command line".to_owned(),
-        |path| path.display().to_string(),
-    );
+    let source = arguments
+        .config
+        .as_ref()
+        .map_or_else(|| "command line".to_owned(), |path| path.display().to_string());
     writeln!(text, "{source}: ok")?;
-    writeln!(
-        text,
-        "workers: {workers} (mode {}, io {})",
-        arguments.mode, arguments.io
-    )?;
+    writeln!(text, "workers: {workers} (mode {}, io {})", arguments.mode, arguments.io)?;
     for listener in &config.listeners {
-        let builtin = if listener.builtin_answers {
-            ", with built-in answers"
-        } else {
-            ""
-        };
-        writeln!(
-            text,
-            "listener {}: {}{builtin}",
-            listener.name, listener.address
-        )?;
+        let builtin = if listener.builtin_answers { ", with built-in answers" } else { "" };
+        writeln!(text, "listener {}: {}{builtin}", listener.name, listener.address)?;
     }
     for upstream in &config.upstreams {
-        let shown: Vec<String> = upstream
-            .endpoints
-            .iter()
-            .take(ENDPOINTS_SHOWN)
-            .map(endpoint)
-            .collect();
+        let shown: Vec<String> = upstream.endpoints.iter().take(ENDPOINTS_SHOWN).map(endpoint).collect();
         let more = upstream.endpoints.len().saturating_sub(ENDPOINTS_SHOWN);
-        let more = if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        };
-        writeln!(
-            text,
-            "upstream {}: {}{more}",
-            upstream.name,
-            shown.join(", ")
-        )?;
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        writeln!(text, "upstream {}: {}{more}", upstream.name, shown.join(", "))?;
     }
     writeln!(text, "routes: {}", config.routes.len())?;
     match admin {
@@ -387,11 +317,7 @@ fn endpoint(endpoint: &Endpoint) -> String {
         EndpointHost::Address(address) => std::net::SocketAddr::new(*address, port).to_string(),
         EndpointHost::Name(name) => format!("{name}:{port}"),
     };
-    if endpoint.weight == 1 {
-        host
-    } else {
-        format!("{host} (weight {})", endpoint.weight)
-    }
+    if endpoint.weight == 1 { host } else { format!("{host} (weight {})", endpoint.weight) }
 }
 
 #[cfg(test)]
@@ -407,23 +333,14 @@ mod tests {
     #[test]
     fn the_flags_are_those_of_the_design() {
         Arguments::command().debug_assert();
-        let arguments = parse("blitz -b 127.0.0.1:9001 -b localhost:9002 -p 8080 -w 2 --mode sp --io epoll -t -l warn").expect("flags");
-        assert_eq!(
-            log_level(&arguments),
-            LogLevel::Info,
-            "traces are lines of level info"
-        );
-        let (origin, admin) = origin(&arguments);
-        assert_eq!(
-            origin.overrides.backends,
-            ["127.0.0.1:9001", "localhost:9002"]
-        );
-        assert_eq!(
-            (origin.overrides.port, origin.path, admin),
-            (Some(8080), None, AdminChoice::Configured)
-        );
         let arguments =
-            parse("blitz -c edge.toml --admin off -v --secret-file s --check").expect("flags");
+            parse("blitz -b 127.0.0.1:9001 -b localhost:9002 -p 8080 -w 2 --mode sp --io epoll -t -l warn")
+                .expect("flags");
+        assert_eq!(log_level(&arguments), LogLevel::Info, "traces are lines of level info");
+        let (origin, admin) = origin(&arguments);
+        assert_eq!(origin.overrides.backends, ["127.0.0.1:9001", "localhost:9002"]);
+        assert_eq!((origin.overrides.port, origin.path, admin), (Some(8080), None, AdminChoice::Configured));
+        let arguments = parse("blitz -c edge.toml --admin off -v --secret-file s --check").expect("flags");
         assert_eq!(log_level(&arguments), LogLevel::Debug);
         assert_eq!(super::origin(&arguments).1, AdminChoice::Off);
         assert_eq!(super::origin(&arguments).0.overrides.admin, None);
@@ -448,12 +365,7 @@ mod tests {
         let help = parse("blitz --help").expect_err("help");
         assert_eq!(help.exit_code(), 0);
         assert!(help.to_string().contains("blitz -b 127.0.0.1:9001"));
-        assert!(
-            parse("blitz --version")
-                .expect_err("version")
-                .to_string()
-                .starts_with("blitz 0.")
-        );
+        assert!(parse("blitz --version").expect_err("version").to_string().starts_with("blitz 0."));
     }
 
     #[test]

@@ -54,15 +54,13 @@ pub fn name_thread(who: Who) {
 /// Installs the sink and turns panics into lines of level err. Later calls change the level only.
 pub fn install(level: LevelFilter) {
     static SINK: OnceLock<Sink> = OnceLock::new();
-    let sink = SINK.get_or_init(|| Sink {
-        limiter: Mutex::new(Limiter::new(Instant::now())),
-    });
+    let sink = SINK.get_or_init(|| Sink { limiter: Mutex::new(Limiter::new(Instant::now())) });
     if log::set_logger(sink).is_ok() {
         std::panic::set_hook(Box::new(|panic| {
             let text = panic.payload_as_str().unwrap_or("no text");
-            let place = panic.location().map_or_else(String::new, |place| {
-                format!("{}:{}", place.file(), place.line())
-            });
+            let place = panic
+                .location()
+                .map_or_else(String::new, |place| format!("{}:{}", place.file(), place.line()));
             log::error!("panic at {place}: {text}");
         }));
     }
@@ -106,13 +104,7 @@ impl Log for Sink {
                 None => return,
             }
         };
-        let line = line(
-            SystemTime::now(),
-            record.level(),
-            WHO.get(),
-            &record.args().to_string(),
-            left_out,
-        );
+        let line = line(SystemTime::now(), record.level(), WHO.get(), &record.args().to_string(), left_out);
         // Nobody can be told that standard error is gone.
         let _lost = std::io::stderr().write_all(line.as_bytes());
     }
@@ -153,11 +145,7 @@ fn line(time: SystemTime, level: Level, who: Who, message: &str, left_out: u64) 
             break;
         }
         // A message with control characters could forge lines or drive a terminal.
-        if c.is_control() {
-            line.extend(c.escape_default())
-        } else {
-            line.push(c)
-        }
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
     if left_out > 0 {
         let _infallible = write!(line, " ({left_out} such lines left out)");
@@ -174,23 +162,16 @@ fn timestamp(line: &mut String, time: SystemTime) {
     // Gregorian calendar has 400 years or 146,097 days; 719,468 days lie between 0000-03-01 and 1970-01-01.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     let milli = since.subsec_millis();
-    let _infallible = write!(
-        line,
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"
-    );
+    let _infallible =
+        write!(line, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z");
 }
 
 /// A token bucket for each place in the code.
@@ -208,30 +189,18 @@ struct Bucket {
 
 impl Limiter {
     fn new(now: Instant) -> Self {
-        Self {
-            buckets: vec![
-                Bucket {
-                    tokens: u64::from(BURST) * 1000,
-                    filled: now,
-                    left_out: 0
-                };
-                BUCKETS
-            ],
-        }
+        Self { buckets: vec![Bucket { tokens: u64::from(BURST) * 1000, filled: now, left_out: 0 }; BUCKETS] }
     }
 
     /// `Some` when a line may pass, with the number of lines left out before it.
     fn admit(&mut self, place: u64, now: Instant) -> Option<u64> {
         let index = usize::try_from(place % BUCKETS as u64).unwrap_or(0);
         let bucket = self.buckets.get_mut(index)?;
-        let elapsed_ms = u64::try_from(now.saturating_duration_since(bucket.filled).as_millis())
-            .unwrap_or(u64::MAX);
+        let elapsed_ms =
+            u64::try_from(now.saturating_duration_since(bucket.filled).as_millis()).unwrap_or(u64::MAX);
         if elapsed_ms > 0 {
             let gained = elapsed_ms.saturating_mul(u64::from(LINES_PER_SECOND));
-            bucket.tokens = bucket
-                .tokens
-                .saturating_add(gained)
-                .min(u64::from(BURST) * 1000);
+            bucket.tokens = bucket.tokens.saturating_add(gained).min(u64::from(BURST) * 1000);
             bucket.filled = now;
         }
         if bucket.tokens < 1000 {
@@ -252,17 +221,8 @@ mod tests {
     #[test]
     fn every_line_has_the_same_prefix() {
         let time = UNIX_EPOCH + Duration::from_millis(1_772_600_767_089);
-        let text = line(
-            time,
-            Level::Warn,
-            Who::Worker(3),
-            "upstream \"api\" is out",
-            0,
-        );
-        assert_eq!(
-            text,
-            "2026-03-04T05:06:07.089Z warn w3 upstream \"api\" is out\n"
-        );
+        let text = line(time, Level::Warn, Who::Worker(3), "upstream \"api\" is out", 0);
+        assert_eq!(text, "2026-03-04T05:06:07.089Z warn w3 upstream \"api\" is out\n");
         assert!(
             line(time, Level::Error, Who::Control, "x", 12)
                 .ends_with(" err ctl x (12 such lines left out)\n")
@@ -297,15 +257,9 @@ mod tests {
     fn repeated_lines_are_counted_instead_of_written() {
         let start = Instant::now();
         let mut limiter = Limiter::new(start);
-        let passed = (0..100)
-            .filter(|_| limiter.admit(7, start).is_some())
-            .count();
+        let passed = (0..100).filter(|_| limiter.admit(7, start).is_some()).count();
         assert_eq!(passed, BURST as usize);
-        assert_eq!(
-            limiter.admit(8, start),
-            Some(0),
-            "another place is not concerned"
-        );
+        assert_eq!(limiter.admit(8, start), Some(0), "another place is not concerned");
         let later = start + Duration::from_secs(1);
         assert_eq!(limiter.admit(7, later), Some(80));
         assert_eq!(limiter.admit(7, later), Some(0));
@@ -315,9 +269,7 @@ mod tests {
     #[test]
     fn fields_with_credentials_are_known_in_any_case() {
         assert!(
-            is_secret_field(b"Authorization")
-                && is_secret_field(b"COOKIE")
-                && !is_secret_field(b"accept")
+            is_secret_field(b"Authorization") && is_secret_field(b"COOKIE") && !is_secret_field(b"accept")
         );
     }
 }

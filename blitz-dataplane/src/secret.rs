@@ -30,9 +30,7 @@ impl Secret {
     /// # Errors
     /// The kernel has no random bytes (ENOSYS before 3.17).
     pub fn generate() -> io::Result<Self> {
-        let mut secret = Self {
-            bytes: Box::new([0; SECRET_BYTES]),
-        };
+        let mut secret = Self { bytes: Box::new([0; SECRET_BYTES]) };
         wipe::random(&mut *secret.bytes)?;
         Ok(secret)
     }
@@ -67,9 +65,7 @@ impl Secret {
     /// # Errors
     /// The descriptor holds fewer bytes than a secret has.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        let mut secret = Self {
-            bytes: Box::new([0; SECRET_BYTES]),
-        };
+        let mut secret = Self { bytes: Box::new([0; SECRET_BYTES]) };
         File::from(fd).read_exact_at(&mut *secret.bytes, 0)?;
         Ok(secret)
     }
@@ -114,11 +110,7 @@ pub struct Places {
 impl Places {
     /// From the command line and the environment.
     pub fn from_environment(file: Option<PathBuf>) -> Self {
-        let absolute = |name| {
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-        };
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         // systemd separates several state directories by colons; the first is ours.
         let state = absolute("STATE_DIRECTORY").and_then(|path| {
             let first = path.to_str()?.split(':').next()?.to_owned();
@@ -133,18 +125,9 @@ impl Places {
     }
 
     fn path(&self) -> Option<PathBuf> {
-        let state = self
-            .state_directory
-            .as_ref()
-            .map(|directory| directory.join("master.secret"));
-        let xdg = self
-            .xdg_state_home
-            .as_ref()
-            .map(|directory| directory.join("blitz/master.secret"));
-        let home = self
-            .home
-            .as_ref()
-            .map(|directory| directory.join(".local/state/blitz/master.secret"));
+        let state = self.state_directory.as_ref().map(|directory| directory.join("master.secret"));
+        let xdg = self.xdg_state_home.as_ref().map(|directory| directory.join("blitz/master.secret"));
+        let home = self.home.as_ref().map(|directory| directory.join(".local/state/blitz/master.secret"));
         self.file.clone().or(state).or(xdg).or(home)
     }
 }
@@ -157,8 +140,8 @@ impl Places {
 /// secret then lives in memory.
 pub fn load(places: &Places) -> Result<(Secret, Origin), String> {
     let memory = |why: String| {
-        let secret = Secret::generate()
-            .map_err(|error| format!("cannot get random bytes for the secret: {error}"))?;
+        let secret =
+            Secret::generate().map_err(|error| format!("cannot get random bytes for the secret: {error}"))?;
         Ok((secret, Origin::Memory(why)))
     };
     let Some(path) = places.path() else {
@@ -167,11 +150,7 @@ pub fn load(places: &Places) -> Result<(Secret, Origin), String> {
     let shown = path.display().to_string();
     // Once to read; once more when another start created the file between our look and our own attempt.
     for _ in 0..2 {
-        match OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .open(&path)
-        {
+        match OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW).open(&path) {
             Ok(file) => return Ok((read(file, &shown)?, Origin::Loaded(path))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(format!("cannot read the master secret {shown}: {error}")),
@@ -187,15 +166,12 @@ pub fn load(places: &Places) -> Result<(Secret, Origin), String> {
             Err(error) => return memory(format!("{shown} cannot be created: {error}")),
         }
     }
-    Err(format!(
-        "the master secret {shown} appears and disappears; is another program writing it?"
-    ))
+    Err(format!("the master secret {shown} appears and disappears; is another program writing it?"))
 }
 
 fn read(mut file: File, shown: &str) -> Result<Secret, String> {
-    let metadata = file
-        .metadata()
-        .map_err(|error| format!("cannot read the master secret {shown}: {error}"))?;
+    let metadata =
+        file.metadata().map_err(|error| format!("cannot read the master secret {shown}: {error}"))?;
     if !metadata.is_file() {
         return Err(format!(
             "the master secret {shown} is no regular file; remove it or name another with --secret-file"
@@ -214,9 +190,7 @@ fn read(mut file: File, shown: &str) -> Result<Secret, String> {
             metadata.len()
         ));
     }
-    let mut secret = Secret {
-        bytes: Box::new([0; SECRET_BYTES]),
-    };
+    let mut secret = Secret { bytes: Box::new([0; SECRET_BYTES]) };
     file.read_exact(&mut *secret.bytes)
         .map_err(|error| format!("cannot read the master secret {shown}: {error}"))?;
     Ok(secret)
@@ -226,18 +200,11 @@ fn read(mut file: File, shown: &str) -> Result<Secret, String> {
 /// existing one is never replaced.
 fn create(path: &Path) -> io::Result<Secret> {
     if let Some(directory) = path.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
     let secret = Secret::generate()?;
     let temporary = path.with_extension(format!("new.{}", std::process::id()));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     let written = file
         .write_all(&*secret.bytes)
         .and_then(|()| file.sync_all())
@@ -255,10 +222,7 @@ mod tests {
     #[test]
     fn it_is_created_once_with_mode_0600_and_found_again() {
         let directory = tempfile::tempdir().expect("directory");
-        let places = Places {
-            xdg_state_home: Some(directory.path().to_owned()),
-            ..Places::default()
-        };
+        let places = Places { xdg_state_home: Some(directory.path().to_owned()), ..Places::default() };
         let (first, origin) = load(&places).expect("created");
         let path = directory.path().join("blitz/master.secret");
         assert_eq!(origin, Origin::Created(path.clone()));
@@ -270,29 +234,18 @@ mod tests {
         assert_eq!(format!("{first:?}"), format!("Secret({})", second.id()));
         let copy = Secret::from_fd(first.to_fd().expect("memfd")).expect("copy");
         assert_eq!(copy.bytes(), first.bytes());
-        assert_eq!(
-            fs::read_dir(directory.path().join("blitz"))
-                .expect("list")
-                .count(),
-            1
-        );
+        assert_eq!(fs::read_dir(directory.path().join("blitz")).expect("list").count(), 1);
     }
 
     #[test]
     fn a_wrong_mode_or_size_is_refused_with_a_remedy() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("secret");
-        let places = Places {
-            file: Some(path.clone()),
-            ..Places::default()
-        };
+        let places = Places { file: Some(path.clone()), ..Places::default() };
         fs::write(&path, [7; SECRET_BYTES]).expect("write");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("mode");
         let error = load(&places).expect_err("mode");
-        assert!(
-            error.contains("0640") && error.contains("chmod 600"),
-            "{error}"
-        );
+        assert!(error.contains("0640") && error.contains("chmod 600"), "{error}");
         fs::write(&path, [7; 31]).expect("write");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("mode");
         let error = load(&places).expect_err("size");
@@ -304,19 +257,9 @@ mod tests {
         let (_, origin) = load(&Places::default()).expect("memory");
         assert!(matches!(origin, Origin::Memory(_)));
         let nowhere = PathBuf::from("/proc/nowhere/secret");
-        let default = Places {
-            home: Some(nowhere.clone()),
-            ..Places::default()
-        };
-        assert!(matches!(
-            load(&default).expect("memory").1,
-            Origin::Memory(_)
-        ));
-        let error = load(&Places {
-            file: Some(nowhere),
-            ..Places::default()
-        })
-        .expect_err("demanded");
+        let default = Places { home: Some(nowhere.clone()), ..Places::default() };
+        assert!(matches!(load(&default).expect("memory").1, Origin::Memory(_)));
+        let error = load(&Places { file: Some(nowhere), ..Places::default() }).expect_err("demanded");
         assert!(error.contains("--secret-file"), "{error}");
     }
 }

@@ -16,11 +16,7 @@ pub struct Bounded<const MIN: u64, const MAX: u64>(u64);
 impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
     /// The number, when it is in range.
     pub const fn new(number: u64) -> Option<Self> {
-        if MIN <= number && number <= MAX {
-            Some(Self(number))
-        } else {
-            None
-        }
+        if MIN <= number && number <= MAX { Some(Self(number)) } else { None }
     }
 
     /// The number, moved to the nearer end of the range when it is outside.
@@ -44,8 +40,7 @@ impl<const MIN: u64, const MAX: u64> TryFrom<u64> for Bounded<MIN, MAX> {
     type Error = String;
 
     fn try_from(number: u64) -> Result<Self, Self::Error> {
-        Self::new(number)
-            .ok_or_else(|| format!("{number} is out of range; accepted: {MIN} to {MAX}"))
+        Self::new(number).ok_or_else(|| format!("{number} is out of range; accepted: {MIN} to {MAX}"))
     }
 }
 

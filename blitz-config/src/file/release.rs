@@ -8,18 +8,12 @@
 ///
 /// `place` is the key path with `[]` for every index and `*` for every name chosen by the operator.
 pub(super) fn later_key(place: &str) -> Option<&'static str> {
-    LATER_KEYS
-        .iter()
-        .find(|(key, _)| *key == place)
-        .map(|&(_, feature)| feature)
+    LATER_KEYS.iter().find(|(key, _)| *key == place).map(|&(_, feature)| feature)
 }
 
 /// What the value at this place would choose, when it is one that a later release has.
 pub(super) fn later_value(place: &str, value: &str) -> Option<&'static str> {
-    LATER_VALUES
-        .iter()
-        .find(|(key, word, _)| *key == place && *word == value)
-        .map(|&(_, _, feature)| feature)
+    LATER_VALUES.iter().find(|(key, word, _)| *key == place && *word == value).map(|&(_, _, feature)| feature)
 }
 
 const LATER_KEYS: &[(&str, &str)] = &[
@@ -36,11 +30,7 @@ const LATER_VALUES: &[(&str, &str, &str)] = &[
     ("listeners[].protocols[]", "h3", "HTTP/3"),
     ("upstreams.*.protocol", "h2", "HTTP/2 to an upstream"),
     ("upstreams.*.balance", "random", "random balancing"),
-    (
-        "upstreams.*.balance",
-        "least_request",
-        "balancing by requests in flight",
-    ),
+    ("upstreams.*.balance", "least_request", "balancing by requests in flight"),
     ("upstreams.*.balance", "maglev", "consistent hashing"),
     ("upstreams.*.balance", "ewma", "balancing by latency"),
 ];
@@ -73,10 +63,7 @@ mod tests {
         for (place, _) in LATER_KEYS {
             assert!(schema_at(&schema, place).is_none(), "{place} exists");
             if let Some((parent, _)) = place.rsplit_once('.') {
-                assert!(
-                    schema_at(&schema, parent).is_some(),
-                    "{parent} does not exist"
-                );
+                assert!(schema_at(&schema, parent).is_some(), "{parent} does not exist");
             }
         }
     }
@@ -85,12 +72,8 @@ mod tests {
     fn no_value_is_both_here_and_later() {
         let schema = json_schema();
         for (place, value, _) in LATER_VALUES {
-            let here =
-                schema_at(&schema, place).unwrap_or_else(|| panic!("{place} does not exist"));
-            assert!(
-                !here.to_string().contains(&format!("\"const\":\"{value}\"")),
-                "{place} has {value}"
-            );
+            let here = schema_at(&schema, place).unwrap_or_else(|| panic!("{place} does not exist"));
+            assert!(!here.to_string().contains(&format!("\"const\":\"{value}\"")), "{place} has {value}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns: unknown, missing and later-release keys, types, ranges, accepted values and counts; it
 //! reports all of them where serde would stop at the first. Does not own: what strings mean, or how
-//! keys refer to each other (see [`crate::validate`]).
+//! keys refer to each other (see [`mod@crate::validate`]).
 #![forbid(unsafe_code)]
 
 use super::release;
@@ -35,12 +35,7 @@ fn walk<'a>(value: &'a Value, schema: &Value, path: &mut Vec<Step<'a>>, issues: 
     match (schema.get("type").and_then(Value::as_str), value) {
         (Some("object"), Value::Object(map)) => walk_table(map, schema, path, issues),
         (Some("array"), Value::Array(items)) => {
-            check_count(
-                items.len(),
-                (schema.get("minItems"), schema.get("maxItems")),
-                path,
-                issues,
-            );
+            check_count(items.len(), (schema.get("minItems"), schema.get("maxItems")), path, issues);
             if let Some(schema) = schema.get("items") {
                 for (index, item) in items.iter().enumerate() {
                     path.push(Step::Index(index));
@@ -51,19 +46,9 @@ fn walk<'a>(value: &'a Value, schema: &Value, path: &mut Vec<Step<'a>>, issues: 
         }
         (Some("integer"), Value::Number(number)) => {
             let (least, most) = range(schema);
-            if !number
-                .as_u64()
-                .is_some_and(|number| (least..=most).contains(&number))
-            {
-                let wrong = if number.is_f64() {
-                    "is not a whole number"
-                } else {
-                    "is out of range"
-                };
-                issues.add(
-                    render(path),
-                    format!("{number} {wrong}; accepted: {least} to {most}"),
-                );
+            if !number.as_u64().is_some_and(|number| (least..=most).contains(&number)) {
+                let wrong = if number.is_f64() { "is not a whole number" } else { "is out of range" };
+                issues.add(render(path), format!("{number} {wrong}; accepted: {least} to {most}"));
             }
         }
         (Some("string"), Value::String(_)) | (Some("boolean"), Value::Bool(_)) => {}
@@ -78,10 +63,7 @@ fn walk<'a>(value: &'a Value, schema: &Value, path: &mut Vec<Step<'a>>, issues: 
                     format!("a whole number, {least} to {most}")
                 }
             };
-            issues.add(
-                render(path),
-                format!("{} is not accepted; accepted: {accepted}", shown(value)),
-            );
+            issues.add(render(path), format!("{} is not accepted; accepted: {accepted}", shown(value)));
         }
         (None, _) => {}
     }
@@ -110,10 +92,7 @@ fn walk_table<'a>(
         if let Some(schema) = known.get(key) {
             walk(value, schema, path, issues);
         } else if let Some(feature) = release::later_key(&place(path)) {
-            issues.add(
-                render(path),
-                format!("known, but not in this release: {feature}; remove the key"),
-            );
+            issues.add(render(path), format!("known, but not in this release: {feature}; remove the key"));
         } else {
             let message = match suggest::nearest(key, known.keys().map(String::as_str)) {
                 Some(near) => format!("unknown key; did you mean {}?", quoted(near)),
@@ -123,20 +102,13 @@ fn walk_table<'a>(
         }
         path.pop();
     }
-    for key in schema
-        .get("required")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
+    for key in
+        schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
     {
         if !map.contains_key(key) {
             let missing = render(path);
             let dot = if missing.is_empty() { "" } else { "." };
-            issues.add(
-                format!("{missing}{dot}{key}"),
-                "missing; this key is required",
-            );
+            issues.add(format!("{missing}{dot}{key}"), "missing; this key is required");
         }
     }
 }
@@ -145,26 +117,16 @@ fn walk_table<'a>(
 fn check_word(value: &Value, accepted: &[&str], path: &[Step<'_>], issues: &mut Issues) {
     let all = list(accepted.iter().map(|word| quoted(word)));
     let Value::String(word) = value else {
-        issues.add(
-            render(path),
-            format!("{} is not accepted; accepted: {all}", shown(value)),
-        );
+        issues.add(render(path), format!("{} is not accepted; accepted: {all}", shown(value)));
         return;
     };
     if accepted.contains(&word.as_str()) {
         return;
     }
     let message = if let Some(feature) = release::later_value(&place(path), word) {
-        format!(
-            "{} is known, but not in this release: {feature}; accepted: {all}",
-            quoted(word)
-        )
+        format!("{} is known, but not in this release: {feature}; accepted: {all}", quoted(word))
     } else if let Some(near) = suggest::nearest(word, accepted.iter().copied()) {
-        format!(
-            "{} is not accepted; did you mean {}? accepted: {all}",
-            quoted(word),
-            quoted(near)
-        )
+        format!("{} is not accepted; did you mean {}? accepted: {all}", quoted(word), quoted(near))
     } else {
         format!("{} is not accepted; accepted: {all}", quoted(word))
     };
@@ -180,35 +142,21 @@ fn check_count(
     let least = least.and_then(Value::as_u64).unwrap_or(0);
     let most = most.and_then(Value::as_u64).unwrap_or(u64::MAX);
     if !(least..=most).contains(&(count as u64)) {
-        issues.add(
-            render(path),
-            format!("{count} entries; accepted: {least} to {most}"),
-        );
+        issues.add(render(path), format!("{count} entries; accepted: {least} to {most}"));
     }
 }
 
 /// The words that an enumeration of the schema accepts; empty when the schema is none.
 fn accepted_values(schema: &Value) -> Vec<&str> {
-    let variants = schema
-        .get("oneOf")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
+    let variants = schema.get("oneOf").and_then(Value::as_array).into_iter().flatten();
     let constants = variants.filter_map(|variant| variant.get("const"));
-    let words = schema
-        .get("enum")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
+    let words = schema.get("enum").and_then(Value::as_array).into_iter().flatten();
     constants.chain(words).filter_map(Value::as_str).collect()
 }
 
 fn range(schema: &Value) -> (u64, u64) {
     let bound = |key: &str| schema.get(key).and_then(Value::as_u64);
-    (
-        bound("minimum").unwrap_or(0),
-        bound("maximum").unwrap_or(u64::MAX),
-    )
+    (bound("minimum").unwrap_or(0), bound("maximum").unwrap_or(u64::MAX))
 }
 
 fn list(words: impl Iterator<Item = String>) -> String {
@@ -250,10 +198,8 @@ fn render(path: &[Step<'_>]) -> String {
 
 /// A key as it stands in a path: bare where TOML allows it, else quoted.
 pub(crate) fn key_text(key: &str) -> String {
-    let is_bare = (1..=64).contains(&key.len())
-        && key
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    let is_bare =
+        (1..=64).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     if is_bare { key.to_owned() } else { quoted(key) }
 }
 

@@ -29,12 +29,7 @@ impl Format {
     /// # Errors
     /// The path ends in neither `.json` nor `.toml`.
     pub fn from_path(path: &Path) -> Result<Self, ConfigError> {
-        match path
-            .extension()
-            .and_then(|ending| ending.to_str())
-            .map(str::to_ascii_lowercase)
-            .as_deref()
-        {
+        match path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase).as_deref() {
             Some("json") => Ok(Self::Json),
             Some("toml") => Ok(Self::Toml),
             ending => Err(ConfigError::one(Issue {
@@ -43,13 +38,9 @@ impl Format {
                 path: String::new(),
                 message: match ending {
                     Some(ending) => {
-                        format!(
-                            "the file ending {} is not accepted; accepted: .json, .toml",
-                            quoted(ending)
-                        )
+                        format!("the file ending {} is not accepted; accepted: .json, .toml", quoted(ending))
                     }
-                    None => "the file has no ending to tell its syntax; accepted: .json, .toml"
-                        .to_owned(),
+                    None => "the file has no ending to tell its syntax; accepted: .json, .toml".to_owned(),
                 },
             })),
         }
@@ -66,33 +57,26 @@ impl Format {
 /// up to [`crate::error::ISSUES_MAX`].
 pub fn parse(text: &str, format: Format, source_name: &str) -> Result<FileConfig, ConfigError> {
     let failed = |position: Option<Position>, path: String, message: &str| {
-        ConfigError::one(Issue {
-            source: one_line(source_name),
-            position,
-            path,
-            message: one_line(message),
-        })
+        ConfigError::one(Issue { source: one_line(source_name), position, path, message: one_line(message) })
     };
     if text.len() > TEXT_BYTES_MAX {
-        let message = format!(
-            "{} bytes of text; accepted: at most {TEXT_BYTES_MAX}",
-            text.len()
-        );
+        let message = format!("{} bytes of text; accepted: at most {TEXT_BYTES_MAX}", text.len());
         return Err(failed(None, String::new(), &message));
     }
     // Some editors put a byte order mark in front; it means nothing in UTF-8.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let value = match format {
-        Format::Json => serde_json::from_str::<Unrepeated>(text)
-            .map(|Unrepeated(value)| value)
-            .map_err(|error| {
+        Format::Json => {
+            serde_json::from_str::<Unrepeated>(text).map(|Unrepeated(value)| value).map_err(|error| {
                 let (line, column) = (error.line(), error.column());
                 let message = error.to_string();
-                let message = message
-                    .strip_suffix(&format!(" at line {line} column {column}"))
-                    .unwrap_or(&message);
+                let message =
+                    message.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&message);
+                // At the very start the parser counts from 0.
+                let column = column.max(1);
                 failed(Some(Position { line, column }), String::new(), message)
-            })?,
+            })?
+        }
         Format::Toml => {
             let table = toml::from_str::<toml::Table>(text).map_err(|error| {
                 let position = error.span().map(|span| position_at(text, span.start));
@@ -106,13 +90,8 @@ pub fn parse(text: &str, format: Format, source_name: &str) -> Result<FileConfig
     issues.into_result(())?;
     // The schema comes from the same structs, so what it accepts they accept; a difference would be
     // a message of lesser quality here, never a wrong value.
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        failed(
-            None,
-            one_line(&error.path().to_string()),
-            &error.inner().to_string(),
-        )
-    })
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| failed(None, one_line(&error.path().to_string()), &error.inner().to_string()))
 }
 
 /// Line and column, from 1 and in characters, of a byte offset.
@@ -121,10 +100,7 @@ fn position_at(text: &str, offset: usize) -> Position {
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     Position {
         line: before.matches('\n').count() + 1,
-        column: before
-            .get(line_start..)
-            .map_or(0, |line| line.chars().count())
-            + 1,
+        column: before.get(line_start..).map_or(0, |line| line.chars().count()) + 1,
     }
 }
 
@@ -138,12 +114,9 @@ fn from_toml(value: toml::Value) -> Value {
         toml::Value::Boolean(bool) => Value::Bool(bool),
         toml::Value::Datetime(_) => Value::Null,
         toml::Value::Array(items) => Value::Array(items.into_iter().map(from_toml).collect()),
-        toml::Value::Table(table) => Value::Object(
-            table
-                .into_iter()
-                .map(|(key, value)| (key, from_toml(value)))
-                .collect(),
-        ),
+        toml::Value::Table(table) => {
+            Value::Object(table.into_iter().map(|(key, value)| (key, from_toml(value))).collect())
+        }
     }
 }
 
@@ -206,10 +179,7 @@ impl<'de> Visitor<'de> for UnrepeatedVisitor {
         let mut out = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if out.contains_key(&key) {
-                return Err(A::Error::custom(format!(
-                    "the key {} is there twice",
-                    quoted(&key)
-                )));
+                return Err(A::Error::custom(format!("the key {} is there twice", quoted(&key))));
             }
             let Unrepeated(value) = entries.next_value()?;
             out.insert(key, value);

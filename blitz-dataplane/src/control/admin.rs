@@ -42,32 +42,12 @@ const PATHS: [(&str, Method, &str); 9] = [
     ("/", Method::GET, "the live page"),
     ("/metrics", Method::GET, "metrics for Prometheus"),
     ("/healthz", Method::GET, "200 while the process lives"),
-    (
-        "/readyz",
-        Method::GET,
-        "200 while every worker serves, else 503 and why",
-    ),
-    (
-        "/config",
-        Method::GET,
-        "the configuration in effect, workers, the last reload",
-    ),
-    (
-        "/upstreams",
-        Method::GET,
-        "endpoints, their addresses and health",
-    ),
+    ("/readyz", Method::GET, "200 while every worker serves, else 503 and why"),
+    ("/config", Method::GET, "the configuration in effect, workers, the last reload"),
+    ("/upstreams", Method::GET, "endpoints, their addresses and health"),
     ("/connections", Method::GET, "up to 1000 client connections"),
-    (
-        "/reload",
-        Method::POST,
-        "read the configuration again; answers when all workers have it",
-    ),
-    (
-        "/drain",
-        Method::POST,
-        "accept nothing new, end when the last connection has ended",
-    ),
+    ("/reload", Method::POST, "read the configuration again; answers when all workers have it"),
+    ("/drain", Method::POST, "accept nothing new, end when the last connection has ended"),
 ];
 
 /// Listens on `address` and answers in the background. Returns the address that was bound.
@@ -100,12 +80,7 @@ pub fn start(
     Ok(bound)
 }
 
-async fn accept(
-    listener: TcpListener,
-    local: IpAddr,
-    shared: Arc<Shared>,
-    events: mpsc::Sender<Event>,
-) {
+async fn accept(listener: TcpListener, local: IpAddr, shared: Arc<Shared>, events: mpsc::Sender<Event>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let stream = match listener.accept().await {
@@ -121,11 +96,7 @@ async fn accept(
             shared.count(Metric::AdminConnectionsRefused);
             continue;
         };
-        let api = Api {
-            local,
-            shared: Arc::clone(&shared),
-            events: events.clone(),
-        };
+        let api = Api { local, shared: Arc::clone(&shared), events: events.clone() };
         tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let api = api.clone();
@@ -160,30 +131,17 @@ impl Api {
         let Some((path, method, _)) = PATHS.iter().find(|(known, ..)| *known == path) else {
             return unknown(path);
         };
-        let is_allowed = request.method() == method
-            || (*method == Method::GET && request.method() == Method::HEAD);
+        let is_allowed =
+            request.method() == method || (*method == Method::GET && request.method() == Method::HEAD);
         if !is_allowed {
-            let mut answer = plain(
-                StatusCode::METHOD_NOT_ALLOWED,
-                format!("{path} takes {method}\n"),
-            );
+            let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, format!("{path} takes {method}\n"));
             if let Ok(value) = method.as_str().parse() {
                 answer.headers_mut().insert(ALLOW, value);
             }
             return answer;
         }
-        let field = |name| {
-            request
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-        };
-        if let Some(reason) = refusal(
-            self.local,
-            field(HOST),
-            field(ORIGIN),
-            *method == Method::POST,
-        ) {
+        let field = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+        if let Some(reason) = refusal(self.local, field(HOST), field(ORIGIN), *method == Method::POST) {
             return plain(StatusCode::FORBIDDEN, format!("{reason}\n"));
         }
         match *path {
@@ -205,11 +163,7 @@ impl Api {
             },
             "/reload" => match self.order(Command::Reload).await {
                 Some(report) => {
-                    let status = if report.ok {
-                        StatusCode::OK
-                    } else {
-                        StatusCode::UNPROCESSABLE_ENTITY
-                    };
+                    let status = if report.ok { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
                     as_json(status, &json!(*report))
                 }
                 None => ending(),
@@ -224,10 +178,7 @@ impl Api {
     /// Puts an order to the control loop; `None` when that has ended.
     async fn order<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.events
-            .send(Event::Command(command(reply)))
-            .await
-            .ok()?;
+        self.events.send(Event::Command(command(reply))).await.ok()?;
         answer.await.ok()
     }
 }
@@ -241,18 +192,11 @@ fn unknown(path: &str) -> Answer {
 }
 
 fn ending() -> Answer {
-    plain(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "the gateway ends\n".to_owned(),
-    )
+    plain(StatusCode::SERVICE_UNAVAILABLE, "the gateway ends\n".to_owned())
 }
 
 fn page() -> Answer {
-    let mut answer = with_type(
-        StatusCode::OK,
-        "text/html; charset=utf-8",
-        LIVE_PAGE.to_owned(),
-    );
+    let mut answer = with_type(StatusCode::OK, "text/html; charset=utf-8", LIVE_PAGE.to_owned());
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                   frame-ancestors 'none'";
     if let Ok(value) = policy.parse() {

@@ -26,9 +26,7 @@ pub(super) fn refusal(
 }
 
 fn is_same_origin(origin: &str, host: Option<&str>) -> bool {
-    origin
-        .strip_prefix("http://")
-        .is_some_and(|origin| Some(origin) == host)
+    origin.strip_prefix("http://").is_some_and(|origin| Some(origin) == host)
 }
 
 /// Whether `host` (with or without a port) is a literal address or localhost.
@@ -47,46 +45,17 @@ mod tests {
     #[test]
     fn pages_of_the_web_are_kept_out_and_tools_are_not() {
         let loopback = IpAddr::from([127, 0, 0, 1]);
-        for host in [
-            "127.0.0.1:9900",
-            "localhost:9900",
-            "LOCALHOST",
-            "[::1]:9900",
-            "127.0.0.1",
-        ] {
+        for host in ["127.0.0.1:9900", "localhost:9900", "LOCALHOST", "[::1]:9900", "127.0.0.1"] {
             assert_eq!(refusal(loopback, Some(host), None, true), None, "{host}");
         }
         assert!(refusal(loopback, Some("evil.example:9900"), None, false).is_some());
         assert!(refusal(loopback, None, None, false).is_some());
         assert!(refusal(loopback, Some("[::1"), None, false).is_some());
         let wide = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(
-            refusal(wide, Some("gateway.internal:9900"), None, true),
-            None
-        );
+        assert_eq!(refusal(wide, Some("gateway.internal:9900"), None, true), None);
         let own = Some("http://127.0.0.1:9900");
-        assert_eq!(
-            refusal(loopback, Some("127.0.0.1:9900"), own, true),
-            None,
-            "the live page itself"
-        );
-        assert!(
-            refusal(
-                loopback,
-                Some("127.0.0.1:9900"),
-                Some("https://evil.example"),
-                true
-            )
-            .is_some()
-        );
-        assert_eq!(
-            refusal(
-                loopback,
-                Some("127.0.0.1:9900"),
-                Some("https://evil.example"),
-                false
-            ),
-            None
-        );
+        assert_eq!(refusal(loopback, Some("127.0.0.1:9900"), own, true), None, "the live page itself");
+        assert!(refusal(loopback, Some("127.0.0.1:9900"), Some("https://evil.example"), true).is_some());
+        assert_eq!(refusal(loopback, Some("127.0.0.1:9900"), Some("https://evil.example"), false), None);
     }
 }

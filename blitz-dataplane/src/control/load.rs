@@ -67,10 +67,7 @@ impl ConfigOrigin {
             }
         };
         let head = ConfigHead {
-            name: self
-                .path
-                .as_ref()
-                .map_or_else(String::new, |path| path.display().to_string()),
+            name: self.path.as_ref().map_or_else(String::new, |path| path.display().to_string()),
             format,
             backends: self.overrides.backends.clone(),
             port: self.overrides.port,
@@ -86,18 +83,8 @@ impl ConfigText {
     /// # Errors
     /// What `blitz_config` says: file, key, value, accepted range; one line per issue.
     pub fn parse(&self) -> Result<Config, String> {
-        let ConfigHead {
-            name,
-            format,
-            backends,
-            port,
-            admin,
-        } = &self.head;
-        let overrides = Overrides {
-            backends: backends.clone(),
-            port: *port,
-            admin: admin.clone(),
-        };
+        let ConfigHead { name, format, backends, port, admin } = &self.head;
+        let overrides = Overrides { backends: backends.clone(), port: *port, admin: admin.clone() };
         let format = match format {
             TextFormat::None => None,
             TextFormat::Json => Some(Format::Json),
@@ -120,10 +107,7 @@ impl ConfigText {
     /// # Errors
     /// No descriptor or no memory left.
     pub fn to_fd(&self) -> io::Result<OwnedFd> {
-        memfd::create_read_only(
-            c"blitz-config",
-            self.text.as_deref().unwrap_or_default().as_bytes(),
-        )
+        memfd::create_read_only(c"blitz-config", self.text.as_deref().unwrap_or_default().as_bytes())
     }
 
     /// The other end of [`Self::head`] and [`Self::to_fd`].
@@ -131,14 +115,8 @@ impl ConfigText {
     /// # Errors
     /// The descriptor cannot be read or holds no UTF-8.
     pub fn from_parts(head: ConfigHead, fd: OwnedFd) -> io::Result<Self> {
-        let text = io::read_to_string(RewoundFile {
-            file: File::from(fd),
-            offset: 0,
-        })?;
-        Ok(Self {
-            head,
-            text: Some(text),
-        })
+        let text = io::read_to_string(RewoundFile { file: File::from(fd), offset: 0 })?;
+        Ok(Self { head, text: Some(text) })
     }
 }
 
@@ -184,61 +162,34 @@ mod tests {
     fn a_configuration_reads_the_same_on_both_ends() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("edge.json");
-        std::fs::write(
-            &path,
-            r#"{"backends": [{"host": "127.0.0.1", "port": 9001}]}"#,
-        )
-        .expect("write");
-        let overrides = Overrides {
-            port: Some(8080),
-            ..Overrides::default()
-        };
-        let origin = ConfigOrigin {
-            path: Some(path),
-            overrides,
-        };
+        std::fs::write(&path, r#"{"backends": [{"host": "127.0.0.1", "port": 9001}]}"#).expect("write");
+        let overrides = Overrides { port: Some(8080), ..Overrides::default() };
+        let origin = ConfigOrigin { path: Some(path), overrides };
         let text = origin.read().expect("read");
         let config = text.parse().expect("config");
         let fd = text.to_fd().expect("memfd");
         for _ in 0..2 {
-            let copy = ConfigText::from_parts(text.head().clone(), fd.try_clone().expect("dup"))
-                .expect("text");
+            let copy =
+                ConfigText::from_parts(text.head().clone(), fd.try_clone().expect("dup")).expect("text");
             assert_eq!(copy.parse().expect("config"), config);
         }
     }
 
     #[test]
     fn a_command_line_alone_is_a_configuration() {
-        let overrides = Overrides {
-            backends: vec!["127.0.0.1:9001".to_owned()],
-            port: Some(0),
-            admin: None,
-        };
-        let text = ConfigOrigin {
-            path: None,
-            overrides,
-        }
-        .read()
-        .expect("read");
+        let overrides = Overrides { backends: vec!["127.0.0.1:9001".to_owned()], port: Some(0), admin: None };
+        let text = ConfigOrigin { path: None, overrides }.read().expect("read");
         let config = text.parse().expect("config");
-        let copy = ConfigText::from_parts(text.head().clone(), text.to_fd().expect("memfd"))
-            .expect("text");
+        let copy = ConfigText::from_parts(text.head().clone(), text.to_fd().expect("memfd")).expect("text");
         assert_eq!(copy.parse().expect("config"), config);
     }
 
     #[test]
     fn a_file_that_cannot_be_read_is_named() {
-        let origin = |path: &Path| ConfigOrigin {
-            path: Some(path.to_owned()),
-            overrides: Overrides::default(),
-        };
-        let error = origin(Path::new("/nowhere/edge.toml"))
-            .read()
-            .expect_err("missing");
-        assert!(
-            error.starts_with("/nowhere/edge.toml: cannot read"),
-            "{error}"
-        );
+        let origin =
+            |path: &Path| ConfigOrigin { path: Some(path.to_owned()), overrides: Overrides::default() };
+        let error = origin(Path::new("/nowhere/edge.toml")).read().expect_err("missing");
+        assert!(error.starts_with("/nowhere/edge.toml: cannot read"), "{error}");
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("edge.toml");
         std::fs::write(&path, [0xff, 0xfe]).expect("write");

@@ -70,11 +70,7 @@ pub struct Sources {
 
 impl Default for Sources {
     fn default() -> Self {
-        Self {
-            hosts: "/etc/hosts".into(),
-            resolv_conf: "/etc/resolv.conf".into(),
-            servers: None,
-        }
+        Self { hosts: "/etc/hosts".into(), resolv_conf: "/etc/resolv.conf".into(), servers: None }
     }
 }
 
@@ -144,11 +140,7 @@ pub struct Lookup {
 impl Lookup {
     /// Looks up in `sources`.
     pub fn new(sources: Sources, schedule: Schedule) -> Self {
-        Self {
-            sources: Arc::new(sources),
-            schedule,
-            permits: Arc::new(Semaphore::new(LOOKUPS_MAX)),
-        }
+        Self { sources: Arc::new(sources), schedule, permits: Arc::new(Semaphore::new(LOOKUPS_MAX)) }
     }
 
     /// Looks all of `names` up side by side. Bounded in time by a multiple of the schedule's timeout for each 32 names.
@@ -183,11 +175,7 @@ impl Lookup {
             self.family(&resolver, name, RecordType::AAAA)
         );
         let ttl = v4.1.min(v6.1);
-        Outcome {
-            v4: v4.0,
-            v6: v6.0,
-            ttl,
-        }
+        Outcome { v4: v4.0, v6: v6.0, ttl }
     }
 
     /// How long after `outcome` the name is to be looked up again.
@@ -199,12 +187,7 @@ impl Lookup {
         }
     }
 
-    async fn family(
-        &self,
-        resolver: &TokioResolver,
-        name: &str,
-        kind: RecordType,
-    ) -> (Family, Duration) {
+    async fn family(&self, resolver: &TokioResolver, name: &str, kind: RecordType) -> (Family, Duration) {
         match time::timeout(self.schedule.timeout, resolver.lookup(name, kind)).await {
             Ok(Ok(lookup)) => {
                 let address = |data: &RData| match data {
@@ -212,17 +195,8 @@ impl Lookup {
                     RData::AAAA(address) => Some(IpAddr::V6(address.0)),
                     _ => None,
                 };
-                let addresses = lookup
-                    .answers()
-                    .iter()
-                    .filter_map(|record| address(&record.data))
-                    .collect();
-                (
-                    Family::Addresses(addresses),
-                    lookup
-                        .valid_until()
-                        .saturating_duration_since(Instant::now()),
-                )
+                let addresses = lookup.answers().iter().filter_map(|record| address(&record.data)).collect();
+                (Family::Addresses(addresses), lookup.valid_until().saturating_duration_since(Instant::now()))
             }
             Ok(Err(error)) if error.is_no_records_found() => {
                 (Family::Addresses(Vec::new()), self.schedule.max)
@@ -230,10 +204,7 @@ impl Lookup {
             Ok(Err(error)) => (Family::Failed(error.to_string()), self.schedule.retry),
             Err(_) => {
                 let timeout = self.schedule.timeout.as_millis();
-                (
-                    Family::Failed(format!("no name server answered within {timeout} ms")),
-                    self.schedule.retry,
-                )
+                (Family::Failed(format!("no name server answered within {timeout} ms")), self.schedule.retry)
             }
         }
     }
@@ -250,12 +221,8 @@ impl Lookup {
         parsed.set_fqdn(true);
         let find = |kind| {
             let found = hosts.lookup_static_host(&Query::query(parsed.clone(), kind));
-            let data = found
-                .map(|lookup| lookup.answers().to_vec())
-                .unwrap_or_default();
-            data.iter()
-                .filter_map(|record| record.data.ip_addr())
-                .collect::<Vec<_>>()
+            let data = found.map(|lookup| lookup.answers().to_vec()).unwrap_or_default();
+            data.iter().filter_map(|record| record.data.ip_addr()).collect::<Vec<_>>()
         };
         let (mut v4, mut v6) = (find(RecordType::A), find(RecordType::AAAA));
         if v4.is_empty() && v6.is_empty() {
@@ -265,28 +232,20 @@ impl Lookup {
             v4 = vec![Ipv4Addr::LOCALHOST.into()];
             v6 = vec![Ipv6Addr::LOCALHOST.into()];
         }
-        Some(Outcome {
-            v4: Family::Addresses(v4),
-            v6: Family::Addresses(v6),
-            ttl: self.schedule.min,
-        })
+        Some(Outcome { v4: Family::Addresses(v4), v6: Family::Addresses(v6), ttl: self.schedule.min })
     }
 
     fn resolver(&self) -> Result<TokioResolver, String> {
         let (config, mut options) = match &self.sources.servers {
-            Some(server) => (
-                ResolverConfig::from_name_servers(vec![server.clone()]),
-                ResolverOpts::default(),
-            ),
+            Some(server) => {
+                (ResolverConfig::from_name_servers(vec![server.clone()]), ResolverOpts::default())
+            }
             None => match fs::read(&self.sources.resolv_conf) {
                 Ok(text) => parse_resolv_conf(text)
                     .map_err(|error| format!("{}: {error}", self.sources.resolv_conf.display()))?,
                 Err(_) => {
                     let local = NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into());
-                    (
-                        ResolverConfig::from_name_servers(vec![local]),
-                        ResolverOpts::default(),
-                    )
+                    (ResolverConfig::from_name_servers(vec![local]), ResolverOpts::default())
                 }
             },
         };
@@ -295,21 +254,14 @@ impl Lookup {
         options.use_hosts_file = hickory_resolver::config::ResolveHosts::Never;
         // Two tries must fit into the timeout.
         options.timeout = options.timeout.min(self.schedule.timeout / 2);
-        let mut builder =
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
-        builder
-            .build()
-            .map_err(|error| format!("no resolver can be made: {error}"))
+        builder.build().map_err(|error| format!("no resolver can be made: {error}"))
     }
 }
 
 fn failed(reason: String, ttl: Duration) -> Outcome {
-    Outcome {
-        v4: Family::Failed(reason.clone()),
-        v6: Family::Failed(reason),
-        ttl,
-    }
+    Outcome { v4: Family::Failed(reason.clone()), v6: Family::Failed(reason), ttl }
 }
 
 /// A lookup that was due.
@@ -345,11 +297,7 @@ impl Drop for Known {
 impl Names {
     /// No names yet. Updates go to `events`.
     pub fn new(lookup: Lookup, events: mpsc::Sender<Event>) -> Self {
-        Self {
-            lookup,
-            events,
-            known: BTreeMap::new(),
-        }
+        Self { lookup, events, known: BTreeMap::new() }
     }
 
     /// The means to look names up, for use beside the control loop.
@@ -359,11 +307,7 @@ impl Names {
 
     /// Those of `names` that have no addresses yet.
     pub fn unknown(&self, names: &BTreeSet<String>) -> BTreeSet<String> {
-        names
-            .iter()
-            .filter(|name| !self.known.contains_key(*name))
-            .cloned()
-            .collect()
+        names.iter().filter(|name| !self.known.contains_key(*name)).cloned().collect()
     }
 
     /// Keeps exactly `names`: known ones go on as they are, new ones begin with their outcome, others are forgotten. A
@@ -375,31 +319,12 @@ impl Names {
                 continue;
             }
             let outcome = outcomes.remove(name);
-            let delay = outcome
-                .as_ref()
-                .map_or(Duration::ZERO, |outcome| self.lookup.delay(outcome));
-            let addresses = outcome
-                .as_ref()
-                .map(|outcome| outcome.addresses(&[]))
-                .unwrap_or_default();
-            let failure = outcome
-                .as_ref()
-                .and_then(Outcome::failure)
-                .map(str::to_owned);
-            let refresher = tokio::spawn(refresh(
-                self.lookup.clone(),
-                self.events.clone(),
-                name.clone(),
-                delay,
-            ));
-            self.known.insert(
-                name.clone(),
-                Known {
-                    addresses,
-                    failure,
-                    refresher,
-                },
-            );
+            let delay = outcome.as_ref().map_or(Duration::ZERO, |outcome| self.lookup.delay(outcome));
+            let addresses = outcome.as_ref().map(|outcome| outcome.addresses(&[])).unwrap_or_default();
+            let failure = outcome.as_ref().and_then(Outcome::failure).map(str::to_owned);
+            let refresher =
+                tokio::spawn(refresh(self.lookup.clone(), self.events.clone(), name.clone(), delay));
+            self.known.insert(name.clone(), Known { addresses, failure, refresher });
         }
     }
 
@@ -412,10 +337,7 @@ impl Names {
         match (&known.failure, &failure) {
             (None, Some(reason)) => {
                 let kept = known.addresses.len();
-                log::warn!(
-                    "name {}: {reason}; {kept} addresses known before stay in use",
-                    update.name
-                );
+                log::warn!("name {}: {reason}; {kept} addresses known before stay in use", update.name);
             }
             (Some(_), None) => log::info!("name {} has addresses again", update.name),
             _ => {}
@@ -443,10 +365,7 @@ async fn refresh(lookup: Lookup, events: mpsc::Sender<Event>, name: String, mut 
         time::sleep(delay).await;
         let outcome = lookup.one(&name).await;
         delay = lookup.delay(&outcome);
-        let update = NameUpdate {
-            name: name.clone(),
-            outcome,
-        };
+        let update = NameUpdate { name: name.clone(), outcome };
         if events.send(Event::Name(update)).await.is_err() {
             return;
         }

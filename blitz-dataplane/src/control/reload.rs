@@ -80,16 +80,8 @@ pub struct ReloadReport {
 impl ReloadReport {
     /// A report as of now.
     pub fn new(ok: bool, generation: u64, message: String, timings: Timings) -> Self {
-        let at = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Self {
-            ok,
-            generation,
-            message,
-            at_unix_s: at.as_secs(),
-            timings,
-        }
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { ok, generation, message, at_unix_s: at.as_secs(), timings }
     }
 }
 
@@ -105,22 +97,17 @@ pub async fn prepare(
 ) -> Result<Box<Prepared>, String> {
     // Parsing 100,000 routes takes a good part of a second, in which a dead worker must not wait.
     let parsed = tokio::task::spawn_blocking(move || parse(&origin, code)).await;
-    let mut prepared =
-        parsed.map_err(|error| format!("reading the configuration failed: {error}"))??;
+    let mut prepared = parsed.map_err(|error| format!("reading the configuration failed: {error}"))??;
     let started = Instant::now();
     let unknown = prepared.names.difference(&known).cloned().collect();
-    prepared.outcomes = tokio::time::timeout(NAMES_TIMEOUT, lookup.all(&unknown))
-        .await
-        .unwrap_or_default();
+    prepared.outcomes = tokio::time::timeout(NAMES_TIMEOUT, lookup.all(&unknown)).await.unwrap_or_default();
     for name in &unknown {
         let reason = match prepared.outcomes.get(name) {
             None => Some("no answer in time"),
             Some(outcome) => outcome.failure(),
         };
         if let Some(reason) = reason {
-            log::warn!(
-                "name {name}: {reason}; its endpoints are out of use until a lookup succeeds"
-            );
+            log::warn!("name {name}: {reason}; its endpoints are out of use until a lookup succeeds");
         }
     }
     prepared.timings.names_us = micros(started);
@@ -140,25 +127,13 @@ fn parse(origin: &ConfigOrigin, code: Code) -> Result<Box<Prepared>, String> {
     timings.compile_us = micros(started);
     let names = names(&config);
     let head = text.head().clone();
-    let text = text
-        .to_fd()
-        .map_err(|error| format!("no descriptor for the configuration: {error}"))?;
-    Ok(Box::new(Prepared {
-        config: Arc::new(config),
-        head,
-        text,
-        names,
-        outcomes: BTreeMap::new(),
-        timings,
-    }))
+    let text = text.to_fd().map_err(|error| format!("no descriptor for the configuration: {error}"))?;
+    Ok(Box::new(Prepared { config: Arc::new(config), head, text, names, outcomes: BTreeMap::new(), timings }))
 }
 
 /// Names that the endpoints of `config` use.
 pub fn names(config: &Config) -> BTreeSet<String> {
-    let endpoints = config
-        .upstreams
-        .iter()
-        .flat_map(|upstream| &upstream.endpoints);
+    let endpoints = config.upstreams.iter().flat_map(|upstream| &upstream.endpoints);
     let name = |endpoint: &Endpoint| match &endpoint.host {
         EndpointHost::Name(name) => Some(name.clone()),
         EndpointHost::Address(_) => None,

@@ -1,10 +1,14 @@
 //! The control loop: one event after the other, from the start to the end.
 //!
-//! Owns: the configuration in effect, its commit, the end. Does not own: preparing a configuration ([`super::reload`]),
+//! Owns: the state, the start, what becomes of workers; in its two parts the commit of a configuration and the end.
+//! Does not own: preparing a configuration ([`super::reload`]),
 //! starting workers ([`crate::process::supervisor`]), the admin API's HTTP ([`super::admin`]).
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod commit;
+mod end;
+
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -13,23 +17,21 @@ use std::time::{Duration, Instant};
 
 use blitz_config::Config;
 use blitz_config::model::{Endpoint, EndpointHost};
-use blitz_config::plan::Plan;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin;
 use super::load::{ConfigHead, ConfigOrigin};
-use super::names::{Lookup, NameUpdate, Names, Schedule, Sources};
-use super::reload::{APPLY_TIMEOUT, Prepared, ReloadReport, Timings, micros, prepare};
+use super::names::{Lookup, Names, Schedule, Sources};
+use super::reload::{Prepared, ReloadReport, Timings, prepare};
 use super::views::{Shared, View};
-use super::{Command, EVENTS_MAX, EndStage, Event, Signal};
+use super::{EVENTS_MAX, EndStage, Event, Signal};
 use crate::metrics::{EndpointLabels, Exposition, Metric};
 use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
 use crate::process::launch::{Launcher, Mode};
-use crate::process::listeners::{Bank, Banks};
+use crate::process::listeners::Banks;
 use crate::process::messages::{
-    BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress, LogLevel,
-    ToWorker,
+    BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress, LogLevel, ToWorker,
 };
 use crate::process::supervisor::{WorkerEvent, Workers};
 use crate::process::worker::{Place, WorkerCode, WorkerError, worker_main};
@@ -228,80 +230,38 @@ struct Question {
 }
 
 impl Control {
-    async fn start(
-        mut options: Options,
-        code: Code,
-    ) -> Result<(Self, mpsc::Receiver<Event>), String> {
+    async fn start(mut options: Options, code: Code) -> Result<(Self, mpsc::Receiver<Event>), String> {
         let started = Instant::now();
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         // Signals first: one that arrives during the start must not kill us half way.
         watch_signals(&events)?;
         let (sources, schedule) = options.names.clone();
         let lookup = Lookup::new(sources, schedule);
-        let prepared = prepare(
-            options.origin.clone(),
-            lookup.clone(),
-            BTreeSet::new(),
-            code,
-        )
-        .await?;
-        let Prepared {
-            config,
-            head,
-            text,
-            names: wanted,
-            outcomes,
-            ..
-        } = *prepared;
+        let prepared = prepare(options.origin.clone(), lookup.clone(), BTreeSet::new(), code).await?;
+        let Prepared { config, head, text, names: wanted, outcomes, .. } = *prepared;
 
         let workers_count = u32::try_from(options.cores.len()).unwrap_or(u32::MAX);
-        let shape = Shape {
-            workers: workers_count,
-            endpoints: ENDPOINTS_MAX,
-        };
+        let shape = Shape { workers: workers_count, endpoints: ENDPOINTS_MAX };
         let segment = Segment::create(shape).map_err(|error| error.to_string())?;
-        let own_rows = segment
-            .supervisor()
-            .ok_or("the segment lacks the supervisor's row")?;
+        let own_rows = segment.supervisor().ok_or("the segment lacks the supervisor's row")?;
         let mut names = Names::new(lookup, events.clone());
         names.adopt(&wanted, outcomes);
         let mut rows = RowTable::new(ENDPOINTS_MAX);
         let generation = 1;
-        let endpoints = rows
-            .assign(&addresses(&config, &names), generation)
-            .map_err(|error| error.to_string())?;
+        let endpoints =
+            rows.assign(&addresses(&config, &names), generation).map_err(|error| error.to_string())?;
         (code.check)(&config, &endpoints)?;
 
         let mut banks = Banks::default();
         banks.add(banks.bind_missing(&listener_addresses(&config), workers_count)?);
-        let current = Current {
-            config,
-            head,
-            text,
-            generation,
-            endpoints,
-        };
-        let launcher = Launcher {
-            mode: options.mode,
-            entry: code.entry,
-            arguments: options.worker_arguments.clone(),
-        };
+        let current = Current { config, head, text, generation, endpoints };
+        let launcher =
+            Launcher { mode: options.mode, entry: code.entry, arguments: options.worker_arguments.clone() };
         let workers = Workers::new(launcher, segment.clone(), own_rows.clone(), events.clone());
-        let secret = options
-            .secret
-            .to_fd()
-            .map_err(|error| format!("cannot pass the master secret on: {error}"))?;
-        let exposition = Exposition::new(
-            segment.clone(),
-            code.error_labels,
-            env!("CARGO_PKG_VERSION"),
-        );
-        let shared = Arc::new(Shared::new(
-            segment.clone(),
-            own_rows.clone(),
-            exposition,
-            started,
-        ));
+        let secret =
+            options.secret.to_fd().map_err(|error| format!("cannot pass the master secret on: {error}"))?;
+        let exposition = Exposition::new(segment.clone(), code.error_labels, env!("CARGO_PKG_VERSION"));
+        let shared = Arc::new(Shared::new(segment.clone(), own_rows.clone(), exposition, started));
         let admin = match options.admin {
             AdminChoice::Off => None,
             AdminChoice::Configured => {
@@ -330,19 +290,12 @@ impl Control {
             next_question: 1,
             shared,
             admin,
-            options: Options {
-                on_ready: options.on_ready.take(),
-                ..options
-            },
+            options: Options { on_ready: options.on_ready.take(), ..options },
         };
-        control
-            .own_rows
-            .gauge_set(Metric::ConfigGeneration, generation);
+        control.own_rows.gauge_set(Metric::ConfigGeneration, generation);
         control.publish();
         for index in 0..workers_count {
-            control
-                .start_worker(index)
-                .map_err(|error| format!("cannot start worker {index}: {error}"))?;
+            control.start_worker(index).map_err(|error| format!("cannot start worker {index}: {error}"))?;
         }
         control.later(START_TIMEOUT, Event::StartDeadline);
         Ok((control, receiver))
@@ -350,21 +303,17 @@ impl Control {
 
     fn handle(&mut self, event: Event) -> Result<Option<Outcome>, String> {
         match event {
-            Event::Worker {
-                index,
-                incarnation,
-                event,
-            } if self.workers.is_current(index, incarnation) => match event {
-                WorkerEvent::Message(message) => self.worker_says(index, message)?,
-                WorkerEvent::Ended(exit) => {
-                    if let Some(death) = self.workers.ended(index, exit, Instant::now()) {
-                        self.worker_ended(index, incarnation, &death)?;
+            Event::Worker { index, incarnation, event } if self.workers.is_current(index, incarnation) => {
+                match event {
+                    WorkerEvent::Message(message) => self.worker_says(index, message)?,
+                    WorkerEvent::Ended(exit) => {
+                        if let Some(death) = self.workers.ended(index, exit, Instant::now()) {
+                            self.worker_ended(index, incarnation, &death)?;
+                        }
                     }
                 }
-            },
-            Event::Respawn { index, incarnation }
-                if self.workers.is_current(index, incarnation) =>
-            {
+            }
+            Event::Respawn { index, incarnation } if self.workers.is_current(index, incarnation) => {
                 self.respawn(index)
             }
             // From a worker that has a successor already.
@@ -382,9 +331,7 @@ impl Control {
             Event::StartDeadline if !self.is_ready && self.ending.is_none() => {
                 let behind = self.workers.behind(1);
                 let seconds = START_TIMEOUT.as_secs();
-                return Err(format!(
-                    "workers {behind:?} did not begin to serve within {seconds} s"
-                ));
+                return Err(format!("workers {behind:?} did not begin to serve within {seconds} s"));
             }
             Event::StartDeadline => {}
             Event::EndDeadline { stage } => {
@@ -396,11 +343,7 @@ impl Control {
             Event::Command(command) => self.commanded(command),
         }
         let is_over = self.ending.is_some() && self.workers.alive().is_empty();
-        let outcome = if self.was_forced {
-            Outcome::Forced
-        } else {
-            Outcome::Ended
-        };
+        let outcome = if self.was_forced { Outcome::Forced } else { Outcome::Ended };
         if is_over {
             log::info!("all workers have ended");
         }
@@ -416,7 +359,9 @@ impl Control {
             self.current.text.try_clone()?,
         ];
         let mut added = Vec::new();
-        for bank in self.banks.iter() {
+        // A bank whose listener was just removed lives until the other workers have closed it.
+        let listeners = listener_addresses(&self.current.config);
+        for bank in self.banks.iter().filter(|bank| listeners.contains(&bank.address().configured)) {
             if let Some(socket) = bank.socket(index) {
                 added.push(bank.address());
                 fds.push(socket.try_clone_to_owned()?);
@@ -439,8 +384,7 @@ impl Control {
             trace: self.options.trace,
             config,
         };
-        self.workers
-            .start(index, &ToWorker::Boot(Box::new(boot)), fds)
+        self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)
     }
 
     fn respawn(&mut self, index: u32) {
@@ -450,10 +394,7 @@ impl Control {
         if let Err(error) = self.start_worker(index) {
             log::error!("worker {index} cannot be started: {error}; next try in 1 s");
             let incarnation = self.workers.next_incarnation(index) - 1;
-            self.later(
-                Duration::from_secs(1),
-                Event::Respawn { index, incarnation },
-            );
+            self.later(Duration::from_secs(1), Event::Respawn { index, incarnation });
         }
     }
 
@@ -481,9 +422,7 @@ impl Control {
                 if let Some(question) = self.questions.get_mut(&request) {
                     question.waiting_for.remove(&index);
                     let room = CONNECTIONS_MAX.saturating_sub(question.rows.len());
-                    question
-                        .rows
-                        .extend(rows.into_iter().take(room).map(|row| (index, row)));
+                    question.rows.extend(rows.into_iter().take(room).map(|row| (index, row)));
                     if question.waiting_for.is_empty() {
                         self.answer_question(request);
                     }
@@ -505,11 +444,7 @@ impl Control {
         incarnation: u64,
         death: &crate::process::supervisor::Death,
     ) -> Result<(), String> {
-        let crate::process::supervisor::Death {
-            reason,
-            is_clean,
-            delay,
-        } = death;
+        let crate::process::supervisor::Death { reason, is_clean, delay } = death;
         for request in self.questions.keys().copied().collect::<Vec<_>>() {
             if let Some(question) = self.questions.get_mut(&request) {
                 question.waiting_for.remove(&index);
@@ -527,9 +462,7 @@ impl Control {
             return Ok(());
         }
         if !self.is_ready {
-            return Err(format!(
-                "worker {index} ended during the start: it {reason}"
-            ));
+            return Err(format!("worker {index} ended during the start: it {reason}"));
         }
         let after = delay.as_millis();
         log::error!("worker {index} died: it {reason}; its successor starts in {after} ms");
@@ -545,10 +478,7 @@ impl Control {
     fn ready(&mut self) {
         self.is_ready = true;
         let listeners = self.banks.addresses();
-        let shown: Vec<String> = listeners
-            .iter()
-            .map(|listener| listener.bound.to_string())
-            .collect();
+        let shown: Vec<String> = listeners.iter().map(|listener| listener.bound.to_string()).collect();
         log::info!(
             "blitz {} serves on {} with {} workers (mode {}, io {}) after {:.1} ms; admin {}",
             env!("CARGO_PKG_VERSION"),
@@ -557,446 +487,14 @@ impl Control {
             self.options.mode,
             self.options.io,
             self.started.elapsed().as_secs_f64() * 1e3,
-            self.admin
-                .map_or_else(|| "off".to_owned(), |admin| format!("http://{admin}/")),
+            self.admin.map_or_else(|| "off".to_owned(), |admin| format!("http://{admin}/")),
         );
         self.publish();
         if let Some(on_ready) = self.options.on_ready.take() {
             // Nobody may be interested any more.
-            let _unheard = on_ready.send(Startup {
-                listeners,
-                admin: self.admin,
-                segment: self.segment.clone(),
-            });
+            let _unheard =
+                on_ready.send(Startup { listeners, admin: self.admin, segment: self.segment.clone() });
         }
-    }
-
-    // Configuration.
-
-    fn begin_reload(&mut self, reply: Option<oneshot::Sender<Arc<ReloadReport>>>) {
-        if self.ending.is_some() || !self.is_ready {
-            let why = if self.is_ready {
-                "it ends"
-            } else {
-                "it still starts"
-            };
-            let message = format!("not reloaded: {why}");
-            log::warn!("{message}");
-            let report =
-                ReloadReport::new(false, self.current.generation, message, Timings::default());
-            if let Some(reply) = reply {
-                let _gone = reply.send(Arc::new(report));
-            }
-            return;
-        }
-        match &mut self.reload {
-            Reload::Idle => self.start_reload(reply.into_iter().collect()),
-            // What is being read now may be older than the wish: do it again afterwards.
-            Reload::Preparing { again, .. } | Reload::Applying { again, .. } => {
-                again.is_wanted = true;
-                again.waiting.extend(reply);
-            }
-        }
-    }
-
-    fn start_reload(&mut self, waiting: Vec<oneshot::Sender<Arc<ReloadReport>>>) {
-        self.reload = Reload::Preparing {
-            started: Instant::now(),
-            waiting,
-            again: Again::default(),
-        };
-        let known = super::reload::names(&self.current.config);
-        let (origin, lookup, code) = (
-            self.options.origin.clone(),
-            self.names.lookup().clone(),
-            self.code,
-        );
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            let prepared = prepare(origin, lookup, known, code).await;
-            let _ended = events.send(Event::Prepared(prepared)).await;
-        });
-    }
-
-    fn prepared(&mut self, prepared: Result<Box<Prepared>, String>) {
-        let Reload::Preparing {
-            started,
-            waiting,
-            again,
-        } = std::mem::replace(&mut self.reload, Reload::Idle)
-        else {
-            return;
-        };
-        let timings = prepared
-            .as_ref()
-            .map(|prepared| prepared.timings)
-            .unwrap_or_default();
-        let committed = Instant::now();
-        match prepared.and_then(|prepared| self.commit(*prepared)) {
-            Ok((notes, removed)) => {
-                let generation = self.current.generation;
-                self.reload = Reload::Applying {
-                    generation,
-                    started,
-                    committed,
-                    timings,
-                    notes,
-                    removed,
-                    waiting,
-                    again,
-                };
-                self.later(APPLY_TIMEOUT, Event::ReloadDeadline { generation });
-                self.check_reload();
-            }
-            Err(reason) => {
-                self.own_rows.add(Metric::ConfigReloadFailures, 1);
-                let timings = Timings {
-                    total_us: micros(started),
-                    ..timings
-                };
-                for line in reason.lines() {
-                    log::error!("reload refused, nothing has changed: {line}");
-                }
-                let report = ReloadReport::new(false, self.current.generation, reason, timings);
-                self.reported(report, waiting, again);
-            }
-        }
-    }
-
-    /// Makes a prepared configuration the current one and tells the workers. Nothing has changed when it fails. Returns
-    /// remarks for the report, and the addresses to close once the workers have closed them.
-    fn commit(&mut self, prepared: Prepared) -> Result<(Vec<String>, Vec<SocketAddr>), String> {
-        let Prepared {
-            config,
-            head,
-            text,
-            names: wanted,
-            outcomes,
-            ..
-        } = prepared;
-        let generation = self.current.generation + 1;
-        let plan = Plan::between(&self.current.config, &config);
-        let notes = plan
-            .requires_restart(&self.current.config)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        let listeners = listener_addresses(&config);
-        let new_banks = self.banks.bind_missing(&listeners, self.workers.count())?;
-        let removed = self.banks.superfluous(&listeners);
-
-        // Both sets of names stay until nothing can fail any more.
-        let before = super::reload::names(&self.current.config);
-        let rows_before = self.rows.clone();
-        self.names
-            .adopt(&before.union(&wanted).cloned().collect(), outcomes);
-        self.reclaim_rows();
-        let orders = self.orders(&config, &head, &text, generation, &new_banks, &removed);
-        let (endpoints, orders) = match orders {
-            Ok(orders) => orders,
-            Err(reason) => {
-                self.names.adopt(&before, BTreeMap::new());
-                self.rows = rows_before;
-                return Err(reason);
-            }
-        };
-        self.names.adopt(&wanted, BTreeMap::new());
-        for (index, message, fds) in orders {
-            self.workers.tell(index, &message, fds);
-        }
-        self.banks.add(new_banks);
-        self.current = Current {
-            config,
-            head,
-            text,
-            generation,
-            endpoints,
-        };
-        self.own_rows
-            .gauge_set(Metric::ConfigGeneration, generation);
-        self.publish();
-        Ok((notes, removed))
-    }
-
-    /// Gives the endpoints rows and makes the order for each live worker, with its descriptors.
-    fn orders(
-        &mut self,
-        config: &Config,
-        head: &ConfigHead,
-        text: &OwnedFd,
-        generation: u64,
-        new_banks: &[Bank],
-        removed: &[SocketAddr],
-    ) -> Result<(ResolvedEndpoints, Vec<WorkerOrder>), String> {
-        let endpoints = self
-            .rows
-            .assign(&addresses(config, &self.names), generation)
-            .map_err(|error| error.to_string())?;
-        let order = |index: u32| {
-            let mut fds = vec![text.try_clone()?];
-            let mut added = Vec::new();
-            for bank in new_banks {
-                if let Some(socket) = bank.socket(index) {
-                    added.push(bank.address());
-                    fds.push(socket.try_clone_to_owned()?);
-                }
-            }
-            let message = ConfigMessage {
-                generation,
-                head: head.clone(),
-                endpoints: endpoints.clone(),
-                added,
-                removed: removed.to_vec(),
-            };
-            Ok((index, ToWorker::Config(Box::new(message)), fds))
-        };
-        let orders: std::io::Result<Vec<_>> = self.workers.alive().into_iter().map(order).collect();
-        let orders = orders.map_err(|error| {
-            format!(
-                "no descriptor left for the workers' copies: {error}; raise the limit of open files"
-            )
-        })?;
-        Ok((endpoints, orders))
-    }
-
-    fn check_reload(&mut self) {
-        if matches!(&self.reload, Reload::Applying { generation, .. } if self.workers.all_applied(*generation))
-        {
-            self.reload_done(None);
-        }
-    }
-
-    fn reload_done(&mut self, late: Option<String>) {
-        let Reload::Applying {
-            generation,
-            started,
-            committed,
-            timings,
-            mut notes,
-            removed,
-            waiting,
-            again,
-        } = std::mem::replace(&mut self.reload, Reload::Idle)
-        else {
-            return;
-        };
-        self.banks.close(&removed);
-        self.own_rows.add(Metric::ConfigReloads, 1);
-        let timings = Timings {
-            apply_us: micros(committed),
-            total_us: micros(started),
-            ..timings
-        };
-        let ms = |us: u64| us as f64 / 1e3;
-        log::info!(
-            "reloaded: generation {generation}, {} listeners, {} routes, {} upstreams in {:.1} ms (read {:.1}, parse {:.1}, \
-             compile {:.1}, names {:.1}, workers {:.1})",
-            self.current.config.listeners.len(),
-            self.current.config.routes.len(),
-            self.current.config.upstreams.len(),
-            ms(timings.total_us),
-            ms(timings.read_us),
-            ms(timings.parse_us),
-            ms(timings.compile_us),
-            ms(timings.names_us),
-            ms(timings.apply_us),
-        );
-        notes.extend(late);
-        for note in &notes {
-            log::warn!("reload: {note}");
-        }
-        let report = ReloadReport::new(true, generation, notes.join("\n"), timings);
-        self.reported(report, waiting, again);
-    }
-
-    fn reported(
-        &mut self,
-        report: ReloadReport,
-        waiting: Vec<oneshot::Sender<Arc<ReloadReport>>>,
-        again: Again,
-    ) {
-        let report = Arc::new(report);
-        for reply in waiting {
-            let _gone = reply.send(Arc::clone(&report));
-        }
-        self.last_reload = Some(report);
-        self.publish();
-        if again.is_wanted {
-            self.start_reload(again.waiting);
-        }
-    }
-
-    fn name_updated(&mut self, update: &NameUpdate) {
-        let has_failed = update.outcome.failure().is_some();
-        self.own_rows.add(
-            if has_failed {
-                Metric::DnsLookupsFailed
-            } else {
-                Metric::DnsLookupsOk
-            },
-            1,
-        );
-        if !self.names.update(update) || self.ending.is_some() {
-            return;
-        }
-        self.own_rows.add(Metric::DnsChanges, 1);
-        let generation = self.current.generation + 1;
-        self.reclaim_rows();
-        match self
-            .rows
-            .assign(&addresses(&self.current.config, &self.names), generation)
-        {
-            Ok(endpoints) => {
-                log::info!(
-                    "name {} has {} addresses now; generation {generation}",
-                    update.name,
-                    self.names.addresses(&update.name).len()
-                );
-                self.current.generation = generation;
-                self.current.endpoints = endpoints.clone();
-                self.own_rows
-                    .gauge_set(Metric::ConfigGeneration, generation);
-                self.workers.tell_all(&ToWorker::Endpoints {
-                    generation,
-                    endpoints,
-                });
-                self.publish();
-            }
-            Err(error) => log::error!(
-                "name {}: {error}; the addresses before stay in use",
-                update.name
-            ),
-        }
-    }
-
-    fn reclaim_rows(&mut self) {
-        let applied = self
-            .workers
-            .lowest_applied()
-            .unwrap_or(self.current.generation);
-        let segment = &self.segment;
-        for row in self.rows.reclaim(applied, |row| segment.in_flight(row)) {
-            segment.clear_endpoint(row);
-        }
-    }
-
-    // Questions and orders from outside.
-
-    fn commanded(&mut self, command: Command) {
-        match command {
-            Command::Reload(reply) => self.begin_reload(Some(reply)),
-            Command::Drain(reply) => {
-                self.drain("the admin API");
-                let _gone = reply.send(());
-            }
-            Command::ListConnections(reply) => {
-                let waiting_for: BTreeSet<u32> = self.workers.alive().into_iter().collect();
-                if waiting_for.is_empty() || self.questions.len() >= QUESTIONS_MAX {
-                    let _gone = reply.send(Vec::new());
-                    return;
-                }
-                let request = self.next_question;
-                self.next_question += 1;
-                self.questions.insert(
-                    request,
-                    Question {
-                        waiting_for,
-                        rows: Vec::new(),
-                        reply,
-                    },
-                );
-                let rows_max = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
-                self.workers
-                    .tell_all(&ToWorker::ListConnections { request, rows_max });
-                self.later(CONNECTIONS_TIMEOUT, Event::ConnectionsDeadline { request });
-            }
-        }
-    }
-
-    fn answer_question(&mut self, request: u64) {
-        if let Some(question) = self.questions.remove(&request) {
-            let _gone = question.reply.send(question.rows);
-        }
-    }
-
-    fn signalled(&mut self, signal: Signal) {
-        match signal {
-            Signal::Reload => self.begin_reload(None),
-            Signal::Drain if self.ending.is_some() => self.stop("a second SIGTERM"),
-            Signal::Drain => self.drain("SIGTERM"),
-            Signal::Stop => self.stop("SIGINT"),
-            Signal::Upgrade => {
-                log::warn!(
-                    "SIGUSR2: this release has no binary upgrade; nothing is done (stop and start it instead)"
-                );
-            }
-        }
-    }
-
-    // The end.
-
-    fn drain(&mut self, why: &str) {
-        if self.ending.is_some() {
-            return;
-        }
-        let deadline = self.current.config.timeouts.drain;
-        log::info!(
-            "{why}: no new connections; those open have {:.1} s to end",
-            deadline.as_secs_f64()
-        );
-        self.ending = Some(EndStage::Drain);
-        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        self.workers.tell_all(&ToWorker::Drain { deadline_ms });
-        // The workers' copies keep the addresses open until they have taken what is queued; ours would keep the kernel
-        // accepting connections that nobody takes.
-        self.banks.close_all();
-        self.later(
-            deadline.saturating_add(DRAIN_GRACE),
-            Event::EndDeadline {
-                stage: EndStage::Drain,
-            },
-        );
-        self.publish();
-    }
-
-    fn stop(&mut self, why: &str) {
-        if self.ending >= Some(EndStage::Stop) {
-            return;
-        }
-        log::info!("{why}: stopping at once");
-        self.ending = Some(EndStage::Stop);
-        self.workers.tell_all(&ToWorker::Stop);
-        self.banks.close_all();
-        self.later(
-            STOP_GRACE,
-            Event::EndDeadline {
-                stage: EndStage::Stop,
-            },
-        );
-        self.publish();
-    }
-
-    fn end_overdue(&mut self, stage: EndStage) -> Option<Outcome> {
-        match stage {
-            EndStage::Drain => self.stop("the drain deadline has passed"),
-            EndStage::Stop => {
-                log::error!(
-                    "workers {:?} do not end and are killed",
-                    self.workers.alive()
-                );
-                self.was_forced = true;
-                self.ending = Some(EndStage::Kill);
-                self.workers.kill_all();
-                self.later(
-                    KILL_GRACE,
-                    Event::EndDeadline {
-                        stage: EndStage::Kill,
-                    },
-                );
-            }
-            EndStage::Kill => return Some(Outcome::Forced),
-        }
-        None
     }
 
     // Helpers.
@@ -1012,29 +510,22 @@ impl Control {
     /// Shows the admin API what is in effect.
     fn publish(&self) {
         let config = &self.current.config;
-        let name = |upstream: usize| {
-            config
-                .upstreams
-                .get(upstream)
-                .map_or("", |upstream| upstream.name.as_str())
+        let name =
+            |upstream: usize| config.upstreams.get(upstream).map_or("", |upstream| upstream.name.as_str());
+        let label = |(upstream, resolved): (usize, crate::process::ResolvedAddress)| EndpointLabels {
+            row: resolved.row,
+            upstream: name(upstream).to_owned(),
+            address: resolved.address.to_string(),
         };
-        let label =
-            |(upstream, resolved): (usize, crate::process::ResolvedAddress)| EndpointLabels {
-                row: resolved.row,
-                upstream: name(upstream).to_owned(),
-                address: resolved.address.to_string(),
-            };
         // The same address twice in one upstream (two names for one host) has two rows; labels must be unique, so the
         // second is shown by `/upstreams` alone.
         let mut seen = BTreeSet::new();
         let labels = self.current.endpoints.iter().map(label);
-        let labels = labels
-            .filter(|label| seen.insert((label.upstream.clone(), label.address.clone())))
-            .collect();
+        let labels =
+            labels.filter(|label| seen.insert((label.upstream.clone(), label.address.clone()))).collect();
         let failures = super::reload::names(config).into_iter();
-        let failures = failures
-            .filter_map(|name| Some((name.clone(), self.names.failure(&name)?.to_owned())))
-            .collect();
+        let failures =
+            failures.filter_map(|name| Some((name.clone(), self.names.failure(&name)?.to_owned()))).collect();
         self.shared.publish(View {
             config: Arc::clone(config),
             source: self.options.origin.path.clone(),
@@ -1054,11 +545,7 @@ impl Control {
 
 /// Every listener's configured address.
 fn listener_addresses(config: &Config) -> Vec<SocketAddr> {
-    config
-        .listeners
-        .iter()
-        .map(|listener| listener.address)
-        .collect()
+    config.listeners.iter().map(|listener| listener.address).collect()
 }
 
 /// Upstreams with the addresses that their endpoints have now.
@@ -1069,19 +556,11 @@ fn addresses(config: &Config, names: &Names) -> Vec<(String, Vec<EndpointAddress
             EndpointHost::Name(name) => (name.clone(), names.addresses(name).to_vec()),
         };
         let port = endpoint.port;
-        let addresses = addresses
-            .into_iter()
-            .map(|address| SocketAddr::new(address, port))
-            .collect();
-        EndpointAddresses {
-            endpoint: format!("{host}:{port}"),
-            addresses,
-        }
+        let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
+        EndpointAddresses { endpoint: format!("{host}:{port}"), addresses }
     };
     let upstreams = config.upstreams.iter();
-    upstreams
-        .map(|up| (up.name.clone(), up.endpoints.iter().map(resolve).collect()))
-        .collect()
+    upstreams.map(|up| (up.name.clone(), up.endpoints.iter().map(resolve).collect())).collect()
 }
 
 fn watch_signals(events: &mpsc::Sender<Event>) -> Result<(), String> {
@@ -1092,8 +571,7 @@ fn watch_signals(events: &mpsc::Sender<Event>) -> Result<(), String> {
         (SignalKind::user_defined2(), Signal::Upgrade),
     ];
     for (kind, meaning) in kinds {
-        let mut stream =
-            signal(kind).map_err(|error| format!("cannot watch for signals: {error}"))?;
+        let mut stream = signal(kind).map_err(|error| format!("cannot watch for signals: {error}"))?;
         let events = events.clone();
         tokio::spawn(async move {
             while stream.recv().await.is_some() {

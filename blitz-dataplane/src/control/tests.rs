@@ -47,34 +47,15 @@ impl WorkerCode for Echo {
         endpoints: &ResolvedEndpoints,
         generation: u64,
     ) -> Result<EchoSnapshot, String> {
-        if config
-            .upstreams
-            .iter()
-            .any(|upstream| upstream.name == "uncompilable")
-        {
+        if config.upstreams.iter().any(|upstream| upstream.name == "uncompilable") {
             return Err("this upstream cannot be compiled".to_owned());
         }
-        let endpoints = endpoints
-            .iter()
-            .map(|(_, resolved)| resolved.address)
-            .collect();
-        Ok(EchoSnapshot {
-            generation,
-            endpoints,
-            routes: config.routes.len(),
-        })
+        let endpoints = endpoints.iter().map(|(_, resolved)| resolved.address).collect();
+        Ok(EchoSnapshot { generation, endpoints, routes: config.routes.len() })
     }
 
     fn run(boot: Boot<EchoSnapshot>, orders: Orders<EchoSnapshot>) -> Result<(), WorkerError> {
-        let Boot {
-            worker,
-            incarnation,
-            rows,
-            mut snapshot,
-            generation,
-            listeners,
-            ..
-        } = boot;
+        let Boot { worker, incarnation, rows, mut snapshot, generation, listeners, .. } = boot;
         let listen = |bound: BoundListener| {
             let listener = TcpListener::from(bound.fd);
             listener.set_nonblocking(true).expect("nonblocking");
@@ -87,10 +68,7 @@ impl WorkerCode for Echo {
         loop {
             for order in orders.take() {
                 match order {
-                    Order::Snapshot {
-                        generation,
-                        snapshot: new,
-                    } => {
+                    Order::Snapshot { generation, snapshot: new } => {
                         snapshot = new;
                         orders.applied(generation);
                     }
@@ -125,9 +103,7 @@ impl WorkerCode for Echo {
                 is_idle = false;
                 rows.add(Metric::DownstreamAccepted, 1);
                 client.set_nonblocking(false).expect("blocking");
-                client
-                    .set_read_timeout(Some(Duration::from_secs(5)))
-                    .expect("timeout");
+                client.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
                 let mut line = String::new();
                 let _lost = BufReader::new(client.try_clone().expect("dup")).read_line(&mut line);
                 match line.trim() {
@@ -180,18 +156,11 @@ struct Gateway {
     thread: Option<JoinHandle<Result<Outcome, String>>>,
 }
 
-fn options(
-    mode: Mode,
-    workers: usize,
-    origin: ConfigOrigin,
-    on_ready: oneshot::Sender<Startup>,
-) -> Options {
+fn options(mode: Mode, workers: usize, origin: ConfigOrigin, on_ready: oneshot::Sender<Startup>) -> Options {
     Options {
         origin,
         mode,
-        worker_arguments: ["--exact", "control::tests::worker_process", "--nocapture"]
-            .map(Into::into)
-            .into(),
+        worker_arguments: ["--exact", "control::tests::worker_process", "--nocapture"].map(Into::into).into(),
         cores: vec![None; workers],
         io: IoMode::Auto,
         log_level: LogLevel::Info,
@@ -205,17 +174,11 @@ fn options(
 
 fn command_line(backends: &[&str]) -> ConfigOrigin {
     let overrides = Overrides {
-        backends: backends
-            .iter()
-            .map(|backend| (*backend).to_owned())
-            .collect(),
+        backends: backends.iter().map(|backend| (*backend).to_owned()).collect(),
         port: Some(0),
         admin: Some("127.0.0.1:0".to_owned()),
     };
-    ConfigOrigin {
-        path: None,
-        overrides,
-    }
+    ConfigOrigin { path: None, overrides }
 }
 
 impl Gateway {
@@ -229,10 +192,7 @@ impl Gateway {
         let options = options(on_ready);
         let thread = std::thread::spawn(move || run(options, Code::of::<Echo>()));
         match ready.blocking_recv() {
-            Ok(startup) => Self {
-                startup,
-                thread: Some(thread),
-            },
+            Ok(startup) => Self { startup, thread: Some(thread) },
             Err(_) => panic!("no start: {:?}", thread.join()),
         }
     }
@@ -253,12 +213,7 @@ impl Gateway {
 
     fn end(mut self) -> Outcome {
         assert_eq!(self.admin("POST", "/drain").0, 202);
-        self.thread
-            .take()
-            .expect("thread")
-            .join()
-            .expect("no panic")
-            .expect("clean end")
+        self.thread.take().expect("thread").join().expect("no panic").expect("clean end")
     }
 }
 
@@ -267,22 +222,15 @@ struct Answer(String);
 
 impl Answer {
     fn number(&self, key: &str) -> u64 {
-        let value = self
-            .0
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-        value
-            .and_then(|value| value.parse().ok())
-            .unwrap_or_else(|| panic!("{key} in {}", self.0))
+        let value = self.0.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{key} in {}", self.0))
     }
 }
 
 fn ask(address: SocketAddr, line: &str) -> Option<Answer> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))
-        .expect("the address never refuses");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .expect("timeout");
+    let mut stream =
+        TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("the address never refuses");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
     writeln!(stream, "{line}").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
@@ -291,14 +239,9 @@ fn ask(address: SocketAddr, line: &str) -> Option<Answer> {
 
 fn admin(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("admin");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .expect("timeout");
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )
-    .expect("request");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
+        .expect("request");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("answer");
     let (head, body) = answer.split_once("\r\n\r\n").expect("head");
@@ -318,9 +261,7 @@ fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 }
 
 fn send_signal(pid: u64, name: &str) {
-    let status = std::process::Command::new("kill")
-        .args([format!("-{name}"), pid.to_string()])
-        .status();
+    let status = std::process::Command::new("kill").args([format!("-{name}"), pid.to_string()]).status();
     assert!(status.expect("kill(1)").success());
 }
 
@@ -328,62 +269,35 @@ fn send_signal(pid: u64, name: &str) {
 fn both_modes_start_serve_report_and_drain() {
     for mode in [Mode::Mp, Mode::Sp] {
         let gateway = Gateway::start(mode, 2, command_line(&["127.0.0.1:9001"]));
-        let workers: BTreeSet<u64> = (0..64)
-            .map(|_| gateway.ask("hello").number("worker"))
-            .collect();
-        assert_eq!(
-            workers,
-            BTreeSet::from([0, 1]),
-            "the kernel spreads connections over the bank"
-        );
-        let line = if mode == Mode::Mp {
-            "has no rights"
-        } else {
-            "x"
-        };
+        let workers: BTreeSet<u64> = (0..64).map(|_| gateway.ask("hello").number("worker")).collect();
+        assert_eq!(workers, BTreeSet::from([0, 1]), "the kernel spreads connections over the bank");
+        let line = if mode == Mode::Mp { "has no rights" } else { "x" };
         let is_own_process = gateway.ask(line).number("pid") != u64::from(std::process::id());
         assert_eq!(is_own_process, mode == Mode::Mp);
         assert_eq!(gateway.admin("GET", "/healthz").0, 200);
         assert_eq!(gateway.admin("GET", "/readyz"), (200, "ready\n".to_owned()));
         let (status, text) = gateway.admin("GET", "/metrics");
         assert_eq!(status, 200);
+        assert!(text.contains("blitz_downstream_connections_total 65"), "{text}");
         assert!(
-            text.contains("blitz_downstream_connections_total 65"),
-            "{text}"
-        );
-        assert!(
-            text.contains(
-                "blitz_endpoint_in_flight{upstream=\"default\",address=\"127.0.0.1:9001\"} 0"
-            ),
+            text.contains("blitz_endpoint_in_flight{upstream=\"default\",address=\"127.0.0.1:9001\"} 0"),
             "{text}"
         );
         let (_, connections) = gateway.admin("GET", "/connections");
-        assert_eq!(
-            serde_json::from_str::<serde_json::Value>(&connections).expect("JSON")["count"],
-            2
-        );
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&connections).expect("JSON")["count"], 2);
         let (_, config) = gateway.admin("GET", "/config");
         let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
-        assert_eq!(
-            (&config["state"], &config["generation"]),
-            (&"serving".into(), &1.into())
-        );
+        assert_eq!((&config["state"], &config["generation"]), (&"serving".into(), &1.into()));
         assert_eq!(config["workers"].as_array().map(Vec::len), Some(2));
         let (status, text) = gateway.admin("GET", "/nothing");
         assert!(status == 404 && text.contains("/upstreams"), "{text}");
         assert_eq!(gateway.admin("GET", "/reload").0, 405);
         let (status, upstreams) = gateway.admin("GET", "/upstreams");
-        assert!(
-            status == 200 && upstreams.contains("127.0.0.1:9001"),
-            "{upstreams}"
-        );
+        assert!(status == 200 && upstreams.contains("127.0.0.1:9001"), "{upstreams}");
         assert!(gateway.admin("GET", "/").1.contains("<title>Blitz</title>"));
         let address = gateway.address();
         assert_eq!(gateway.end(), Outcome::Ended);
-        assert!(
-            TcpStream::connect(address).is_err(),
-            "nobody listens any more"
-        );
+        assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
     }
 }
 
@@ -391,15 +305,7 @@ fn both_modes_start_serve_report_and_drain() {
 fn a_killed_worker_is_replaced_and_leaks_nothing() {
     let gateway = Gateway::start(Mode::Mp, 2, command_line(&["127.0.0.1:9001"]));
     let segment = gateway.startup.segment.clone();
-    let pid = |worker| {
-        u64::from(
-            segment
-                .status(worker)
-                .expect("row")
-                .pid
-                .load(Ordering::Acquire),
-        )
-    };
+    let pid = |worker| u64::from(segment.status(worker).expect("row").pid.load(Ordering::Acquire));
     let other = pid(1);
     let mut slowest = Duration::ZERO;
     for round in 1..=12u64 {
@@ -417,10 +323,7 @@ fn a_killed_worker_is_replaced_and_leaks_nothing() {
                 .then_some(())
         });
         slowest = slowest.max(killed.elapsed());
-        assert!(
-            segment.value(0, Metric::DownstreamAccepted) >= accepted,
-            "counters survive"
-        );
+        assert!(segment.value(0, Metric::DownstreamAccepted) >= accepted, "counters survive");
         let row = segment.endpoint(0, 0).expect("row");
         assert_eq!(row.in_flight.load(Ordering::Relaxed), 0, "round {round}");
         assert_eq!(pid(1), other, "the other worker notices nothing");
@@ -429,22 +332,15 @@ fn a_killed_worker_is_replaced_and_leaks_nothing() {
     // tests.
     println!("slowest replacement: {slowest:?}");
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
-    eventually("all restarts are counted", || {
-        (segment.sum(Metric::WorkerRestarts) == 12).then_some(())
-    });
+    eventually("all restarts are counted", || (segment.sum(Metric::WorkerRestarts) == 12).then_some(()));
     // Connections that the dead worker had not accepted are served by its successor: none is refused, none is lost.
     let address = gateway.address();
     let victim = pid(0);
     send_signal(victim, "STOP");
-    let clients: Vec<_> = (0..16)
-        .map(|_| std::thread::spawn(move || ask(address, "patient")))
-        .collect();
+    let clients: Vec<_> = (0..16).map(|_| std::thread::spawn(move || ask(address, "patient"))).collect();
     std::thread::sleep(Duration::from_millis(50));
     send_signal(victim, "KILL");
-    let answers: Vec<_> = clients
-        .into_iter()
-        .filter_map(|client| client.join().expect("client"))
-        .collect();
+    let answers: Vec<_> = clients.into_iter().filter_map(|client| client.join().expect("client")).collect();
     assert_eq!(answers.len(), 16, "{answers:?}");
     assert_eq!(gateway.end(), Outcome::Ended);
 }
@@ -454,15 +350,9 @@ fn a_panicking_thread_is_replaced() {
     let gateway = Gateway::start(Mode::Sp, 2, command_line(&[]));
     let segment = gateway.startup.segment.clone();
     assert!(ask(gateway.address(), "panic").is_none());
-    eventually("the thread is replaced", || {
-        (segment.sum(Metric::WorkerRestarts) == 1).then_some(())
-    });
-    eventually("all serve again", || {
-        (gateway.admin("GET", "/readyz").0 == 200).then_some(())
-    });
-    let incarnations: BTreeSet<u64> = (0..64)
-        .map(|_| gateway.ask("hello").number("incarnation"))
-        .collect();
+    eventually("the thread is replaced", || (segment.sum(Metric::WorkerRestarts) == 1).then_some(()));
+    eventually("all serve again", || (gateway.admin("GET", "/readyz").0 == 200).then_some(()));
+    let incarnations: BTreeSet<u64> = (0..64).map(|_| gateway.ask("hello").number("incarnation")).collect();
     assert_eq!(incarnations, BTreeSet::from([1, 2]));
     assert_eq!(gateway.end(), Outcome::Ended);
 }
@@ -473,9 +363,8 @@ fn write_config(path: &Path, ports: &[u16], endpoints: std::ops::Range<u16>, rou
         .iter()
         .map(|port| serde_json::json!({ "name": format!("l{port}"), "address": format!("127.0.0.1:{port}") }))
         .collect();
-    let endpoints: Vec<_> = endpoints
-        .map(|port| serde_json::json!({ "address": format!("127.0.0.1:{port}") }))
-        .collect();
+    let endpoints: Vec<_> =
+        endpoints.map(|port| serde_json::json!({ "address": format!("127.0.0.1:{port}") })).collect();
     // One upstream may have 1024 endpoints, so more rows than there are take two.
     let (api, rest) = endpoints.split_at(endpoints.len().min(1024));
     let mut upstreams = serde_json::json!({ "api": { "endpoints": api } });
@@ -492,22 +381,12 @@ fn write_config(path: &Path, ports: &[u16], endpoints: std::ops::Range<u16>, rou
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .expect("bind")
-        .local_addr()
-        .expect("address")
-        .port()
+    TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port()
 }
 
 fn file_origin(path: &Path) -> ConfigOrigin {
-    let overrides = Overrides {
-        admin: Some("127.0.0.1:0".to_owned()),
-        ..Overrides::default()
-    };
-    ConfigOrigin {
-        path: Some(path.to_owned()),
-        overrides,
-    }
+    let overrides = Overrides { admin: Some("127.0.0.1:0".to_owned()), ..Overrides::default() };
+    ConfigOrigin { path: Some(path.to_owned()), overrides }
 }
 
 #[test]
@@ -520,25 +399,17 @@ fn a_reload_is_all_or_nothing() {
         let gateway = Gateway::start(mode, 2, file_origin(&path));
         let segment = gateway.startup.segment.clone();
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        assert_eq!(
-            ask(local(first), "x").expect("answer").number("generation"),
-            1
-        );
+        assert_eq!(ask(local(first), "x").expect("answer").number("generation"), 1);
 
         write_config(&path, &[first, second], 9002..9005, 5000);
         let (status, report) = gateway.admin("POST", "/reload");
         assert_eq!(status, 200, "{report}");
         for port in [first, second] {
             let answer = ask(local(port), "x").expect("answer");
-            assert_eq!(
-                (answer.number("generation"), answer.number("routes")),
-                (2, 5000)
-            );
+            assert_eq!((answer.number("generation"), answer.number("routes")), (2, 5000));
             assert_eq!(answer.number("port"), u64::from(port));
             assert!(
-                answer
-                    .0
-                    .contains("endpoints=[127.0.0.1:9002, 127.0.0.1:9003, 127.0.0.1:9004]"),
+                answer.0.contains("endpoints=[127.0.0.1:9002, 127.0.0.1:9003, 127.0.0.1:9004]"),
                 "{}",
                 answer.0
             );
@@ -547,12 +418,7 @@ fn a_reload_is_all_or_nothing() {
         let refused = |why: &str| {
             let (status, report) = gateway.admin("POST", "/reload");
             assert!(status == 422 && report.contains(why), "{report}");
-            assert_eq!(
-                ask(local(second), "x")
-                    .expect("answer")
-                    .number("generation"),
-                2
-            );
+            assert_eq!(ask(local(second), "x").expect("answer").number("generation"), 2);
             assert!(gateway.admin("GET", "/config").1.contains(why));
         };
         std::fs::write(&path, "{\"listeners\": [{\"nam").expect("write");
@@ -565,9 +431,7 @@ fn a_reload_is_all_or_nothing() {
         refused("the address is in use");
         write_config(&path, &[first], 9001..10_026, 1);
         refused("room for 1024");
-        let text = std::fs::read_to_string(&path)
-            .expect("read")
-            .replace("api", "uncompilable");
+        let text = std::fs::read_to_string(&path).expect("read").replace("api", "uncompilable");
         std::fs::write(&path, text).expect("write");
         refused("cannot be compiled");
         assert_eq!(segment.sum(Metric::ConfigReloadFailures), 5);
@@ -575,10 +439,7 @@ fn a_reload_is_all_or_nothing() {
         // The second listener goes; the kernel then refuses connections to it.
         write_config(&path, &[first], 9002..9003, 1);
         assert_eq!(gateway.admin("POST", "/reload").0, 200);
-        assert_eq!(
-            ask(local(first), "x").expect("answer").number("generation"),
-            3
-        );
+        assert_eq!(ask(local(first), "x").expect("answer").number("generation"), 3);
         eventually("the removed listener is closed", || {
             TcpStream::connect(local(second)).is_err().then_some(())
         });
@@ -616,14 +477,9 @@ fn a_start_that_cannot_be_fails_with_the_reason() {
     let mut origin = command_line(&[]);
     origin.overrides.admin = Some(format!("127.0.0.1:{port}"));
     let error = fail(origin);
-    assert!(
-        error.contains("--admin") && error.contains("off"),
-        "{error}"
-    );
-    let error = fail(ConfigOrigin {
-        path: Some(PathBuf::from("/nowhere.toml")),
-        overrides: Overrides::default(),
-    });
+    assert!(error.contains("--admin") && error.contains("off"), "{error}");
+    let error =
+        fail(ConfigOrigin { path: Some(PathBuf::from("/nowhere.toml")), overrides: Overrides::default() });
     assert!(error.contains("/nowhere.toml"), "{error}");
 }
 
@@ -644,20 +500,14 @@ impl NameServer {
             ttl_s: Arc::new(AtomicU32::new(1)),
             queries: Arc::default(),
         };
-        let (answer, ttl_s, queries) = (
-            Arc::clone(&server.answer),
-            Arc::clone(&server.ttl_s),
-            Arc::clone(&server.queries),
-        );
+        let (answer, ttl_s, queries) =
+            (Arc::clone(&server.answer), Arc::clone(&server.ttl_s), Arc::clone(&server.queries));
         std::thread::spawn(move || {
             let mut query = [0; 512];
             while let Ok((len, peer)) = socket.recv_from(&mut query) {
                 queries.fetch_add(1, Ordering::Relaxed);
-                let reply = reply(
-                    &query[..len],
-                    *answer.lock().expect("lock"),
-                    ttl_s.load(Ordering::Relaxed),
-                );
+                let reply =
+                    reply(&query[..len], *answer.lock().expect("lock"), ttl_s.load(Ordering::Relaxed));
                 let _lost = socket.send_to(&reply, peer);
             }
         });
@@ -678,32 +528,15 @@ impl NameServer {
 
 /// An answer to a query with one question (RFC 1035 section 4.1): the header, the question as it came, at most one record.
 fn reply(query: &[u8], answer: Option<Ipv4Addr>, ttl_s: u32) -> Vec<u8> {
-    let labels_end = 12
-        + query[12..]
-            .iter()
-            .position(|byte| *byte == 0)
-            .expect("root label")
-        + 1;
+    let labels_end = 12 + query[12..].iter().position(|byte| *byte == 0).expect("root label") + 1;
     let question = &query[12..labels_end + 4];
     let is_a = query[labels_end..labels_end + 2] == [0, 1];
     let (rcode, record) = match answer {
         None => (2, None),
         Some(answer) => (0, is_a.then_some(answer)),
     };
-    let mut reply = vec![
-        query[0],
-        query[1],
-        0x81,
-        0x80 | rcode,
-        0,
-        1,
-        0,
-        u8::from(record.is_some()),
-        0,
-        0,
-        0,
-        0,
-    ];
+    let mut reply =
+        vec![query[0], query[1], 0x81, 0x80 | rcode, 0, 1, 0, u8::from(record.is_some()), 0, 0, 0, 0];
     reply.extend_from_slice(question);
     if let Some(address) = record {
         // A pointer to the name in the question, type A, class IN.
@@ -733,23 +566,12 @@ fn a_changed_answer_reaches_the_workers_and_a_failed_lookup_keeps_the_last() {
     assert!(gateway.ask("x").0.contains("endpoints=[127.0.0.7:9001]"));
     let segment = gateway.startup.segment.clone();
     *server.answer.lock().expect("lock") = Some(Ipv4Addr::new(127, 0, 0, 8));
-    eventually("the new address", || {
-        gateway
-            .ask("x")
-            .0
-            .contains("endpoints=[127.0.0.8:9001]")
-            .then_some(())
-    });
+    eventually("the new address", || gateway.ask("x").0.contains("endpoints=[127.0.0.8:9001]").then_some(()));
     assert!(segment.sum(Metric::DnsChanges) >= 1);
 
     *server.answer.lock().expect("lock") = None;
-    eventually("a failure is counted", || {
-        (segment.sum(Metric::DnsLookupsFailed) > 0).then_some(())
-    });
-    assert!(
-        gateway.ask("x").0.contains("endpoints=[127.0.0.8:9001]"),
-        "the last good address stays"
-    );
+    eventually("a failure is counted", || (segment.sum(Metric::DnsLookupsFailed) > 0).then_some(()));
+    assert!(gateway.ask("x").0.contains("endpoints=[127.0.0.8:9001]"), "the last good address stays");
     eventually("the failure is shown", || {
         gateway
             .admin("GET", "/metrics")
@@ -758,9 +580,7 @@ fn a_changed_answer_reaches_the_workers_and_a_failed_lookup_keeps_the_last() {
             .then_some(())
     });
     *server.answer.lock().expect("lock") = Some(Ipv4Addr::new(127, 0, 0, 9));
-    eventually("names recover", || {
-        gateway.ask("x").0.contains("127.0.0.9:9001").then_some(())
-    });
+    eventually("names recover", || gateway.ask("x").0.contains("127.0.0.9:9001").then_some(()));
     assert_eq!(gateway.end(), Outcome::Ended);
 }
 
@@ -769,12 +589,8 @@ fn an_unresolvable_name_does_not_stop_the_start() {
     let server = NameServer::start(Ipv4Addr::LOCALHOST);
     *server.answer.lock().expect("lock") = None;
     let gateway = Gateway::with(|on_ready| {
-        let mut options = options(
-            Mode::Sp,
-            1,
-            command_line(&["gone.example:9001", "127.0.0.1:9002"]),
-            on_ready,
-        );
+        let mut options =
+            options(Mode::Sp, 1, command_line(&["gone.example:9001", "127.0.0.1:9002"]), on_ready);
         options.names = (server.sources(), QUICK);
         options
     });
@@ -787,23 +603,13 @@ fn hosts_localhost_and_a_missing_resolv_conf() {
     let directory = tempfile::tempdir().expect("directory");
     let hosts = directory.path().join("hosts");
     std::fs::write(&hosts, "127.0.0.5 box box.example # a comment\n::5 box\n").expect("write");
-    let sources = Sources {
-        hosts,
-        resolv_conf: directory.path().join("absent"),
-        servers: None,
-    };
+    let sources = Sources { hosts, resolv_conf: directory.path().join("absent"), servers: None };
     let lookup = Lookup::new(sources, QUICK);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let addresses = |name: &str| {
         let outcome = runtime.block_on(lookup.one(name));
         let addresses = outcome.addresses(&[]);
-        addresses
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(addresses("box"), ["127.0.0.5", "::5"]);
     assert_eq!(addresses("box.example"), ["127.0.0.5"]);

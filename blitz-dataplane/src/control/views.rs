@@ -64,27 +64,13 @@ pub struct Shared {
 
 impl Shared {
     /// Nothing published yet.
-    pub fn new(
-        segment: Segment,
-        rows: WorkerRows,
-        exposition: Exposition,
-        started: Instant,
-    ) -> Self {
-        Self {
-            segment,
-            exposition,
-            started,
-            view: Mutex::new(None),
-            rows: Mutex::new(rows),
-        }
+    pub fn new(segment: Segment, rows: WorkerRows, exposition: Exposition, started: Instant) -> Self {
+        Self { segment, exposition, started, view: Mutex::new(None), rows: Mutex::new(rows) }
     }
 
     /// Adds one to a counter of the supervisor.
     pub fn count(&self, metric: Metric) {
-        self.rows
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .add(metric, 1);
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).add(metric, 1);
     }
 
     /// Replaces what is shown.
@@ -94,10 +80,7 @@ impl Shared {
 
     /// What is in effect.
     pub fn view(&self) -> Option<Arc<View>> {
-        self.view
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The text for Prometheus.
@@ -107,9 +90,7 @@ impl Shared {
     pub fn metrics(&self) -> Result<String, String> {
         let view = self.view();
         let labels = view.as_ref().map_or(&[][..], |view| &view.labels);
-        self.exposition
-            .text(labels)
-            .map_err(|error| error.to_string())
+        self.exposition.text(labels).map_err(|error| error.to_string())
     }
 
     /// Why requests are not to be sent here now, or `None`.
@@ -123,15 +104,10 @@ impl Shared {
         if !view.is_ready {
             return Some("starting".to_owned());
         }
-        let state = |index| {
-            self.segment
-                .status(index)
-                .map_or(WorkerState::Absent, |status| status.state())
-        };
+        let state = |index| self.segment.status(index).map_or(WorkerState::Absent, |status| status.state());
         let workers = 0..self.segment.shape().workers;
-        let unready = workers
-            .map(|index| (index, state(index)))
-            .find(|(_, state)| *state != WorkerState::Serving);
+        let unready =
+            workers.map(|index| (index, state(index))).find(|(_, state)| *state != WorkerState::Serving);
         unready.map(|(index, state)| format!("worker {index} is {}", state.as_str()))
     }
 
@@ -141,13 +117,9 @@ impl Shared {
             return json!({ "state": "starting" });
         };
         let config = &view.config;
-        let ms =
-            |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let listeners = config.listeners.iter().map(|listener| {
-            let bound = view
-                .listeners
-                .iter()
-                .find(|bound| bound.configured == listener.address);
+            let bound = view.listeners.iter().find(|bound| bound.configured == listener.address);
             json!({
                 "name": listener.name,
                 "address": listener.address,
@@ -155,10 +127,8 @@ impl Shared {
                 "builtin_answers": listener.builtin_answers,
             })
         });
-        let upstreams = config
-            .upstreams
-            .iter()
-            .map(|up| json!({ "name": up.name, "endpoints": up.endpoints.len() }));
+        let upstreams =
+            config.upstreams.iter().map(|up| json!({ "name": up.name, "endpoints": up.endpoints.len() }));
         let timeouts = &config.timeouts;
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -202,28 +172,20 @@ impl Shared {
             return json!([]);
         };
         let now_ms = clock::monotonic_ms();
-        let upstreams = view
-            .config
-            .upstreams
-            .iter()
-            .enumerate()
-            .map(|(u, upstream)| {
-                let endpoints = upstream.endpoints.iter().enumerate().map(|(e, endpoint)| {
-                    let addresses = view
-                        .endpoints
-                        .addresses(u, e)
-                        .iter()
-                        .map(|address| self.address(*address, now_ms));
-                    let host = host(endpoint);
-                    json!({
-                        "endpoint": format!("{host}:{}", endpoint.port),
-                        "weight": endpoint.weight,
-                        "addresses": addresses.collect::<Vec<_>>(),
-                        "lookup_failure": view.name_failures.get(&host),
-                    })
-                });
-                json!({ "name": upstream.name, "endpoints": endpoints.collect::<Vec<_>>() })
+        let upstreams = view.config.upstreams.iter().enumerate().map(|(u, upstream)| {
+            let endpoints = upstream.endpoints.iter().enumerate().map(|(e, endpoint)| {
+                let addresses =
+                    view.endpoints.addresses(u, e).iter().map(|address| self.address(*address, now_ms));
+                let host = host(endpoint);
+                json!({
+                    "endpoint": format!("{host}:{}", endpoint.port),
+                    "weight": endpoint.weight,
+                    "addresses": addresses.collect::<Vec<_>>(),
+                    "lookup_failure": view.name_failures.get(&host),
+                })
             });
+            json!({ "name": upstream.name, "endpoints": endpoints.collect::<Vec<_>>() })
+        });
         upstreams.collect()
     }
 
@@ -243,13 +205,8 @@ impl Shared {
         let rows: Vec<&EndpointRow> = (0..self.segment.shape().workers)
             .filter_map(|worker| self.segment.endpoint(worker, resolved.row))
             .collect();
-        let sum =
-            |read: &dyn Fn(&EndpointRow) -> u64| rows.iter().map(|row| read(row)).sum::<u64>();
-        let out_ms = |row: &EndpointRow| {
-            row.ejected_until_ms
-                .load(Ordering::Relaxed)
-                .saturating_sub(now_ms)
-        };
+        let sum = |read: &dyn Fn(&EndpointRow) -> u64| rows.iter().map(|row| read(row)).sum::<u64>();
+        let out_ms = |row: &EndpointRow| row.ejected_until_ms.load(Ordering::Relaxed).saturating_sub(now_ms);
         let health = rows.iter().enumerate().map(|(worker, row)| {
             json!({
                 "worker": worker,

@@ -39,16 +39,8 @@ pub struct Exposition {
 
 impl Exposition {
     /// `error_labels[i]` is the label of error kind `i`; labels beyond 64 have no slot and are left out.
-    pub fn new(
-        segment: Segment,
-        error_labels: &'static [&'static str],
-        version: &'static str,
-    ) -> Self {
-        Self {
-            segment,
-            error_labels,
-            version,
-        }
+    pub fn new(segment: Segment, error_labels: &'static [&'static str], version: &'static str) -> Self {
+        Self { segment, error_labels, version }
     }
 
     /// All families as text, sorted by name. `endpoints` says which rows are in use.
@@ -75,18 +67,10 @@ impl Exposition {
         }
         for (kind, label) in (0u8..64).zip(self.error_labels) {
             let value = self.segment.sum_errors(kind) as f64;
-            families.push(
-                ERRORS_NAME,
-                ERRORS_HELP,
-                Kind::Counter,
-                &[("kind", label)],
-                value,
-            );
+            families.push(ERRORS_NAME, ERRORS_HELP, Kind::Counter, &[("kind", label)], value);
         }
         for &histogram in Histogram::ALL {
-            families
-                .0
-                .insert(histogram.name(), self.histogram(histogram));
+            families.0.insert(histogram.name(), self.histogram(histogram));
         }
         self.workers(&mut families);
         for endpoint in endpoints {
@@ -111,31 +95,13 @@ impl Exposition {
             let labels = [("worker", worker.as_str())];
             let help = "1 while the worker serves, else 0.";
             let serving = status.state() == crate::segment::WorkerState::Serving;
-            families.push(
-                "blitz_worker_serving",
-                help,
-                Kind::Gauge,
-                &labels,
-                f64::from(u8::from(serving)),
-            );
+            families.push("blitz_worker_serving", help, Kind::Gauge, &labels, f64::from(u8::from(serving)));
             let help = "Generation of the configuration that the worker uses.";
             let generation = status.snapshot_generation.load(Ordering::Relaxed) as f64;
-            families.push(
-                "blitz_worker_config_generation",
-                help,
-                Kind::Gauge,
-                &labels,
-                generation,
-            );
+            families.push("blitz_worker_config_generation", help, Kind::Gauge, &labels, generation);
             let help = "Client connections open now, by worker.";
             let connections = f64::from(status.connections.load(Ordering::Relaxed));
-            families.push(
-                "blitz_worker_connections",
-                help,
-                Kind::Gauge,
-                &labels,
-                connections,
-            );
+            families.push("blitz_worker_connections", help, Kind::Gauge, &labels, connections);
         }
     }
 
@@ -143,15 +109,10 @@ impl Exposition {
         let now_ms = clock::monotonic_ms();
         let sum = |read: &dyn Fn(&EndpointRow) -> u64| {
             let workers = 0..self.segment.shape().workers;
-            workers
-                .filter_map(|worker| self.segment.endpoint(worker, endpoint.row))
-                .map(read)
-                .sum::<u64>() as f64
+            workers.filter_map(|worker| self.segment.endpoint(worker, endpoint.row)).map(read).sum::<u64>()
+                as f64
         };
-        let labels = [
-            ("upstream", endpoint.upstream.as_str()),
-            ("address", endpoint.address.as_str()),
-        ];
+        let labels = [("upstream", endpoint.upstream.as_str()), ("address", endpoint.address.as_str())];
         let mut push = |name, help, kind, value| families.push(name, help, kind, &labels, value);
         let counter = Kind::Counter;
         let in_flight = sum(&|row| u64::from(row.in_flight.load(Ordering::Relaxed)));
@@ -162,26 +123,11 @@ impl Exposition {
             in_flight,
         );
         let requests = sum(&|row| row.requests_total.load(Ordering::Relaxed));
-        push(
-            "blitz_endpoint_requests_total",
-            "Requests sent, by endpoint.",
-            counter,
-            requests,
-        );
+        push("blitz_endpoint_requests_total", "Requests sent, by endpoint.", counter, requests);
         let failures = sum(&|row| row.failures_total.load(Ordering::Relaxed));
-        push(
-            "blitz_endpoint_failures_total",
-            "Failed exchanges, by endpoint.",
-            counter,
-            failures,
-        );
+        push("blitz_endpoint_failures_total", "Failed exchanges, by endpoint.", counter, failures);
         let connects = sum(&|row| row.connects_total.load(Ordering::Relaxed));
-        push(
-            "blitz_endpoint_connects_total",
-            "Connections opened, by endpoint.",
-            counter,
-            connects,
-        );
+        push("blitz_endpoint_connects_total", "Connections opened, by endpoint.", counter, connects);
         let reuses = sum(&|row| row.reuses_total.load(Ordering::Relaxed));
         push(
             "blitz_endpoint_reuses_total",
@@ -216,12 +162,7 @@ impl Exposition {
         value.set_sample_sum(sum.sum_us as f64 / 1e6);
         let mut metric = proto::Metric::default();
         metric.set_histogram(value);
-        family(
-            histogram.name(),
-            histogram.help(),
-            MetricType::HISTOGRAM,
-            vec![metric],
-        )
+        family(histogram.name(), histogram.help(), MetricType::HISTOGRAM, vec![metric])
     }
 }
 
@@ -230,20 +171,9 @@ impl Exposition {
 struct Families(BTreeMap<&'static str, MetricFamily>);
 
 impl Families {
-    fn push(
-        &mut self,
-        name: &'static str,
-        help: &str,
-        kind: Kind,
-        labels: &[(&str, &str)],
-        value: f64,
-    ) {
-        let mut metric = proto::Metric::from_label(
-            labels
-                .iter()
-                .map(|(name, value)| label(name, value))
-                .collect(),
-        );
+    fn push(&mut self, name: &'static str, help: &str, kind: Kind, labels: &[(&str, &str)], value: f64) {
+        let mut metric =
+            proto::Metric::from_label(labels.iter().map(|(name, value)| label(name, value)).collect());
         let kind = match kind {
             Kind::Counter => {
                 let mut counter = Counter::default();
@@ -258,10 +188,7 @@ impl Families {
                 MetricType::GAUGE
             }
         };
-        let entry = self
-            .0
-            .entry(name)
-            .or_insert_with(|| family(name, help, kind, Vec::new()));
+        let entry = self.0.entry(name).or_insert_with(|| family(name, help, kind, Vec::new()));
         entry.mut_metric().push(metric);
     }
 }
@@ -295,16 +222,11 @@ mod tests {
         for line in text.lines() {
             if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').expect("type line");
-                assert!(
-                    types.insert(name.to_owned(), kind.to_owned()).is_none(),
-                    "{name} twice"
-                );
+                assert!(types.insert(name.to_owned(), kind.to_owned()).is_none(), "{name} twice");
             } else if !line.starts_with("# HELP ") {
                 let (name, value) = line.rsplit_once(' ').expect("sample line");
                 assert!(
-                    samples
-                        .insert(name.to_owned(), value.parse().expect("number"))
-                        .is_none(),
+                    samples.insert(name.to_owned(), value.parse().expect("number")).is_none(),
                     "{name} twice"
                 );
             }
@@ -314,15 +236,8 @@ mod tests {
 
     #[test]
     fn the_text_holds_the_sum_of_all_rows() {
-        let segment = Segment::create(Shape {
-            workers: 2,
-            endpoints: 4,
-        })
-        .expect("segment");
-        let (a, b) = (
-            segment.worker(0).expect("row"),
-            segment.worker(1).expect("row"),
-        );
+        let segment = Segment::create(Shape { workers: 2, endpoints: 4 }).expect("segment");
+        let (a, b) = (segment.worker(0).expect("row"), segment.worker(1).expect("row"));
         a.add(Metric::requests_h1(204), 2);
         b.add(Metric::requests_h1(299), 3);
         b.add(Metric::requests_h1(999), 1);
@@ -331,54 +246,22 @@ mod tests {
         a.observe(Histogram::RequestDuration, 900);
         b.observe(Histogram::RequestDuration, 90_000_000);
         crate::segment::add_u32(&b.endpoint(3).expect("row").in_flight, 2);
-        let labels = [EndpointLabels {
-            row: 3,
-            upstream: "a\"b".to_owned(),
-            address: "[::1]:80".to_owned(),
-        }];
-        let text = Exposition::new(segment, &["bad_head", "reset"], "1.2.3")
-            .text(&labels)
-            .expect("text");
+        let labels = [EndpointLabels { row: 3, upstream: "a\"b".to_owned(), address: "[::1]:80".to_owned() }];
+        let text = Exposition::new(segment, &["bad_head", "reset"], "1.2.3").text(&labels).expect("text");
         let (samples, types) = parse(&text);
-        let value = |name: &str| {
-            samples
-                .get(name)
-                .copied()
-                .unwrap_or_else(|| panic!("{name} in\n{text}"))
-        };
-        assert_eq!(
-            value("blitz_requests_total{protocol=\"h1\",status=\"2xx\"}"),
-            5.0
-        );
-        assert_eq!(
-            value("blitz_requests_total{protocol=\"h1\",status=\"5xx\"}"),
-            1.0
-        );
+        let value = |name: &str| samples.get(name).copied().unwrap_or_else(|| panic!("{name} in\n{text}"));
+        assert_eq!(value("blitz_requests_total{protocol=\"h1\",status=\"2xx\"}"), 5.0);
+        assert_eq!(value("blitz_requests_total{protocol=\"h1\",status=\"5xx\"}"), 1.0);
         assert_eq!(value("blitz_downstream_connections_active"), 7.0);
         assert_eq!(value("blitz_errors_total{kind=\"bad_head\"}"), 0.0);
         assert_eq!(value("blitz_errors_total{kind=\"reset\"}"), 1.0);
-        assert_eq!(
-            value("blitz_request_duration_seconds_bucket{le=\"0.001\"}"),
-            1.0
-        );
-        assert_eq!(
-            value("blitz_request_duration_seconds_bucket{le=\"0.0005\"}"),
-            0.0
-        );
-        assert_eq!(
-            value("blitz_request_duration_seconds_bucket{le=\"60\"}"),
-            1.0
-        );
-        assert_eq!(
-            value("blitz_request_duration_seconds_bucket{le=\"+Inf\"}"),
-            2.0
-        );
+        assert_eq!(value("blitz_request_duration_seconds_bucket{le=\"0.001\"}"), 1.0);
+        assert_eq!(value("blitz_request_duration_seconds_bucket{le=\"0.0005\"}"), 0.0);
+        assert_eq!(value("blitz_request_duration_seconds_bucket{le=\"60\"}"), 1.0);
+        assert_eq!(value("blitz_request_duration_seconds_bucket{le=\"+Inf\"}"), 2.0);
         assert_eq!(value("blitz_request_duration_seconds_count"), 2.0);
         assert_eq!(value("blitz_request_duration_seconds_sum"), 90.0009);
-        assert_eq!(
-            value("blitz_endpoint_in_flight{upstream=\"a\\\"b\",address=\"[::1]:80\"}"),
-            2.0
-        );
+        assert_eq!(value("blitz_endpoint_in_flight{upstream=\"a\\\"b\",address=\"[::1]:80\"}"), 2.0);
         assert_eq!(value("blitz_build_info{version=\"1.2.3\"}"), 1.0);
         assert_eq!(value("blitz_worker_serving{worker=\"1\"}"), 0.0);
         assert_eq!(types["blitz_requests_total"], "counter");
@@ -391,25 +274,10 @@ mod tests {
         for metric in Metric::ALL {
             let row = metric.description();
             assert!(row.name.starts_with("blitz_"), "{}", row.name);
-            assert_eq!(
-                row.name.ends_with("_total"),
-                row.kind == Kind::Counter,
-                "{}",
-                row.name
-            );
-            assert!(
-                row.name
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b == b'_'),
-                "{}",
-                row.name
-            );
+            assert_eq!(row.name.ends_with("_total"), row.kind == Kind::Counter, "{}", row.name);
+            assert!(row.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", row.name);
             assert!(row.help.ends_with('.'), "{}", row.name);
-            assert!(
-                rows.insert((row.name, row.labels)),
-                "{} twice with the same labels",
-                row.name
-            );
+            assert!(rows.insert((row.name, row.labels)), "{} twice with the same labels", row.name);
         }
         assert!(BUCKET_BOUNDS_US.is_sorted());
     }

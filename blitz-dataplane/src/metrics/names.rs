@@ -263,9 +263,7 @@ impl Histogram {
     /// One sentence for `# HELP`.
     pub const fn help(self) -> &'static str {
         match self {
-            Self::RequestDuration => {
-                "From the end of the request head to the last byte of its answer."
-            }
+            Self::RequestDuration => "From the end of the request head to the last byte of its answer.",
             Self::UpstreamFirstByte => {
                 "From the request sent to an endpoint to the first byte of its answer."
             }
@@ -284,8 +282,8 @@ impl Histogram {
 /// across a continent 50 ms; from there on people notice, and at 60 s the default deadlines end it. Three
 /// steps to a decade keep the error of an interpolated quantile below the factor 2.5.
 pub const BUCKET_BOUNDS_US: [u64; 18] = [
-    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
-    1_000_000, 2_500_000, 5_000_000, 10_000_000, 60_000_000,
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000, 60_000_000,
 ];
 
 /// Slots of one histogram: its bounded buckets, the unbounded one, the sum.

@@ -92,25 +92,17 @@ impl Frame {
     /// [`ChannelError::TooLarge`].
     pub fn new<T: Serialize>(message: &T, fds: Vec<OwnedFd>) -> Result<Self, ChannelError> {
         let mut bytes = vec![0; HEADER_BYTES];
-        serde_json::to_writer(&mut bytes, message)
-            .map_err(|error| ChannelError::Io(error.into()))?;
+        serde_json::to_writer(&mut bytes, message).map_err(|error| ChannelError::Io(error.into()))?;
         let payload = bytes.len() - HEADER_BYTES;
         if payload > PAYLOAD_BYTES_MAX {
             return Err(ChannelError::TooLarge(payload));
         }
-        let fd_count = u16::try_from(fds.len())
-            .ok()
-            .filter(|count| usize::from(*count) <= FDS_MAX);
+        let fd_count = u16::try_from(fds.len()).ok().filter(|count| usize::from(*count) <= FDS_MAX);
         let (Some(fd_count), Ok(payload)) = (fd_count, u32::try_from(payload)) else {
             return Err(ChannelError::TooLarge(fds.len()));
         };
-        let fields = [
-            &MAGIC[..],
-            &VERSION.to_le_bytes(),
-            &fd_count.to_le_bytes(),
-            &payload.to_le_bytes(),
-        ]
-        .concat();
+        let fields =
+            [&MAGIC[..], &VERSION.to_le_bytes(), &fd_count.to_le_bytes(), &payload.to_le_bytes()].concat();
         for (slot, byte) in bytes.iter_mut().zip(fields) {
             *slot = byte;
         }
@@ -149,9 +141,7 @@ impl Decoder {
         self.bytes.extend_from_slice(bytes);
         self.fds.extend(fds.drain(..));
         if self.fds.len() > 2 * FDS_MAX {
-            return Err(ChannelError::Protocol(
-                "more descriptors than its messages name".to_owned(),
-            ));
+            return Err(ChannelError::Protocol("more descriptors than its messages name".to_owned()));
         }
         Ok(())
     }
@@ -160,9 +150,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`ChannelError::Protocol`] for anything that is no frame of this version.
-    pub fn next_message<T: DeserializeOwned>(
-        &mut self,
-    ) -> Result<Option<Received<T>>, ChannelError> {
+    pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<Received<T>>, ChannelError> {
         let protocol = |what: String| Err(ChannelError::Protocol(what));
         let pending = self.bytes.get(self.consumed..).unwrap_or_default();
         let Some((header, rest)) = pending.split_first_chunk::<HEADER_BYTES>() else {
@@ -174,9 +162,7 @@ impl Decoder {
         }
         let version = u16::from_le_bytes([v0, v1]);
         if version != VERSION {
-            return protocol(format!(
-                "version {version} of the messages, this program speaks {VERSION}"
-            ));
+            return protocol(format!("version {version} of the messages, this program speaks {VERSION}"));
         }
         let payload_len = u32::from_le_bytes([p0, p1, p2, p3]) as usize;
         if payload_len > PAYLOAD_BYTES_MAX {
@@ -189,10 +175,7 @@ impl Decoder {
         };
         let fd_count = usize::from(u16::from_le_bytes([f0, f1]));
         if fd_count > self.fds.len() {
-            return protocol(format!(
-                "{} descriptors where {fd_count} were announced",
-                self.fds.len()
-            ));
+            return protocol(format!("{} descriptors where {fd_count} were announced", self.fds.len()));
         }
         let message = match serde_json::from_slice(payload) {
             Ok(message) => message,
@@ -205,11 +188,7 @@ impl Decoder {
 
     /// What the end of the stream means now.
     fn end<T>(&self) -> Result<Option<T>, ChannelError> {
-        if self.consumed == self.bytes.len() {
-            Ok(None)
-        } else {
-            Err(ChannelError::Truncated)
-        }
+        if self.consumed == self.bytes.len() { Ok(None) } else { Err(ChannelError::Truncated) }
     }
 }
 
@@ -223,10 +202,7 @@ pub struct BlockingReceiver {
 impl BlockingReceiver {
     /// Receives from `stream`, which must be blocking.
     pub fn new(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            decoder: Decoder::default(),
-        }
+        Self { stream, decoder: Decoder::default() }
     }
 
     /// The next message; `None` when the peer has closed.
@@ -242,9 +218,7 @@ impl BlockingReceiver {
             let mut fds = Vec::new();
             match fdpass::receive(self.stream.as_fd(), &mut bytes, &mut fds) {
                 Ok(0) => return self.decoder.end(),
-                Ok(count) => self
-                    .decoder
-                    .feed(bytes.get(..count).unwrap_or_default(), &mut fds)?,
+                Ok(count) => self.decoder.feed(bytes.get(..count).unwrap_or_default(), &mut fds)?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return self.decoder.end();
@@ -288,12 +262,8 @@ pub async fn receive<T: DeserializeOwned>(
         }
         let mut bytes = vec![0; READ_BYTES];
         let mut fds = Vec::new();
-        let read =
-            |fds: &mut Vec<OwnedFd>, bytes: &mut [u8]| fdpass::receive(stream.as_fd(), bytes, fds);
-        match stream
-            .async_io(Interest::READABLE, || read(&mut fds, &mut bytes))
-            .await
-        {
+        let read = |fds: &mut Vec<OwnedFd>, bytes: &mut [u8]| fdpass::receive(stream.as_fd(), bytes, fds);
+        match stream.async_io(Interest::READABLE, || read(&mut fds, &mut bytes)).await {
             Ok(0) => return decoder.end(),
             Ok(count) => decoder.feed(bytes.get(..count).unwrap_or_default(), &mut fds)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -314,10 +284,7 @@ pub async fn receive<T: DeserializeOwned>(
 pub async fn send(stream: &tokio::net::UnixStream, frame: &Frame) -> Result<(), ChannelError> {
     let mut progress = Progress::new(frame);
     while !progress.is_done() {
-        match stream
-            .async_io(Interest::WRITABLE, || progress.send_some(stream.as_fd()))
-            .await
-        {
+        match stream.async_io(Interest::WRITABLE, || progress.send_some(stream.as_fd())).await {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
@@ -343,11 +310,8 @@ impl<'a> Progress<'a> {
 
     fn send_some(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         let rest = self.frame.bytes.get(self.sent..).unwrap_or_default();
-        let fds: Vec<_> = if self.sent == 0 {
-            self.frame.fds.iter().map(AsFd::as_fd).collect()
-        } else {
-            Vec::new()
-        };
+        let fds: Vec<_> =
+            if self.sent == 0 { self.frame.fds.iter().map(AsFd::as_fd).collect() } else { Vec::new() };
         self.sent += fdpass::send(socket, rest, &fds)?;
         Ok(())
     }
@@ -367,11 +331,7 @@ mod tests {
         let stream: Vec<u8> = [first.bytes.as_slice(), &second.bytes].concat();
         for split in 0..=stream.len() {
             let mut decoder = Decoder::default();
-            let mut fds: Vec<OwnedFd> = first
-                .fds
-                .iter()
-                .map(|fd| fd.try_clone().expect("dup"))
-                .collect();
+            let mut fds: Vec<OwnedFd> = first.fds.iter().map(|fd| fd.try_clone().expect("dup")).collect();
             let (head, tail) = stream.split_at(split);
             decoder.feed(head, &mut fds).expect("feed");
             let early: Option<Received<String>> = decoder.next_message().expect("decode");
@@ -381,8 +341,7 @@ mod tests {
                 None => decoder.next_message().expect("decode").expect("whole"),
             };
             assert_eq!((text.as_str(), fds.len()), ("first", 1));
-            let (bytes, fds): Received<Vec<u8>> =
-                decoder.next_message().expect("decode").expect("whole");
+            let (bytes, fds): Received<Vec<u8>> = decoder.next_message().expect("decode").expect("whole");
             assert_eq!((bytes, fds.len()), (vec![1, 2], 0));
             assert!(decoder.end::<()>().expect("boundary").is_none());
         }
@@ -390,31 +349,23 @@ mod tests {
 
     #[test]
     fn a_large_message_passes_between_a_thread_and_the_runtime() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         let (near, far) = UnixStream::pair().expect("pair");
         near.set_nonblocking(true).expect("nonblocking");
         let text = "x".repeat(3 * 1024 * 1024);
         let expected = text.clone();
         let echo = std::thread::spawn(move || {
             let mut receiver = BlockingReceiver::new(far.try_clone().expect("dup"));
-            let (text, _): Received<String> =
-                receiver.receive().expect("receive").expect("message");
+            let (text, _): Received<String> = receiver.receive().expect("receive").expect("message");
             send_blocking(&far, &Frame::new(&text, Vec::new()).expect("frame")).expect("send");
             assert!(receiver.receive::<String>().expect("end").is_none());
         });
         runtime.block_on(async {
             let near = tokio::net::UnixStream::from_std(near).expect("stream");
-            send(&near, &Frame::new(&text, Vec::new()).expect("frame"))
-                .await
-                .expect("send");
+            send(&near, &Frame::new(&text, Vec::new()).expect("frame")).await.expect("send");
             let mut decoder = Decoder::default();
-            let (text, _): Received<String> = receive(&near, &mut decoder)
-                .await
-                .expect("receive")
-                .expect("message");
+            let (text, _): Received<String> =
+                receive(&near, &mut decoder).await.expect("receive").expect("message");
             assert!(text == expected);
         });
         echo.join().expect("echo");
@@ -425,10 +376,7 @@ mod tests {
         let refuse = |bytes: &[u8]| {
             let mut decoder = Decoder::default();
             decoder.feed(bytes, &mut Vec::new()).expect("feed");
-            decoder
-                .next_message::<String>()
-                .expect_err("refused")
-                .to_string()
+            decoder.next_message::<String>().expect_err("refused").to_string()
         };
         assert!(refuse(b"GET / HTTP/1").contains("no message"));
         assert!(refuse(b"BLZC\x02\0\0\0\0\0\0\0").contains("version 2"));
@@ -436,16 +384,10 @@ mod tests {
         assert!(refuse(b"BLZC\x01\0\x01\0\x02\0\0\0\"\"").contains("0 descriptors where 1"));
         assert!(refuse(b"BLZC\x01\0\0\0\x02\0\0\0{]").contains("cannot be read"));
         let huge = "x".repeat(PAYLOAD_BYTES_MAX);
-        assert!(matches!(
-            Frame::new(&huge, Vec::new()),
-            Err(ChannelError::TooLarge(_))
-        ));
+        assert!(matches!(Frame::new(&huge, Vec::new()), Err(ChannelError::TooLarge(_))));
         let (mut near, far) = UnixStream::pair().expect("pair");
         near.write_all(b"BLZC").expect("write");
         drop(near);
-        assert!(matches!(
-            BlockingReceiver::new(far).receive::<String>(),
-            Err(ChannelError::Truncated)
-        ));
+        assert!(matches!(BlockingReceiver::new(far).receive::<String>(), Err(ChannelError::Truncated)));
     }
 }

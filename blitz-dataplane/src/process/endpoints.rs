@@ -27,21 +27,14 @@ pub struct ResolvedEndpoints {
 impl ResolvedEndpoints {
     /// Addresses of endpoint `endpoint` of upstream `upstream`; empty when unresolved or out of range.
     pub fn addresses(&self, upstream: usize, endpoint: usize) -> &[ResolvedAddress] {
-        self.upstreams
-            .get(upstream)
-            .and_then(|u| u.get(endpoint))
-            .map_or(&[], Vec::as_slice)
+        self.upstreams.get(upstream).and_then(|u| u.get(endpoint)).map_or(&[], Vec::as_slice)
     }
 
     /// All addresses with the index of their upstream.
     pub fn iter(&self) -> impl Iterator<Item = (usize, ResolvedAddress)> {
         let upstreams = self.upstreams.iter().enumerate();
-        upstreams.flat_map(|(index, endpoints)| {
-            endpoints
-                .iter()
-                .flatten()
-                .map(move |address| (index, *address))
-        })
+        upstreams
+            .flat_map(|(index, endpoints)| endpoints.iter().flatten().map(move |address| (index, *address)))
     }
 }
 
@@ -89,11 +82,7 @@ pub struct RowsExhausted {
 
 impl std::fmt::Display for RowsExhausted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            needed,
-            capacity,
-            retired,
-        } = self;
+        let Self { needed, capacity, retired } = self;
         write!(
             f,
             "the endpoints have {needed} addresses, but there is room for {capacity} ({retired} of them still finish \
@@ -108,12 +97,7 @@ impl RowTable {
     /// All of `capacity` rows free.
     pub fn new(capacity: u32) -> Self {
         let rows = u16::try_from(capacity).unwrap_or(u16::MAX);
-        Self {
-            used: HashMap::new(),
-            free: (0..rows).rev().collect(),
-            retired: BTreeMap::new(),
-            capacity,
-        }
+        Self { used: HashMap::new(), free: (0..rows).rev().collect(), retired: BTreeMap::new(), capacity }
     }
 
     /// Gives every address of `upstreams` (name, endpoints) a row and retires rows that are not named any more, as
@@ -135,11 +119,8 @@ impl RowTable {
             for endpoint in endpoints {
                 let mut addresses = Vec::with_capacity(endpoint.addresses.len());
                 for &address in &endpoint.addresses {
-                    let key = RowKey {
-                        upstream: upstream.clone(),
-                        endpoint: endpoint.endpoint.clone(),
-                        address,
-                    };
+                    let key =
+                        RowKey { upstream: upstream.clone(), endpoint: endpoint.endpoint.clone(), address };
                     wanted.insert(key.clone());
                     let row = next.used.get(&key).copied().or_else(|| next.free.pop());
                     match row {
@@ -156,11 +137,7 @@ impl RowTable {
         }
         if short {
             let retired = self.retired.len();
-            return Err(RowsExhausted {
-                needed: wanted.len(),
-                capacity: self.capacity,
-                retired,
-            });
+            return Err(RowsExhausted { needed: wanted.len(), capacity: self.capacity, retired });
         }
         let retired = &mut next.retired;
         next.used.retain(|key, row| {
@@ -171,9 +148,7 @@ impl RowTable {
             keep
         });
         *self = next;
-        Ok(ResolvedEndpoints {
-            upstreams: resolved,
-        })
+        Ok(ResolvedEndpoints { upstreams: resolved })
     }
 
     /// Frees retired rows whose generation all workers have passed (`applied` is the lowest generation that a worker
@@ -210,10 +185,7 @@ mod tests {
         let second = table.assign(&[upstream("a", 2..4)], 2).expect("rows");
         assert_eq!(first.addresses(0, 1), second.addresses(0, 0));
         let dropped = first.addresses(0, 0)[0].row;
-        assert!(
-            table.reclaim(1, |_| 0).is_empty(),
-            "a worker still uses generation 1"
-        );
+        assert!(table.reclaim(1, |_| 0).is_empty(), "a worker still uses generation 1");
         assert!(table.reclaim(2, |_| 1).is_empty(), "a request is in flight");
         assert_eq!(table.reclaim(2, |_| 0), [dropped]);
         assert_eq!(first.iter().count(), 3);
@@ -224,23 +196,16 @@ mod tests {
     fn too_many_addresses_change_nothing_and_say_so() {
         let mut table = RowTable::new(4);
         let before = table.assign(&[upstream("a", 1..4)], 1).expect("rows");
-        let error = table
-            .assign(&[upstream("a", 1..4), upstream("b", 1..4)], 2)
-            .expect_err("six of four");
+        let error = table.assign(&[upstream("a", 1..4), upstream("b", 1..4)], 2).expect_err("six of four");
         assert_eq!(error.needed, 6);
         assert!(error.to_string().contains("room for 4"), "{error}");
-        assert_eq!(
-            table.assign(&[upstream("a", 1..4)], 3).expect("rows"),
-            before
-        );
+        assert_eq!(table.assign(&[upstream("a", 1..4)], 3).expect("rows"), before);
     }
 
     #[test]
     fn the_same_address_in_two_upstreams_has_two_rows() {
         let mut table = RowTable::new(2);
-        let both = table
-            .assign(&[upstream("a", 1..2), upstream("b", 1..2)], 1)
-            .expect("rows");
+        let both = table.assign(&[upstream("a", 1..2), upstream("b", 1..2)], 1).expect("rows");
         assert_ne!(both.addresses(0, 0)[0].row, both.addresses(1, 0)[0].row);
     }
 }

@@ -82,10 +82,7 @@ impl Launcher {
         let running = match self.mode {
             Mode::Mp => {
                 let mut command = Command::new("/proc/self/exe");
-                command
-                    .arg0(format!("blitz: worker {index}"))
-                    .args(&self.arguments)
-                    .env_clear();
+                command.arg0(format!("blitz: worker {index}")).args(&self.arguments).env_clear();
                 command.env(WORKER_VARIABLE, std::process::id().to_string());
                 if let Some(value) = std::env::var_os("RUST_BACKTRACE") {
                     command.env("RUST_BACKTRACE", value);
@@ -158,10 +155,9 @@ fn describe(status: ExitStatus) -> Exit {
     match (status.code(), status.signal()) {
         (Some(0), _) => Exit::Clean,
         (Some(code), _) => Exit::Died(format!("exited with status {code}")),
-        (None, Some(number)) => Exit::Died(format!(
-            "was killed by signal {number} ({})",
-            signal::name(number)
-        )),
+        (None, Some(number)) => {
+            Exit::Died(format!("was killed by signal {number} ({})", signal::name(number)))
+        }
         (None, None) => Exit::Died("ended without a status".to_owned()),
     }
 }
@@ -173,22 +169,15 @@ fn describe(status: ExitStatus) -> Exit {
 pub fn inherited_channel() -> Option<Result<(UnixStream, u32), String>> {
     let value = std::env::var(WORKER_VARIABLE).ok()?;
     let Ok(supervisor) = value.parse() else {
-        return Some(Err(format!(
-            "{WORKER_VARIABLE} is set by Blitz for its workers; unset it"
-        )));
+        return Some(Err(format!("{WORKER_VARIABLE} is set by Blitz for its workers; unset it")));
     };
-    let channel = std::io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .map(UnixStream::from);
+    let channel = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
     let channel = channel.and_then(|channel| {
         privilege::close_stdin()?;
         channel.peer_addr().map(|_| channel)
     });
     Some(match channel {
         Ok(channel) => Ok((channel, supervisor)),
-        Err(error) => Err(format!(
-            "{WORKER_VARIABLE} is set, but standard input is no channel: {error}"
-        )),
+        Err(error) => Err(format!("{WORKER_VARIABLE} is set, but standard input is no channel: {error}")),
     })
 }

@@ -32,38 +32,21 @@ impl Banks {
     ///
     /// # Errors
     /// A sentence that names the address, the cause and the remedy.
-    pub fn bind_missing(
-        &self,
-        addresses: &[SocketAddr],
-        workers: u32,
-    ) -> Result<Vec<Bank>, String> {
-        let missing = addresses
-            .iter()
-            .filter(|address| !self.0.contains_key(address));
+    pub fn bind_missing(&self, addresses: &[SocketAddr], workers: u32) -> Result<Vec<Bank>, String> {
+        let missing = addresses.iter().filter(|address| !self.0.contains_key(address));
         missing
-            .map(|address| {
-                self.bind(*address, workers)
-                    .map_err(|error| explain(*address, &error))
-            })
+            .map(|address| self.bind(*address, workers).map_err(|error| explain(*address, &error)))
             .collect()
     }
 
     /// Adds banks that were bound.
     pub fn add(&mut self, banks: Vec<Bank>) {
-        self.0.extend(
-            banks
-                .into_iter()
-                .map(|bank| (bank.address.configured, bank)),
-        );
+        self.0.extend(banks.into_iter().map(|bank| (bank.address.configured, bank)));
     }
 
     /// Configured addresses that have a bank and are not among `wanted`.
     pub fn superfluous(&self, wanted: &[SocketAddr]) -> Vec<SocketAddr> {
-        self.0
-            .keys()
-            .filter(|address| !wanted.contains(address))
-            .copied()
-            .collect()
+        self.0.keys().filter(|address| !wanted.contains(address)).copied().collect()
     }
 
     /// Closes our copies of the sockets of `addresses`.
@@ -90,10 +73,7 @@ impl Banks {
         // Another program of the same user that also sets SO_REUSEPORT (an older Blitz, say) would share the port
         // without a word. A socket without that option cannot bind beside any listener, so it tells. Our own listener
         // on an overlapping address (`0.0.0.0:80` beside `127.0.0.1:80`) would refuse it too, and then we know.
-        let is_ours = self
-            .0
-            .keys()
-            .any(|address| address.port() == configured.port());
+        let is_ours = self.0.keys().any(|address| address.port() == configured.port());
         if !is_ours {
             drop(socket::listen(configured, Share::Alone)?);
         }
@@ -105,10 +85,7 @@ impl Banks {
             bound = listener.local_addr()?;
             sockets.push(OwnedFd::from(listener));
         }
-        Ok(Bank {
-            address: ListenerAddress { configured, bound },
-            sockets,
-        })
+        Ok(Bank { address: ListenerAddress { configured, bound }, sockets })
     }
 }
 
@@ -137,10 +114,14 @@ pub fn explain(address: SocketAddr, error: &io::Error) -> String {
              AmbientCapabilities=CAP_NET_BIND_SERVICE), or `sysctl -w net.ipv4.ip_unprivileged_port_start={port}`"
         ),
         io::ErrorKind::AddrNotAvailable => {
-            format!("this machine has no address {}; use one that `ip address` lists, or 0.0.0.0 or [::]", address.ip())
+            format!(
+                "this machine has no address {}; use one that `ip address` lists, or 0.0.0.0 or [::]",
+                address.ip()
+            )
         }
         _ if error.raw_os_error() == Some(libc::EMFILE) => {
-            "this process may open no more descriptors; raise the limit (ulimit -n, systemd: LimitNOFILE)".to_owned()
+            "this process may open no more descriptors; raise the limit (ulimit -n, systemd: LimitNOFILE)"
+                .to_owned()
         }
         _ => return format!("cannot listen on {address}: {error}"),
     };
@@ -171,23 +152,12 @@ mod tests {
         let address = banks.addresses()[0];
         assert_eq!(address.configured, any);
         assert_ne!(address.bound.port(), 0);
-        assert!(
-            banks
-                .bind_missing(&[any], 3)
-                .expect("nothing to do")
-                .is_empty()
-        );
-        let _client =
-            TcpStream::connect(address.bound).expect("the kernel answers before anybody accepts");
+        assert!(banks.bind_missing(&[any], 3).expect("nothing to do").is_empty());
+        let _client = TcpStream::connect(address.bound).expect("the kernel answers before anybody accepts");
         let bank = banks.iter().next().expect("bank");
         assert!(bank.socket(2).is_some() && bank.socket(3).is_none());
-        let rival = Banks::default()
-            .bind_missing(&[address.bound], 1)
-            .expect_err("in use");
-        assert!(
-            rival.contains(&format!("sport = :{}", address.bound.port())),
-            "{rival}"
-        );
+        let rival = Banks::default().bind_missing(&[address.bound], 1).expect_err("in use");
+        assert!(rival.contains(&format!("sport = :{}", address.bound.port())), "{rival}");
         assert_eq!(banks.superfluous(&[]), [any]);
         banks.close(&[any]);
         assert!(TcpStream::connect(address.bound).is_err());
@@ -196,33 +166,21 @@ mod tests {
     #[test]
     fn an_address_that_overlaps_our_own_can_be_added() {
         let mut banks = Banks::default();
-        let wide = banks
-            .bind_missing(&[SocketAddr::from(([0, 0, 0, 0], 0))], 1)
-            .expect("bind");
+        let wide = banks.bind_missing(&[SocketAddr::from(([0, 0, 0, 0], 0))], 1).expect("bind");
         let port = wide[0].address().bound.port();
         drop(wide);
-        let wide = banks
-            .bind_missing(&[SocketAddr::from(([0, 0, 0, 0], port))], 2)
-            .expect("bind");
+        let wide = banks.bind_missing(&[SocketAddr::from(([0, 0, 0, 0], port))], 2).expect("bind");
         banks.add(wide);
-        let narrow = banks
-            .bind_missing(&[SocketAddr::from(([127, 0, 0, 1], port))], 2)
-            .expect("bind");
-        assert_eq!(
-            narrow[0].address().bound,
-            SocketAddr::from(([127, 0, 0, 1], port))
-        );
+        let narrow = banks.bind_missing(&[SocketAddr::from(([127, 0, 0, 1], port))], 2).expect("bind");
+        assert_eq!(narrow[0].address().bound, SocketAddr::from(([127, 0, 0, 1], port)));
     }
 
     #[test]
     fn refusals_name_the_remedy() {
-        let error = Banks::default()
-            .bind_missing(&[SocketAddr::from(([192, 0, 2, 1], 0))], 1)
-            .expect_err("foreign");
+        let error =
+            Banks::default().bind_missing(&[SocketAddr::from(([192, 0, 2, 1], 0))], 1).expect_err("foreign");
         assert!(error.contains("no address 192.0.2.1"), "{error}");
         let denied = io::Error::from_raw_os_error(libc::EACCES);
-        assert!(
-            explain(SocketAddr::from(([0, 0, 0, 0], 80)), &denied).contains("CAP_NET_BIND_SERVICE")
-        );
+        assert!(explain(SocketAddr::from(([0, 0, 0, 0], 80)), &denied).contains("CAP_NET_BIND_SERVICE"));
     }
 }

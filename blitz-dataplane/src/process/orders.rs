@@ -70,11 +70,7 @@ pub struct ConnectionsReply {
 
 impl ConnectionsReply {
     pub(super) fn new(request: u64, rows_max: u32, outbox: Sender<FromWorker>) -> Self {
-        Self {
-            request,
-            rows_max: rows_max as usize,
-            outbox,
-        }
+        Self { request, rows_max: rows_max as usize, outbox }
     }
 
     /// Most rows that are wanted.
@@ -86,10 +82,7 @@ impl ConnectionsReply {
     pub fn send(self, mut rows: Vec<ConnectionRow>) {
         rows.truncate(self.rows_max);
         // The outbox ends with the worker; then nobody asks any more.
-        let _ended = self.outbox.send(FromWorker::Connections {
-            request: self.request,
-            rows,
-        });
+        let _ended = self.outbox.send(FromWorker::Connections { request: self.request, rows });
     }
 }
 
@@ -125,18 +118,8 @@ pub(super) fn mailbox<S>(
     rows: WorkerRows,
     outbox: Sender<FromWorker>,
 ) -> io::Result<(Orders<S>, Postbox<S>)> {
-    let mailbox = Arc::new(Mailbox {
-        orders: Mutex::new(VecDeque::new()),
-        event: EventFd::new()?,
-    });
-    Ok((
-        Orders {
-            mailbox: Arc::clone(&mailbox),
-            rows,
-            outbox,
-        },
-        Postbox { mailbox },
-    ))
+    let mailbox = Arc::new(Mailbox { orders: Mutex::new(VecDeque::new()), event: EventFd::new()? });
+    Ok((Orders { mailbox: Arc::clone(&mailbox), rows, outbox }, Postbox { mailbox }))
 }
 
 impl<S> Orders<S> {
@@ -144,21 +127,13 @@ impl<S> Orders<S> {
     /// push of one order by the helper thread.
     pub fn take(&self) -> VecDeque<Order<S>> {
         self.mailbox.event.take();
-        std::mem::take(
-            &mut *self
-                .mailbox
-                .orders
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        std::mem::take(&mut *self.mailbox.orders.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Says that the loop uses the snapshot of `generation` now: in the segment, for readers, and to the supervisor.
     pub fn applied(&self, generation: u64) {
         let status = self.rows.status();
-        status
-            .snapshot_generation
-            .store(generation, Ordering::Release);
+        status.snapshot_generation.store(generation, Ordering::Release);
         if status.state() != WorkerState::Draining {
             status.set_state(WorkerState::Serving);
         }
@@ -176,11 +151,7 @@ impl<S> AsFd for Orders<S> {
 impl<S> Postbox<S> {
     /// Puts orders in, all or none. A snapshot replaces one that still waits: only the newest matters.
     pub(super) fn post(&self, orders: Vec<Order<S>>) -> Result<(), MailboxFull> {
-        let mut waiting = self
-            .mailbox
-            .orders
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.mailbox.orders.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() + orders.len() > ORDERS_MAX {
             return Err(MailboxFull);
         }
@@ -206,43 +177,25 @@ mod tests {
 
     #[test]
     fn snapshots_replace_each_other_and_the_mailbox_is_bounded() {
-        let segment = Segment::create(Shape {
-            workers: 1,
-            endpoints: 1,
-        })
-        .expect("segment");
+        let segment = Segment::create(Shape { workers: 1, endpoints: 1 }).expect("segment");
         let (outbox, inbox) = mpsc::channel();
         let rows = segment.worker(0).expect("rows");
         let (orders, postbox) = mailbox::<u32>(rows, outbox.clone()).expect("mailbox");
-        let snapshot = |generation| Order::Snapshot {
-            generation,
-            snapshot: Box::new(generation as u32),
-        };
+        let snapshot = |generation| Order::Snapshot { generation, snapshot: Box::new(generation as u32) };
         postbox.post(vec![snapshot(1)]).expect("room");
         postbox.post(vec![snapshot(2), Order::Stop]).expect("room");
         let taken = orders.take();
-        assert!(
-            matches!(&taken[0], Order::Snapshot { generation: 2, snapshot } if **snapshot == 2)
-        );
+        assert!(matches!(&taken[0], Order::Snapshot { generation: 2, snapshot } if **snapshot == 2));
         assert!(matches!(taken[1], Order::Stop));
         assert_eq!(taken.len(), 2);
-        assert!(
-            !orders.mailbox.event.take(),
-            "taking the orders also takes the signal"
-        );
+        assert!(!orders.mailbox.event.take(), "taking the orders also takes the signal");
         for _ in 0..ORDERS_MAX {
             postbox.post(vec![Order::Stop]).expect("room");
         }
         assert_eq!(postbox.post(vec![Order::Stop]), Err(MailboxFull));
         orders.applied(2);
-        assert!(matches!(
-            inbox.recv(),
-            Ok(FromWorker::SnapshotApplied { generation: 2 })
-        ));
-        assert_eq!(
-            segment.status(0).map(WorkerStatusView::of),
-            Some((2, WorkerState::Serving))
-        );
+        assert!(matches!(inbox.recv(), Ok(FromWorker::SnapshotApplied { generation: 2 })));
+        assert_eq!(segment.status(0).map(WorkerStatusView::of), Some((2, WorkerState::Serving)));
         let row = ConnectionRow {
             id: 1,
             peer: SocketAddr::from(([127, 0, 0, 1], 1)),
@@ -252,19 +205,14 @@ mod tests {
             age_ms: 0,
         };
         ConnectionsReply::new(7, 2, outbox).send(vec![row; 5]);
-        assert!(
-            matches!(inbox.recv(), Ok(FromWorker::Connections { request: 7, rows }) if rows.len() == 2)
-        );
+        assert!(matches!(inbox.recv(), Ok(FromWorker::Connections { request: 7, rows }) if rows.len() == 2));
     }
 
     struct WorkerStatusView;
 
     impl WorkerStatusView {
         fn of(status: &crate::segment::WorkerStatus) -> (u64, WorkerState) {
-            (
-                status.snapshot_generation.load(Ordering::Relaxed),
-                status.state(),
-            )
+            (status.snapshot_generation.load(Ordering::Relaxed), status.state())
         }
     }
 }

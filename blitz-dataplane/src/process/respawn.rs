@@ -31,11 +31,7 @@ pub struct Deaths {
 impl Deaths {
     /// Records a death and says how long to wait before the next start.
     pub fn record(&mut self, now: Instant, had_served: bool) -> Duration {
-        while self
-            .recent
-            .front()
-            .is_some_and(|first| now.saturating_duration_since(*first) > WINDOW)
-        {
+        while self.recent.front().is_some_and(|first| now.saturating_duration_since(*first) > WINDOW) {
             self.recent.pop_front();
         }
         self.recent.push_back(now);
@@ -44,11 +40,7 @@ impl Deaths {
         };
         // 2^7 * 10 ms is beyond every cap, so the memory of deaths needs to reach no further.
         self.recent.truncate(DEATHS_MAX + 8);
-        let cap = if had_served {
-            SERVED_DELAY_MAX
-        } else {
-            BOOT_DELAY_MAX
-        };
+        let cap = if had_served { SERVED_DELAY_MAX } else { BOOT_DELAY_MAX };
         let factor = 1u32 << excess.min(7);
         FIRST_DELAY.saturating_mul(factor).min(cap)
     }
@@ -70,10 +62,7 @@ mod tests {
             assert!(delays.is_sorted());
             assert_eq!(delays[99], cap);
             assert!(deaths.recent.len() <= DEATHS_MAX + 8);
-            assert_eq!(
-                deaths.record(now + WINDOW + Duration::from_millis(1), had_served),
-                Duration::ZERO
-            );
+            assert_eq!(deaths.record(now + WINDOW + Duration::from_millis(1), had_served), Duration::ZERO);
         }
     }
 }

@@ -79,16 +79,8 @@ impl Workers {
         own_rows: WorkerRows,
         events: mpsc::Sender<Event>,
     ) -> Self {
-        let slots = (0..segment.shape().workers)
-            .map(|_| Slot::default())
-            .collect();
-        Self {
-            launcher,
-            segment,
-            own_rows,
-            events,
-            slots,
-        }
+        let slots = (0..segment.shape().workers).map(|_| Slot::default()).collect();
+        Self { launcher, segment, own_rows, events, slots }
     }
 
     /// How many there are, alive or not.
@@ -98,9 +90,7 @@ impl Workers {
 
     /// The number that the next start of worker `index` will have.
     pub fn next_incarnation(&self, index: u32) -> u64 {
-        self.slots
-            .get(index as usize)
-            .map_or(1, |slot| slot.incarnation + 1)
+        self.slots.get(index as usize).map_or(1, |slot| slot.incarnation + 1)
     }
 
     /// Starts worker `index` with its boot message.
@@ -128,12 +118,7 @@ impl Workers {
             events: self.events.clone(),
         };
         tokio::spawn(attendant.attend(boot, outgoing));
-        slot.live = Some(Live {
-            frames,
-            kill,
-            applied: 0,
-            failure: None,
-        });
+        slot.live = Some(Live { frames, kill, applied: 0, failure: None });
         if incarnation > 1 {
             self.own_rows.add(Metric::WorkerRestarts, 1);
         }
@@ -142,9 +127,7 @@ impl Workers {
 
     /// Whether an event of this incarnation still matters.
     pub fn is_current(&self, index: u32, incarnation: u64) -> bool {
-        self.slots
-            .get(index as usize)
-            .is_some_and(|slot| slot.incarnation == incarnation)
+        self.slots.get(index as usize).is_some_and(|slot| slot.incarnation == incarnation)
     }
 
     /// Records that worker `index` uses `generation`. Returns how long the worker had been away, the first time.
@@ -153,11 +136,7 @@ impl Workers {
         let live = slot.live.as_mut()?;
         let is_first = live.applied == 0;
         live.applied = live.applied.max(generation);
-        if is_first {
-            slot.died_at.take().map(|died_at| died_at.elapsed())
-        } else {
-            None
-        }
+        if is_first { slot.died_at.take().map(|died_at| died_at.elapsed()) } else { None }
     }
 
     /// Records the reason that a worker gave before its end.
@@ -184,11 +163,7 @@ impl Workers {
             Some(failure) => format!("{how}: {failure}"),
             None => how,
         };
-        Some(Death {
-            reason,
-            is_clean,
-            delay,
-        })
+        Some(Death { reason, is_clean, delay })
     }
 
     /// Tells worker `index`; a dead one hears nothing. `fds` travel along.
@@ -223,35 +198,22 @@ impl Workers {
 
     /// Numbers of the live workers.
     pub fn alive(&self) -> Vec<u32> {
-        (0..self.count())
-            .filter(|index| self.live(*index).is_some())
-            .collect()
+        (0..self.count()).filter(|index| self.live(*index).is_some()).collect()
     }
 
     /// Lowest generation that a live worker uses; `None` without live workers.
     pub fn lowest_applied(&self) -> Option<u64> {
-        self.slots
-            .iter()
-            .filter_map(|slot| slot.live.as_ref())
-            .map(|live| live.applied)
-            .min()
+        self.slots.iter().filter_map(|slot| slot.live.as_ref()).map(|live| live.applied).min()
     }
 
     /// Whether every worker lives and uses `generation` or a later one.
     pub fn all_applied(&self, generation: u64) -> bool {
-        self.slots.iter().all(|slot| {
-            slot.live
-                .as_ref()
-                .is_some_and(|live| live.applied >= generation)
-        })
+        self.slots.iter().all(|slot| slot.live.as_ref().is_some_and(|live| live.applied >= generation))
     }
 
     /// Numbers of live workers that do not use `generation` yet.
     pub fn behind(&self, generation: u64) -> Vec<u32> {
-        let is_behind = |index: &u32| {
-            self.live(*index)
-                .is_some_and(|live| live.applied < generation)
-        };
+        let is_behind = |index: &u32| self.live(*index).is_some_and(|live| live.applied < generation);
         (0..self.count()).filter(is_behind).collect()
     }
 
@@ -276,29 +238,14 @@ struct Attendant {
 
 impl Attendant {
     async fn attend(self, boot: Frame, mut outgoing: mpsc::Receiver<Frame>) {
-        let Self {
-            index,
-            incarnation,
-            stream,
-            mut running,
-            kill,
-            events,
-        } = self;
-        let event = |event| Event::Worker {
-            index,
-            incarnation,
-            event,
-        };
+        let Self { index, incarnation, stream, mut running, kill, events } = self;
+        let event = |event| Event::Worker { index, incarnation, event };
         let reading = async {
             let mut decoder = Decoder::default();
             loop {
                 match channel::receive::<FromWorker>(&stream, &mut decoder).await {
                     Ok(Some((message, _))) => {
-                        if events
-                            .send(event(WorkerEvent::Message(message)))
-                            .await
-                            .is_err()
-                        {
+                        if events.send(event(WorkerEvent::Message(message))).await.is_err() {
                             return;
                         }
                     }

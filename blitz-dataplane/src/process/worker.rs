@@ -21,9 +21,7 @@ use blitz_config::Config;
 use super::channel::{BlockingReceiver, ChannelError, Frame, send_blocking};
 use super::endpoints::ResolvedEndpoints;
 use super::messages::{BootMessage, ConfigMessage, FromWorker, IoMode, ListenerAddress, ToWorker};
-use super::orders::{
-    BoundListener, ConnectionsReply, MailboxFull, Order, Orders, Postbox, mailbox,
-};
+use super::orders::{BoundListener, ConnectionsReply, MailboxFull, Order, Orders, Postbox, mailbox};
 use crate::control::load::ConfigText;
 use crate::logging;
 use crate::secret::Secret;
@@ -121,15 +119,12 @@ pub enum Place {
 pub fn worker_main<C: WorkerCode>(channel: UnixStream, place: Place) -> Result<(), WorkerError> {
     let closer = Closer(channel);
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| work::<C>(&closer.0, place)));
-    let result = result
-        .unwrap_or_else(|panic| Err(WorkerError(format!("it panicked: {}", panic_text(&*panic)))));
+    let result =
+        result.unwrap_or_else(|panic| Err(WorkerError(format!("it panicked: {}", panic_text(&*panic)))));
     if let Err(WorkerError(reason)) = &result {
-        let message = FromWorker::Failed {
-            reason: reason.clone(),
-        };
+        let message = FromWorker::Failed { reason: reason.clone() };
         // The supervisor may be gone, which is then the reason itself.
-        let _unheard =
-            Frame::new(&message, Vec::new()).and_then(|frame| send_blocking(&closer.0, &frame));
+        let _unheard = Frame::new(&message, Vec::new()).and_then(|frame| send_blocking(&closer.0, &frame));
     }
     result
 }
@@ -137,8 +132,7 @@ pub fn worker_main<C: WorkerCode>(channel: UnixStream, place: Place) -> Result<(
 /// The words of a panic, if it had any.
 pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
 }
 
 /// Shuts the channel down on drop, also where other threads still hold copies of it.
@@ -151,9 +145,8 @@ impl Drop for Closer {
 }
 
 fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerError> {
-    let failed = |what: &'static str| {
-        move |error: std::io::Error| WorkerError(format!("cannot {what}: {error}"))
-    };
+    let failed =
+        |what: &'static str| move |error: std::io::Error| WorkerError(format!("cannot {what}: {error}"));
     if let Place::Process { supervisor } = place {
         give_up(supervisor)?;
     }
@@ -162,70 +155,43 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
     let (boot, fds) = match receiver.receive::<ToWorker>()? {
         Some((ToWorker::Boot(boot), fds)) => (*boot, fds),
         Some((other, _)) => {
-            return Err(WorkerError(format!(
-                "the first order was not to boot: {other:?}"
-            )));
+            return Err(WorkerError(format!("the first order was not to boot: {other:?}")));
         }
         // The supervisor ended before it could say anything.
         None => return Ok(()),
     };
-    let BootMessage {
-        worker,
-        workers,
-        incarnation,
-        core,
-        io,
-        log_level,
-        trace,
-        config,
-    } = boot;
+    let BootMessage { worker, workers, incarnation, core, io, log_level, trace, config } = boot;
     logging::name_thread(logging::Who::Worker(worker));
     if place != Place::Thread {
         log::set_max_level(log_level.into());
     }
 
     let mut fds = fds.into_iter();
-    let mut next = |what: &str| {
-        fds.next()
-            .ok_or_else(|| WorkerError(format!("the boot message lacks {what}")))
-    };
-    let segment =
-        Segment::open(next("the segment")?).map_err(|error| WorkerError(error.to_string()))?;
+    let mut next =
+        |what: &str| fds.next().ok_or_else(|| WorkerError(format!("the boot message lacks {what}")));
+    let segment = Segment::open(next("the segment")?).map_err(|error| WorkerError(error.to_string()))?;
     let secret = Secret::from_fd(next("the secret")?).map_err(failed("read the master secret"))?;
     let text = next("the configuration")?;
     let listeners = bound_listeners(&config.added, fds)?;
-    let rows = segment
-        .worker(worker)
-        .ok_or_else(|| WorkerError(format!("the segment has no row {worker}")))?;
+    let rows =
+        segment.worker(worker).ok_or_else(|| WorkerError(format!("the segment has no row {worker}")))?;
     let status = rows.status();
     status.pid.store(
-        if place == Place::Thread {
-            affinity::thread_id()
-        } else {
-            std::process::id()
-        },
+        if place == Place::Thread { affinity::thread_id() } else { std::process::id() },
         Ordering::Relaxed,
     );
     status.incarnation.store(incarnation, Ordering::Relaxed);
-    status
-        .heartbeat_ms
-        .store(clock::monotonic_ms(), Ordering::Relaxed);
+    status.heartbeat_ms.store(clock::monotonic_ms(), Ordering::Relaxed);
     status.set_state(WorkerState::Starting);
 
     // The helper and the outbox start before the pin, so that they may run on any allowed processor.
     let (outbox, outgoing) = std::sync::mpsc::channel();
     let out = clone()?;
     spawn("outbox", worker, move || send_outgoing(&out, &outgoing))?;
-    let (orders, postbox) =
-        mailbox(rows.clone(), outbox.clone()).map_err(failed("create the mailbox"))?;
+    let (orders, postbox) = mailbox(rows.clone(), outbox.clone()).map_err(failed("create the mailbox"))?;
     let (parsed, snapshot) = compile::<C>(&config, text).map_err(WorkerError)?;
     let generation = config.generation;
-    let helper = Helper::<C> {
-        receiver,
-        postbox,
-        outbox,
-        config: parsed,
-    };
+    let helper = Helper::<C> { receiver, postbox, outbox, config: parsed };
     spawn("helper", worker, move || helper.run())?;
     if let Some(core) = core
         && let Err(error) = affinity::pin(core)
@@ -233,43 +199,28 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         log::warn!("cannot pin to processor {core}: {error}; the kernel will place this worker");
     }
     let snapshot = Box::new(snapshot);
-    let boot = Boot {
-        worker,
-        workers,
-        incarnation,
-        core,
-        io,
-        trace,
-        rows,
-        listeners,
-        generation,
-        snapshot,
-        secret,
-    };
+    let boot =
+        Boot { worker, workers, incarnation, core, io, trace, rows, listeners, generation, snapshot, secret };
     C::run(boot, orders)
 }
 
 /// What a worker process gives up before it reads a byte from a network.
 fn give_up(supervisor: u32) -> Result<(), WorkerError> {
-    let failed = |what: &'static str| {
-        move |error: std::io::Error| WorkerError(format!("cannot {what}: {error}"))
-    };
+    let failed =
+        |what: &'static str| move |error: std::io::Error| WorkerError(format!("cannot {what}: {error}"));
     signal::leave_to_supervisor().map_err(failed("ignore signals"))?;
     privilege::die_with_parent().map_err(failed("ask for the death signal"))?;
     // The supervisor may have died before the line above; then no signal comes.
     if privilege::parent() != supervisor {
-        return Err(WorkerError(
-            "the supervisor was gone before this worker had started".to_owned(),
-        ));
+        return Err(WorkerError("the supervisor was gone before this worker had started".to_owned()));
     }
     privilege::no_new_privileges().map_err(failed("set no-new-privileges"))?;
     privilege::drop_capabilities().map_err(failed("drop capabilities"))
 }
 
 fn spawn(what: &str, worker: u32, code: impl FnOnce() + Send + 'static) -> Result<(), WorkerError> {
-    let builder = std::thread::Builder::new()
-        .name(format!("w{worker}-{what}"))
-        .stack_size(THREAD_STACK_BYTES);
+    let builder =
+        std::thread::Builder::new().name(format!("w{worker}-{what}")).stack_size(THREAD_STACK_BYTES);
     let code = move || {
         logging::name_thread(logging::Who::Worker(worker));
         code();
@@ -284,8 +235,7 @@ const THREAD_STACK_BYTES: usize = 2 * 1024 * 1024;
 
 fn send_outgoing(channel: &UnixStream, outgoing: &Receiver<FromWorker>) {
     while let Ok(message) = outgoing.recv() {
-        let sent =
-            Frame::new(&message, Vec::new()).and_then(|frame| send_blocking(channel, &frame));
+        let sent = Frame::new(&message, Vec::new()).and_then(|frame| send_blocking(channel, &frame));
         if let Err(error) = sent {
             log::debug!("nothing more can be told to the supervisor: {error}");
             return;
@@ -304,20 +254,10 @@ fn bound_listeners(
             fds.len()
         )));
     }
-    Ok(addresses
-        .iter()
-        .zip(fds)
-        .map(|(address, fd)| BoundListener {
-            address: *address,
-            fd,
-        })
-        .collect())
+    Ok(addresses.iter().zip(fds).map(|(address, fd)| BoundListener { address: *address, fd }).collect())
 }
 
-fn compile<C: WorkerCode>(
-    message: &ConfigMessage,
-    text: OwnedFd,
-) -> Result<(Config, C::Snapshot), String> {
+fn compile<C: WorkerCode>(message: &ConfigMessage, text: OwnedFd) -> Result<(Config, C::Snapshot), String> {
     let text = ConfigText::from_parts(message.head.clone(), text)
         .map_err(|error| format!("the configuration did not arrive: {error}"))?;
     let config = text.parse()?;
@@ -366,50 +306,24 @@ impl<C: WorkerCode> Helper<C> {
             ToWorker::Boot(_) => Err(plain("a second boot message came".to_owned())),
             ToWorker::Config(message) => {
                 let generation = message.generation;
-                let orders = self
-                    .config_orders(*message, fds)
-                    .map_err(refuse(generation))?;
-                self.postbox
-                    .post(orders)
-                    .map_err(full)
-                    .map_err(refuse(generation))
+                let orders = self.config_orders(*message, fds).map_err(refuse(generation))?;
+                self.postbox.post(orders).map_err(full).map_err(refuse(generation))
             }
-            ToWorker::Endpoints {
-                generation,
-                endpoints,
-            } => {
+            ToWorker::Endpoints { generation, endpoints } => {
                 let snapshot =
                     C::compile(&self.config, &endpoints, generation).map_err(refuse(generation))?;
-                let order = Order::Snapshot {
-                    generation,
-                    snapshot: Box::new(snapshot),
-                };
-                self.postbox
-                    .post(vec![order])
-                    .map_err(full)
-                    .map_err(refuse(generation))
+                let order = Order::Snapshot { generation, snapshot: Box::new(snapshot) };
+                self.postbox.post(vec![order]).map_err(full).map_err(refuse(generation))
             }
             ToWorker::Drain { deadline_ms } => {
                 let now = Instant::now();
-                let deadline = now
-                    .checked_add(Duration::from_millis(deadline_ms))
-                    .unwrap_or(now);
-                self.postbox
-                    .post(vec![Order::Drain { deadline }])
-                    .map_err(full)
-                    .map_err(plain)
+                let deadline = now.checked_add(Duration::from_millis(deadline_ms)).unwrap_or(now);
+                self.postbox.post(vec![Order::Drain { deadline }]).map_err(full).map_err(plain)
             }
-            ToWorker::Stop => self
-                .postbox
-                .post(vec![Order::Stop])
-                .map_err(full)
-                .map_err(plain),
+            ToWorker::Stop => self.postbox.post(vec![Order::Stop]).map_err(full).map_err(plain),
             ToWorker::ListConnections { request, rows_max } => {
                 let reply = ConnectionsReply::new(request, rows_max, self.outbox.clone());
-                self.postbox
-                    .post(vec![Order::ListConnections(reply)])
-                    .map_err(full)
-                    .map_err(plain)
+                self.postbox.post(vec![Order::ListConnections(reply)]).map_err(full).map_err(plain)
             }
         }
     }
@@ -424,16 +338,10 @@ impl<C: WorkerCode> Helper<C> {
         let added = bound_listeners(&message.added, fds).map_err(|error| error.to_string())?;
         let (config, snapshot) = compile::<C>(&message, text)?;
         self.config = config;
-        let snapshot = Order::Snapshot {
-            generation: message.generation,
-            snapshot: Box::new(snapshot),
-        };
+        let snapshot = Order::Snapshot { generation: message.generation, snapshot: Box::new(snapshot) };
         let mut orders = vec![snapshot];
         if !added.is_empty() || !message.removed.is_empty() {
-            orders.push(Order::Listeners {
-                added,
-                removed: message.removed,
-            });
+            orders.push(Order::Listeners { added, removed: message.removed });
         }
         Ok(orders)
     }

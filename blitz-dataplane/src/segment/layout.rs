@@ -44,8 +44,7 @@ pub struct Shape {
 impl Shape {
     /// Bytes from one region to the next: whole pages.
     pub(super) const fn stride(self) -> usize {
-        (ENDPOINTS_OFFSET + self.endpoints as usize * size_of::<EndpointRow>())
-            .next_multiple_of(PAGE_BYTES)
+        (ENDPOINTS_OFFSET + self.endpoints as usize * size_of::<EndpointRow>()).next_multiple_of(PAGE_BYTES)
     }
 
     /// Bytes of the whole segment, at most 4096 + 257 * 72 KiB (about 18 MiB, most of it never touched).
@@ -179,21 +178,10 @@ impl EndpointRow {
             connects_total,
             reuses_total,
         } = self;
-        for counter in [
-            in_flight,
-            consecutive_failures,
-            consecutive_successes,
-            ejections,
-        ] {
+        for counter in [in_flight, consecutive_failures, consecutive_successes, ejections] {
             counter.store(0, Ordering::Relaxed);
         }
-        for counter in [
-            ejected_until_ms,
-            requests_total,
-            failures_total,
-            connects_total,
-            reuses_total,
-        ] {
+        for counter in [ejected_until_ms, requests_total, failures_total, connects_total, reuses_total] {
             counter.store(0, Ordering::Relaxed);
         }
     }

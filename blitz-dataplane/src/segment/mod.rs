@@ -90,24 +90,16 @@ impl Segment {
         check_shape(shape)?;
         let fd = memfd::create_sized(c"blitz-segment", shape.len() as u64)
             .map_err(|e| SegmentError::Io("create", e))?;
-        let mapping =
-            SharedMapping::map(fd.as_fd(), shape.len()).map_err(|e| SegmentError::Io("map", e))?;
-        let header: &Header = mapping
-            .view(0)
-            .ok_or_else(|| SegmentError::Mismatch("it is too short".to_owned()))?;
-        header
-            .layout_version
-            .store(LAYOUT_VERSION, Ordering::Relaxed);
+        let mapping = SharedMapping::map(fd.as_fd(), shape.len()).map_err(|e| SegmentError::Io("map", e))?;
+        let header: &Header =
+            mapping.view(0).ok_or_else(|| SegmentError::Mismatch("it is too short".to_owned()))?;
+        header.layout_version.store(LAYOUT_VERSION, Ordering::Relaxed);
         header.workers.store(shape.workers, Ordering::Relaxed);
         header.metric_slots.store(SLOTS as u32, Ordering::Relaxed);
         header.endpoints.store(shape.endpoints, Ordering::Relaxed);
-        header
-            .len_bytes
-            .store(shape.len() as u64, Ordering::Relaxed);
+        header.len_bytes.store(shape.len() as u64, Ordering::Relaxed);
         header.magic.store(MAGIC, Ordering::Release);
-        Ok(Self {
-            shared: Arc::new(Shared { mapping, shape, fd }),
-        })
+        Ok(Self { shared: Arc::new(Shared { mapping, shape, fd }) })
     }
 
     /// Opens a segment that another process created, and checks seals, magic, layout version and shape.
@@ -116,26 +108,18 @@ impl Segment {
     /// [`SegmentError::Mismatch`] when `fd` is anything else than a segment of this build's layout.
     pub fn open(fd: OwnedFd) -> Result<Self, SegmentError> {
         let mismatch = |what: String| Err(SegmentError::Mismatch(what));
-        let seals =
-            memfd::seals(fd.as_fd()).map_err(|e| SegmentError::Io("read the seals of", e))?;
+        let seals = memfd::seals(fd.as_fd()).map_err(|e| SegmentError::Io("read the seals of", e))?;
         if seals & memfd::SIZE_SEALS != memfd::SIZE_SEALS {
             return mismatch("its size is not sealed".to_owned());
         }
         let file = std::fs::File::from(fd);
-        let len = file
-            .metadata()
-            .map_err(|e| SegmentError::Io("measure", e))?
-            .len();
+        let len = file.metadata().map_err(|e| SegmentError::Io("measure", e))?.len();
         let fd = OwnedFd::from(file);
         let len_bytes = usize::try_from(len).unwrap_or(0);
         if len_bytes < layout::PAGE_BYTES {
-            return mismatch(format!(
-                "it has {len} bytes, a header alone takes {}",
-                layout::PAGE_BYTES
-            ));
+            return mismatch(format!("it has {len} bytes, a header alone takes {}", layout::PAGE_BYTES));
         }
-        let mapping =
-            SharedMapping::map(fd.as_fd(), len_bytes).map_err(|e| SegmentError::Io("map", e))?;
+        let mapping = SharedMapping::map(fd.as_fd(), len_bytes).map_err(|e| SegmentError::Io("map", e))?;
         let Some(header) = mapping.view::<Header>(0) else {
             return mismatch("it is too short".to_owned());
         };
@@ -144,15 +128,11 @@ impl Segment {
         }
         let version = header.layout_version.load(Ordering::Relaxed);
         if version != LAYOUT_VERSION {
-            return mismatch(format!(
-                "it has layout version {version}, this program has {LAYOUT_VERSION}"
-            ));
+            return mismatch(format!("it has layout version {version}, this program has {LAYOUT_VERSION}"));
         }
         let slots = header.metric_slots.load(Ordering::Relaxed);
         if slots as usize != SLOTS {
-            return mismatch(format!(
-                "it has {slots} metric slots, this program has {SLOTS}"
-            ));
+            return mismatch(format!("it has {slots} metric slots, this program has {SLOTS}"));
         }
         let shape = Shape {
             workers: header.workers.load(Ordering::Relaxed),
@@ -160,14 +140,9 @@ impl Segment {
         };
         check_shape(shape)?;
         if shape.len() != len_bytes || header.len_bytes.load(Ordering::Relaxed) != len {
-            return mismatch(format!(
-                "it has {len} bytes where {shape:?} takes {}",
-                shape.len()
-            ));
+            return mismatch(format!("it has {len} bytes where {shape:?} takes {}", shape.len()));
         }
-        Ok(Self {
-            shared: Arc::new(Shared { mapping, shape, fd }),
-        })
+        Ok(Self { shared: Arc::new(Shared { mapping, shape, fd }) })
     }
 
     /// The descriptor, to be passed to a worker.
@@ -182,11 +157,7 @@ impl Segment {
 
     /// The rows of worker `index`, or `None` when there is no such worker.
     pub fn worker(&self, index: u32) -> Option<WorkerRows> {
-        if index < self.shared.shape.workers {
-            self.rows(index)
-        } else {
-            None
-        }
+        if index < self.shared.shape.workers { self.rows(index) } else { None }
     }
 
     /// The supervisor's own rows.
@@ -196,8 +167,7 @@ impl Segment {
 
     /// The value of `metric` in the row of worker `index` (0 when there is no such worker).
     pub fn value(&self, index: u32, metric: Metric) -> u64 {
-        self.slots(index)
-            .map_or(0, |slots| load(slots, metric.slot()))
+        self.slots(index).map_or(0, |slots| load(slots, metric.slot()))
     }
 
     /// The sum of `metric` over all workers and the supervisor, wrapping at 2^64.
@@ -225,14 +195,12 @@ impl Segment {
 
     /// The status row of worker `index`.
     pub fn status(&self, index: u32) -> Option<&WorkerStatus> {
-        self.region(index)
-            .and_then(|region| self.shared.mapping.view(region + STATUS_OFFSET))
+        self.region(index).and_then(|region| self.shared.mapping.view(region + STATUS_OFFSET))
     }
 
     /// The row of endpoint `row` as worker `index` sees it.
     pub fn endpoint(&self, index: u32, row: u16) -> Option<&EndpointRow> {
-        self.endpoints(index)
-            .and_then(|rows| rows.get(usize::from(row)))
+        self.endpoints(index).and_then(|rows| rows.get(usize::from(row)))
     }
 
     /// Requests in flight to endpoint `row`, summed over workers.
@@ -251,9 +219,7 @@ impl Segment {
             row.in_flight.store(0, Ordering::Relaxed);
         }
         if let Some(slots) = self.slots(index) {
-            let gauges = Metric::ALL
-                .iter()
-                .filter(|metric| metric.description().kind == Kind::Gauge);
+            let gauges = Metric::ALL.iter().filter(|metric| metric.description().kind == Kind::Gauge);
             for gauge in gauges.filter_map(|metric| slots.get(metric.slot())) {
                 gauge.store(0, Ordering::Relaxed);
             }
@@ -286,14 +252,12 @@ impl Segment {
     }
 
     fn slots(&self, index: u32) -> Option<&[AtomicU64; SLOTS]> {
-        self.region(index)
-            .and_then(|region| self.shared.mapping.view(region + SLOTS_OFFSET))
+        self.region(index).and_then(|region| self.shared.mapping.view(region + SLOTS_OFFSET))
     }
 
     fn endpoints(&self, index: u32) -> Option<&[EndpointRow]> {
         let count = self.shared.shape.endpoints as usize;
-        self.region(index)
-            .and_then(|region| self.shared.mapping.slice(region + ENDPOINTS_OFFSET, count))
+        self.region(index).and_then(|region| self.shared.mapping.slice(region + ENDPOINTS_OFFSET, count))
     }
 
     fn sum_slot(&self, slot: usize) -> u64 {
@@ -304,17 +268,10 @@ impl Segment {
 }
 
 fn load(slots: &[AtomicU64; SLOTS], slot: usize) -> u64 {
-    slots
-        .get(slot)
-        .map_or(0, |value| value.load(Ordering::Relaxed))
+    slots.get(slot).map_or(0, |value| value.load(Ordering::Relaxed))
 }
 
 fn check_shape(shape: Shape) -> Result<(), SegmentError> {
-    let fits = (1..=WORKERS_MAX).contains(&shape.workers)
-        && (1..=ENDPOINTS_MAX).contains(&shape.endpoints);
-    if fits {
-        Ok(())
-    } else {
-        Err(SegmentError::Shape(shape))
-    }
+    let fits = (1..=WORKERS_MAX).contains(&shape.workers) && (1..=ENDPOINTS_MAX).contains(&shape.endpoints);
+    if fits { Ok(()) } else { Err(SegmentError::Shape(shape)) }
 }

@@ -8,26 +8,16 @@ use super::*;
 use crate::metrics::names::BUCKET_BOUNDS_US;
 
 fn small() -> Segment {
-    Segment::create(Shape {
-        workers: 2,
-        endpoints: 8,
-    })
-    .expect("segment")
+    Segment::create(Shape { workers: 2, endpoints: 8 }).expect("segment")
 }
 
 #[test]
 fn counters_gauges_errors_and_endpoints_sum_over_workers() {
     let segment = small();
-    let (a, b) = (
-        segment.worker(0).expect("row"),
-        segment.worker(1).expect("row"),
-    );
+    let (a, b) = (segment.worker(0).expect("row"), segment.worker(1).expect("row"));
     a.add(Metric::UpstreamRequests, 3);
     b.add(Metric::UpstreamRequests, 4);
-    segment
-        .supervisor()
-        .expect("row")
-        .add(Metric::ConfigReloads, 1);
+    segment.supervisor().expect("row").add(Metric::ConfigReloads, 1);
     a.gauge_add(Metric::DownstreamActive, 5);
     a.gauge_sub(Metric::DownstreamActive, 2);
     b.error(63);
@@ -35,14 +25,7 @@ fn counters_gauges_errors_and_endpoints_sum_over_workers() {
     assert_eq!(segment.value(1, Metric::UpstreamRequests), 4);
     assert_eq!(segment.sum(Metric::ConfigReloads), 1);
     assert_eq!(segment.sum(Metric::DownstreamActive), 3);
-    assert_eq!(
-        (
-            segment.sum_errors(63),
-            segment.sum_errors(62),
-            segment.sum_errors(64)
-        ),
-        (1, 0, 0)
-    );
+    assert_eq!((segment.sum_errors(63), segment.sum_errors(62), segment.sum_errors(64)), (1, 0, 0));
     add_u32(&a.endpoint(7).expect("row").in_flight, 2);
     add_u32(&b.endpoint(7).expect("row").in_flight, 1);
     assert_eq!(segment.in_flight(7), 3);
@@ -115,16 +98,8 @@ fn shapes_out_of_range_are_refused() {
         let error = Segment::create(Shape { workers, endpoints }).expect_err("refused");
         assert!(matches!(error, SegmentError::Shape(_)), "{error}");
     }
-    let largest = Segment::create(Shape {
-        workers: WORKERS_MAX,
-        endpoints: ENDPOINTS_MAX,
-    })
-    .expect("largest");
-    assert!(
-        largest
-            .worker(WORKERS_MAX - 1)
-            .is_some_and(|rows| rows.endpoint(1023).is_some())
-    );
+    let largest = Segment::create(Shape { workers: WORKERS_MAX, endpoints: ENDPOINTS_MAX }).expect("largest");
+    assert!(largest.worker(WORKERS_MAX - 1).is_some_and(|rows| rows.endpoint(1023).is_some()));
 }
 
 #[test]
@@ -136,10 +111,7 @@ fn anything_that_is_not_a_segment_of_this_layout_is_refused_with_a_sentence() {
     let (reader, _writer) = std::io::pipe().expect("pipe");
     says(reader.into(), "cannot read the seals");
     says(memfd::create(c"unsealed").expect("memfd"), "not sealed");
-    says(
-        memfd::create_sized(c"short", 100).expect("memfd"),
-        "100 bytes",
-    );
+    says(memfd::create_sized(c"short", 100).expect("memfd"), "100 bytes");
     says(memfd::create_sized(c"zero", 8192).expect("memfd"), "magic");
 
     let edit = |change: &dyn Fn(&Header)| {
@@ -147,23 +119,11 @@ fn anything_that_is_not_a_segment_of_this_layout_is_refused_with_a_sentence() {
         change(segment.shared.mapping.view(0).expect("header"));
         segment.fd().as_fd().try_clone_to_owned().expect("dup")
     };
-    says(
-        edit(&|h| h.layout_version.store(99, Ordering::Relaxed)),
-        "layout version 99",
-    );
-    says(
-        edit(&|h| h.metric_slots.store(3, Ordering::Relaxed)),
-        "3 metric slots",
-    );
+    says(edit(&|h| h.layout_version.store(99, Ordering::Relaxed)), "layout version 99");
+    says(edit(&|h| h.metric_slots.store(3, Ordering::Relaxed)), "3 metric slots");
     says(edit(&|h| h.workers.store(200, Ordering::Relaxed)), "takes");
-    says(
-        edit(&|h| h.workers.store(u32::MAX, Ordering::Relaxed)),
-        "workers",
-    );
-    says(
-        edit(&|h| h.len_bytes.store(1, Ordering::Relaxed)),
-        "bytes where",
-    );
+    says(edit(&|h| h.workers.store(u32::MAX, Ordering::Relaxed)), "workers");
+    says(edit(&|h| h.len_bytes.store(1, Ordering::Relaxed)), "bytes where");
 }
 
 /// Environment variable that makes the test below write instead of check.
@@ -181,11 +141,7 @@ fn another_process_writes_its_rows() {
     }
     let segment = small();
     let status = std::process::Command::new("/proc/self/exe")
-        .args([
-            "--exact",
-            "segment::tests::another_process_writes_its_rows",
-            "--nocapture",
-        ])
+        .args(["--exact", "segment::tests::another_process_writes_its_rows", "--nocapture"])
         .env(WRITER, "1")
         .stdin(segment.fd().try_clone_to_owned().expect("dup"))
         .stdout(std::process::Stdio::null())
@@ -196,11 +152,5 @@ fn another_process_writes_its_rows() {
     assert_eq!(segment.value(1, Metric::DownstreamAccepted), 41);
     assert_eq!(segment.in_flight(2), 5);
     segment.zero_in_flight(1);
-    assert_eq!(
-        (
-            segment.in_flight(2),
-            segment.value(1, Metric::DownstreamAccepted)
-        ),
-        (0, 41)
-    );
+    assert_eq!((segment.in_flight(2), segment.value(1, Metric::DownstreamAccepted)), (0, 41));
 }

@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::{EndpointRow, Segment, WorkerStatus};
 use crate::metrics::names::{
-    BUCKET_BOUNDS_US, ERROR_KINDS_MAX, ERROR_SLOTS_BASE, HISTOGRAM_SLOTS, Histogram, Kind, Metric,
-    SLOTS,
+    BUCKET_BOUNDS_US, ERROR_KINDS_MAX, ERROR_SLOTS_BASE, HISTOGRAM_SLOTS, Histogram, Kind, Metric, SLOTS,
 };
 
 /// The rows of one worker. Cheap to clone; keeps the mapping alive.
@@ -35,13 +34,7 @@ impl WorkerRows {
         let slots = NonNull::from(segment.slots(index)?);
         let status = NonNull::from(segment.status(index)?);
         let endpoints = NonNull::from(segment.endpoints(index)?);
-        Some(Self {
-            slots,
-            status,
-            endpoints,
-            index,
-            segment,
-        })
+        Some(Self { slots, status, endpoints, index, segment })
     }
 
     /// Number of the worker; equal to the number of workers for the supervisor's own rows.
@@ -91,14 +84,8 @@ impl WorkerRows {
     /// Counts one error of the kind with index `kind`, 0..64. A larger index is a bug and counts as the last.
     #[inline]
     pub fn error(&self, kind: u8) {
-        debug_assert!(
-            usize::from(kind) < ERROR_KINDS_MAX,
-            "error kind {kind} has no slot"
-        );
-        self.add_slot(
-            ERROR_SLOTS_BASE + usize::from(kind).min(ERROR_KINDS_MAX - 1),
-            1,
-        );
+        debug_assert!(usize::from(kind) < ERROR_KINDS_MAX, "error kind {kind} has no slot");
+        self.add_slot(ERROR_SLOTS_BASE + usize::from(kind).min(ERROR_KINDS_MAX - 1), 1);
     }
 
     /// Records one duration in microseconds.
@@ -143,19 +130,13 @@ impl WorkerRows {
 /// Adds to a counter that only the calling thread writes. Wraps at 2^64.
 #[inline]
 pub fn add_u64(counter: &AtomicU64, n: u64) {
-    counter.store(
-        counter.load(Ordering::Relaxed).wrapping_add(n),
-        Ordering::Relaxed,
-    );
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
 }
 
 /// Adds to a counter that only the calling thread writes. Wraps at 2^32.
 #[inline]
 pub fn add_u32(counter: &AtomicU32, n: u32) {
-    counter.store(
-        counter.load(Ordering::Relaxed).wrapping_add(n),
-        Ordering::Relaxed,
-    );
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
 }
 
 /// Takes from a counter that only the calling thread writes. It must hold at least `n`; otherwise it becomes 0.

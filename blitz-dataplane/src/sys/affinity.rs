@@ -16,9 +16,7 @@ pub fn allowed() -> io::Result<Vec<usize>> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the index is below CPU_SETSIZE, the number of bits in the set.
-    Ok((0..CPU_SETSIZE)
-        .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) })
-        .collect())
+    Ok((0..CPU_SETSIZE).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect())
 }
 
 /// Lets the calling thread run on processor `cpu` only. Threads that it starts later inherit this.
@@ -33,13 +31,8 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     // SAFETY: `cpu` is below CPU_SETSIZE (checked above).
     unsafe { libc::CPU_SET(cpu, &mut set) };
     // SAFETY: `set` is a live cpu_set_t of the size given; pid 0 is the calling thread.
-    let result =
-        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Raises the nice value of the calling thread by `increment` (1..=19): it yields to its siblings.
@@ -49,11 +42,7 @@ pub fn pin(cpu: usize) -> io::Result<()> {
 pub fn lower_priority(increment: i32) -> io::Result<()> {
     // SAFETY: no pointer is passed; `who` 0 with PRIO_PROCESS is the calling thread on Linux.
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, increment) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Number of the calling thread as the kernel shows it.

@@ -7,10 +7,7 @@ use std::time::Duration;
 /// CLOCK_MONOTONIC since boot. The same clock in every process of this machine, so that times in the
 /// shared segment can be compared between workers.
 pub fn monotonic() -> Duration {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a live, writable timespec for the whole call.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     if result != 0 {

@@ -25,10 +25,7 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io:
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     let mut control: Control = [0; CONTROL_WORDS];
-    let mut iov = libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    };
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut message = empty_message(&mut iov);
     if !fds.is_empty() {
         let data_len = u32::try_from(size_of_val(fds)).unwrap_or(u32::MAX);
@@ -63,22 +60,14 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io:
 /// # Errors
 /// What recvmsg(2) reports, and `InvalidData` when the kernel had to drop descriptors because this process has
 /// none left (those that arrived are closed).
-pub fn receive(
-    socket: BorrowedFd<'_>,
-    bytes: &mut [u8],
-    fds: &mut Vec<OwnedFd>,
-) -> io::Result<usize> {
+pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
     let mut control: Control = [0; CONTROL_WORDS];
-    let mut iov = libc::iovec {
-        iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: bytes.len(),
-    };
+    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let mut message = empty_message(&mut iov);
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control) as _;
     // SAFETY: all pointers in `message` lead to live, writable locals or to `bytes`, with their true lengths.
-    let received =
-        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
     let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
     let before = fds.len();
     // SAFETY: the kernel has filled msg_control, which is `control`, and set its length.
@@ -149,20 +138,10 @@ mod tests {
         passed.write_all(b"through").expect("write");
         drop((passed, fds));
         let mut text = String::new();
-        reader
-            .read_to_string(&mut text)
-            .expect("all copies are closed");
+        reader.read_to_string(&mut text).expect("all copies are closed");
         assert_eq!(text, "through");
         drop(a);
-        assert_eq!(
-            receive(b.as_fd(), &mut rest, &mut Vec::new()).expect("end"),
-            0
-        );
-        assert_eq!(
-            send(b.as_fd(), b"x", &[])
-                .expect_err("closed")
-                .raw_os_error(),
-            Some(libc::EPIPE)
-        );
+        assert_eq!(receive(b.as_fd(), &mut rest, &mut Vec::new()).expect("end"), 0);
+        assert_eq!(send(b.as_fd(), b"x", &[]).expect_err("closed").raw_os_error(), Some(libc::EPIPE));
     }
 }

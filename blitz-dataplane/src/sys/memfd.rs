@@ -58,19 +58,11 @@ pub fn create_read_only(name: &CStr, bytes: &[u8]) -> io::Result<OwnedFd> {
 pub fn seals(fd: BorrowedFd<'_>) -> io::Result<i32> {
     // SAFETY: F_GET_SEALS takes no pointer; `fd` is open because it is borrowed.
     let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
-    if seals < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(seals)
-    }
+    if seals < 0 { Err(io::Error::last_os_error()) } else { Ok(seals) }
 }
 
 fn add_seals(fd: &OwnedFd, seals: i32) -> io::Result<()> {
     // SAFETY: F_ADD_SEALS takes an integer; `fd` is open because we own it.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -83,8 +83,7 @@ impl SharedMapping {
     pub fn slice<T: SharedPlain>(&self, offset: usize, count: usize) -> Option<&[T]> {
         let bytes = size_of::<T>().checked_mul(count)?;
         let end = offset.checked_add(bytes)?;
-        if end > self.len || !(self.base.as_ptr() as usize + offset).is_multiple_of(align_of::<T>())
-        {
+        if end > self.len || !(self.base.as_ptr() as usize + offset).is_multiple_of(align_of::<T>()) {
             return None;
         }
         // SAFETY: offset <= end <= len, so the result lies within the mapping.

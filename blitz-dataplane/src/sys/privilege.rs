@@ -41,27 +41,16 @@ pub fn drop_capabilities() -> io::Result<()> {
             break;
         }
     }
-    match prctl(
-        libc::PR_CAP_AMBIENT,
-        libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong,
-        0,
-    ) {
+    match prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0) {
         // Kernels before 4.3 have no ambient set.
         Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
         _ => {}
     }
-    let header = CapabilityHeader {
-        version: CAPABILITY_VERSION_3,
-        pid: 0,
-    };
+    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
     let empty = [CapabilityData::default(); 2];
     // SAFETY: version 3 takes one header and two data structures, both live; the kernel only reads them.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, empty.as_ptr()) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Effective and permitted capabilities of the calling thread as bits.
@@ -69,10 +58,7 @@ pub fn drop_capabilities() -> io::Result<()> {
 /// # Errors
 /// None that a correct call can meet.
 pub fn capabilities() -> io::Result<(u64, u64)> {
-    let header = CapabilityHeader {
-        version: CAPABILITY_VERSION_3,
-        pid: 0,
-    };
+    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
     let mut data = [CapabilityData::default(); 2];
     // SAFETY: version 3 takes one header and room for two data structures, both live and the second writable.
     let result = unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) };
@@ -81,10 +67,7 @@ pub fn capabilities() -> io::Result<(u64, u64)> {
     }
     let [low, high] = data;
     let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-    Ok((
-        join(low.effective, high.effective),
-        join(low.permitted, high.permitted),
-    ))
+    Ok((join(low.effective, high.effective), join(low.permitted, high.permitted)))
 }
 
 /// Marks every descriptor above standard error as close-on-exec: what this program inherited by accident does not reach
@@ -94,19 +77,8 @@ pub fn capabilities() -> io::Result<(u64, u64)> {
 /// ENOSYS or EINVAL before Linux 5.11: the caller may go on, since all that we open ourselves is marked.
 pub fn keep_inherited_from_children() -> io::Result<()> {
     // SAFETY: integers only; with this flag nothing is closed in this process.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            3u32,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Lets standard input be `/dev/null`.
@@ -118,11 +90,7 @@ pub fn close_stdin() -> io::Result<()> {
     // SAFETY: both numbers are open descriptors; number 0 stays open under another file, so nobody who uses it is left
     // with a closed or foreign number.
     let result = unsafe { libc::dup2(null.as_raw_fd(), libc::STDIN_FILENO) };
-    if result >= 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h.
@@ -148,11 +116,7 @@ fn prctl(option: i32, second: libc::c_ulong, third: libc::c_ulong) -> io::Result
     let zero: libc::c_ulong = 0;
     // SAFETY: the options used in this file take integers only.
     let result = unsafe { libc::prctl(option, second, third, zero, zero) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

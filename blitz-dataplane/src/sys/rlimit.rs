@@ -9,10 +9,7 @@ use std::io;
 /// # Errors
 /// What getrlimit(2) or setrlimit(2) reports.
 pub fn raise_descriptors() -> io::Result<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a live, writable rlimit.
     let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     if result != 0 {

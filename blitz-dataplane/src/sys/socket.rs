@@ -28,19 +28,11 @@ pub fn listen(address: SocketAddr, share: Share) -> io::Result<OwnedFd> {
     let fd = bind(address, share)?;
     // SAFETY: no pointer is passed; `fd` is open because we own it.
     let result = unsafe { libc::listen(fd.as_raw_fd(), BACKLOG) };
-    if result == 0 {
-        Ok(fd)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(fd) } else { Err(io::Error::last_os_error()) }
 }
 
 fn bind(address: SocketAddr, share: Share) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() {
-        libc::AF_INET
-    } else {
-        libc::AF_INET6
-    };
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: no pointer is passed.
     let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -62,9 +54,7 @@ fn bind(address: SocketAddr, share: Share) -> io::Result<OwnedFd> {
             let raw = libc::sockaddr_in {
                 sin_family: libc::AF_INET as libc::sa_family_t,
                 sin_port: address.port().to_be(),
-                sin_addr: libc::in_addr {
-                    s_addr: u32::from(*address.ip()).to_be(),
-                },
+                sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
                 sin_zero: [0; 8],
             };
             bind_raw(&fd, &raw)?;
@@ -74,9 +64,7 @@ fn bind(address: SocketAddr, share: Share) -> io::Result<OwnedFd> {
                 sin6_family: libc::AF_INET6 as libc::sa_family_t,
                 sin6_port: address.port().to_be(),
                 sin6_flowinfo: address.flowinfo(),
-                sin6_addr: libc::in6_addr {
-                    s6_addr: address.ip().octets(),
-                },
+                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
                 sin6_scope_id: address.scope_id(),
             };
             bind_raw(&fd, &raw)?;
@@ -90,22 +78,13 @@ fn bind_raw<T>(fd: &OwnedFd, raw: &T) -> io::Result<()> {
     let len = size_of::<T>() as libc::socklen_t;
     // SAFETY: `raw` is live and `len` is its size; the kernel only reads it.
     let result = unsafe { libc::bind(fd.as_raw_fd(), std::ptr::from_ref(raw).cast(), len) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn set(fd: &OwnedFd, level: i32, option: i32) -> io::Result<()> {
     let on: libc::c_int = 1;
     let len = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: `on` is live and `len` is its size; the kernel only reads it.
-    let result =
-        unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const on).cast(), len) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const on).cast(), len) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
