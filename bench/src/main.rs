@@ -1,1 +1,2 @@
+//! The bench runner.
 fn main() {}
