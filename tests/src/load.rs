@@ -85,6 +85,14 @@ impl Clients {
         self.good.load(Ordering::SeqCst)
     }
 
+    /// Requests that went wrong so far.
+    pub fn bad(&self) -> usize {
+        self.bad
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
     /// Ends them all.
     pub fn stop(mut self) -> Tally {
         self.stop.store(true, Ordering::SeqCst);

@@ -8,12 +8,11 @@ use std::process::Command;
 
 /// Sends a signal to a process, or to the group `-pid`.
 pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
-    // SAFETY: kill takes no pointer, and pids of 0 and -1, which mean many processes, are refused here.
-    let status = if matches!(pid, 0 | -1) {
-        -1
-    } else {
-        unsafe { libc::kill(pid, signal) }
-    };
+    if matches!(pid, 0 | -1) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: kill takes no pointer, and pids that mean many processes were refused above.
+    let status = unsafe { libc::kill(pid, signal) };
     if status == 0 {
         Ok(())
     } else {
