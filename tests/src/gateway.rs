@@ -319,7 +319,7 @@ impl Gateway {
         );
         for pid in workers {
             wait_until("workers end with the supervisor", PATIENCE, || {
-                process::resident_bytes(pid) == 0
+                !process::is_running(pid)
             });
         }
     }

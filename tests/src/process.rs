@@ -66,6 +66,15 @@ pub fn children(parent: u32) -> Vec<u32> {
     found
 }
 
+/// Whether a process executes: it is there and no zombie, so its descriptors are open.
+pub fn is_running(pid: u32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = text
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
 /// Resident memory of a process in bytes; 0 when it is gone.
 pub fn resident_bytes(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

@@ -45,12 +45,13 @@ matrix! { mp only:
             let victim = workers[n % workers.len()];
             assert!(process::send(victim, Signal::Kill));
             let begun = Instant::now();
+            // Until then it might still accept one more, which would be reset with it.
+            wait_until("the victim is dead", PATIENCE, || !process::is_running(victim));
             // Connections that fall to the dead worker wait in its accept queue, which the supervisor holds.
             let mut probes: Vec<_> = (0..PROBES).map(|_| gateway.connect()).collect();
             for probe in &mut probes {
                 probe.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
             }
-            // One that had been accepted by the victim in its last moment may be reset; a queued one may not.
             for probe in &mut probes {
                 assert_eq!(probe.response().status, 200, "kill {n}");
             }
