@@ -93,3 +93,44 @@ fn load_counts_what_it_saw() {
     assert_eq!(tally.good, 0);
     Wrk::assert_clean(&Wrk::start(&format!("http://{}/", upstream.address), 4, 1).finish());
 }
+
+/// Runs this same test binary on one test that lacks a program, with and without the variable.
+#[test]
+fn a_missing_program_skips_or_fails() {
+    let run = |required: bool| {
+        let log = tempfile::NamedTempFile::new().expect("a scratch file can be made");
+        let mut again = std::process::Command::new(
+            std::env::current_exe().expect("the test's own path is known"),
+        );
+        again.args(["--ignored", "--exact", "needs_a_program_that_is_nowhere"]);
+        again
+            .env("BLITZ_SKIP_LOG", log.path())
+            .env_remove("BLITZ_REQUIRE_ALL");
+        if required {
+            again.env("BLITZ_REQUIRE_ALL", "1");
+        }
+        let passed = again
+            .output()
+            .expect("the test binary can be executed")
+            .status
+            .success();
+        (
+            passed,
+            std::fs::read_to_string(log.path()).expect("the log can be read"),
+        )
+    };
+    let (passed, skips) = run(false);
+    assert!(passed);
+    assert_eq!(
+        skips,
+        "needs_a_program_that_is_nowhere: no-such-program is not installed\n"
+    );
+    assert!(!run(true).0, "with BLITZ_REQUIRE_ALL=1 a skip fails");
+}
+
+#[test]
+#[ignore = "run by a_missing_program_skips_or_fails"]
+fn needs_a_program_that_is_nowhere() {
+    require!("no-such-program");
+    unreachable!("require! returns");
+}

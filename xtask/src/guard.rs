@@ -23,7 +23,10 @@ const WATCHER: &str = r#"
 read word && [ "$word" = done ] && exit 0
 kill -INT "$1" 2>/dev/null
 tries=0
-while kill -0 "$1" 2>/dev/null && [ $tries -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
+while grep -qs '^State:[[:space:]]*[RSDTt]' "/proc/$1/status" && [ $tries -lt 50 ]; do
+    sleep 0.1
+    tries=$((tries + 1))
+done
 kill -KILL "-$1" 2>/dev/null
 "#;
 
