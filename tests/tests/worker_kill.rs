@@ -23,6 +23,12 @@ fn is_alive(client: &mut Client) -> bool {
     client.response().status == 200
 }
 
+/// Whether all workers serve again, without this one.
+fn is_replaced(gateway: &Gateway, victim: u32) -> bool {
+    let workers = gateway.workers();
+    workers.len() == WORKERS && !workers.contains(&victim) && gateway.admin("/readyz").status == 200
+}
+
 /// Connects as a client does at any moment, and asks. The connect must never be refused.
 fn probe(gateway: &Gateway) {
     let stream = TcpStream::connect_timeout(&gateway.address, PATIENCE);
@@ -56,10 +62,7 @@ matrix! { mp only:
                 assert_eq!(probe.response().status, 200, "kill {n}");
             }
             times.push(begun.elapsed());
-            wait_until("the worker is replaced", PATIENCE, || {
-                let now = gateway.workers();
-                now.len() == WORKERS && !now.contains(&victim)
-            });
+            wait_until("the worker is replaced", PATIENCE, || is_replaced(&gateway, victim));
         }
         wrk.interrupt();
         wrk.finish();
@@ -82,20 +85,14 @@ matrix! { mp only:
         assert!(clients.iter_mut().all(is_alive));
         let workers = gateway.workers();
         assert!(process::send(workers[0], Signal::Kill));
-        wait_until("the worker is replaced", PATIENCE, || {
-            let now = gateway.workers();
-            now.len() == WORKERS && !now.contains(&workers[0])
-        });
+        wait_until("the worker is replaced", PATIENCE, || is_replaced(&gateway, workers[0]));
         let first: Vec<bool> = clients.iter_mut().map(is_alive).collect();
         let survivors = first.iter().filter(|alive| **alive).count();
         assert!(survivors > 0, "the other worker's connections were cut");
         assert!(survivors < clients.len(), "the victim held no connection, so nothing was shown");
         // Now the other one: those that lived were all its own, and no third worker holds any.
         assert!(process::send(workers[1], Signal::Kill));
-        wait_until("the worker is replaced", PATIENCE, || {
-            let now = gateway.workers();
-            now.len() == WORKERS && !now.contains(&workers[1])
-        });
+        wait_until("the worker is replaced", PATIENCE, || is_replaced(&gateway, workers[1]));
         wait_until("its connections end", PATIENCE, || {
             clients.iter_mut().all(|client| !client.is_open_and_silent())
         });

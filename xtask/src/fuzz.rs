@@ -3,6 +3,8 @@
 //! Owns: which targets run, for how long, on which corpus. Does not own: the targets (`fuzz/`), or the
 //! replay of their seeds, which is an ordinary test.
 
+use std::process::Command;
+
 use crate::setup;
 use crate::sh::{self, Args, Result};
 
@@ -10,8 +12,12 @@ pub(crate) const HELP: &str = "
 cargo xtask fuzz [TARGET] [--seconds N]
 
 Runs one target, or each in turn, for N seconds (60). The committed seeds lie in
-fuzz/corpus/TARGET; what a run finds beyond them goes to fuzz/corpus-work/TARGET.
+fuzz/seeds/TARGET; what a run finds beyond them goes to fuzz/corpus-work/TARGET. The
+target `canary` must fail: it shows that a fault would be reported.
 ";
+
+/// The target that has a fault on purpose.
+const CANARY: &str = "canary";
 
 pub(crate) fn main(mut args: Args) -> Result<()> {
     let seconds = args.number("--seconds")?.unwrap_or(60);
@@ -31,26 +37,44 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
         Some(name) => return Err(format!("no target {name:?}; there are {}", all.join(", "))),
     };
     for target in chosen {
-        let work = sh::root().join("fuzz/corpus-work").join(&target);
-        std::fs::create_dir_all(&work).map_err(|error| format!("{}: {error}", work.display()))?;
-        // libFuzzer writes what it finds to the first folder, and only reads the others.
-        let mut command = std::process::Command::new("cargo");
-        command
-            .args(["+nightly", "fuzz", "run", &target])
-            .arg(&work)
-            .current_dir(sh::root());
-        // rustup's shim must choose the toolchain again.
-        for name in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC"] {
-            command.env_remove(name);
+        let command = &mut command(&target, seconds)?;
+        if target == CANARY {
+            // A build that fails must not look like the fault that is expected.
+            let mut build = cargo_fuzz();
+            sh::run(build.args(["build", &target]))?;
+            if sh::run(command).is_ok() {
+                return Err("the canary lives: faults are not reported".to_owned());
+            }
+            println!("fuzz: the canary failed, as it must");
+        } else {
+            sh::run(command)?;
         }
-        let seeds = sh::root().join("fuzz/corpus").join(&target);
-        if seeds.is_dir() {
-            command.arg(seeds);
-        }
-        command.arg("--").arg(format!("-max_total_time={seconds}"));
-        sh::run(&mut command)?;
     }
     Ok(())
+}
+
+/// rustup's `cargo`, which must choose the toolchain again.
+fn cargo_fuzz() -> Command {
+    let mut command = Command::new("cargo");
+    command.args(["+nightly", "fuzz"]).current_dir(sh::root());
+    for name in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn command(target: &str, seconds: u64) -> Result<Command> {
+    let work = sh::root().join("fuzz/corpus-work").join(target);
+    std::fs::create_dir_all(&work).map_err(|error| format!("{}: {error}", work.display()))?;
+    let mut command = cargo_fuzz();
+    // libFuzzer writes what it finds to the first folder, and only reads the others.
+    command.args(["run", target]).arg(&work);
+    let seeds = sh::root().join("fuzz/seeds").join(target);
+    if seeds.is_dir() {
+        command.arg(seeds);
+    }
+    command.arg("--").arg(format!("-max_total_time={seconds}"));
+    Ok(command)
 }
 
 /// The names of the `[[bin]]` tables.

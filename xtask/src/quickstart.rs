@@ -195,7 +195,7 @@ Its connections          http://{admin}/connections
 What to look at next
   your own upstream      blitz -b 127.0.0.1:9001 -p 8080      (cargo build --release; target/release/blitz)
   all flags              blitz --help
-  a configuration file   blitz --print-schema; docs/ explains the keys
+  a configuration file   docs/configuration.md; blitz --print-schema
   how it is built        docs/ARCHITECTURE.md
   how it is tested       docs/testing.md; cargo xtask test
 "

@@ -17,7 +17,7 @@ use crate::sh::{self, Args, Result};
 pub(crate) const HELP: &str = "
 cargo xtask tidy
 
-Checks: lines of at most 120 characters, files of at most 900 lines, a `//!` header in each
+Checks: lines of at most 120 characters (data of tests aside), files of at most 900 lines, a `//!` header in each
 .rs file, no leftover markers, `unsafe` only inside its fence, metric names only in
 metrics/names.rs, no .rs file that nothing includes, no path of somebody's machine, no
 trailing blanks, no dead link in the documents, a reason beside each dependency.

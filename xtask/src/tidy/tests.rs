@@ -50,6 +50,17 @@ fn each_rule_finds_its_fault() {
 }
 
 #[test]
+fn long_data_of_a_test_may_stand_on_one_line() {
+    let data = format!(
+        "//! h\n#[cfg(test)]\nconst A: &str = \"{}\";\n",
+        "x".repeat(200)
+    );
+    assert_eq!(rust("a.rs", &data).len(), 0);
+    assert_eq!(rust("a.rs", &data.replace("#[cfg(test)]\n", "")).len(), 1);
+    assert_eq!(rust("a.rs", &data.replace('"', "'")).len(), 1);
+}
+
+#[test]
 fn unsafe_code_stays_inside_its_fence() {
     let text = concat!("//! h\nfn a() { un", "safe { b() } }\n");
     assert_eq!(rust("blitz-dataplane/src/http1/mod.rs", text).len(), 1);
