@@ -15,12 +15,14 @@ use std::path::{Path, PathBuf};
 use crate::sh::{self, Args, Result};
 
 pub(crate) const HELP: &str = "
-cargo xtask tidy
+cargo xtask tidy [--fix]
 
 Checks: lines of at most 120 characters (data of tests aside), files of at most 900 lines, a `//!` header in each
 .rs file, no leftover markers, `unsafe` only inside its fence, metric names only in
 metrics/names.rs, no .rs file that nothing includes, no path of somebody's machine, no
 trailing blanks, no dead link in the documents, a reason beside each dependency.
+
+  --fix   first wrap over-long comments anew
 ";
 
 /// One finding.
@@ -32,7 +34,8 @@ pub(crate) struct Finding {
     pub(crate) what: String,
 }
 
-pub(crate) fn main(args: Args) -> Result<()> {
+pub(crate) fn main(mut args: Args) -> Result<()> {
+    let fix = args.flag("--fix");
     args.finish()?;
     let root = sh::root();
     let mut files = Vec::new();
@@ -46,10 +49,19 @@ pub(crate) fn main(args: Args) -> Result<()> {
             continue;
         };
         // Seeds, recorded heads and pictures are data: only text is checked.
-        let (Ok(text), true) = (String::from_utf8(bytes), is_text(file)) else {
+        let (Ok(mut text), true) = (String::from_utf8(bytes), is_text(file)) else {
             continue;
         };
         checked += 1;
+        if fix && file.extension().is_some_and(|ending| ending == "rs") {
+            let wrapped = source::rewrap_comments(&text);
+            if wrapped != text {
+                println!("tidy: wrapped comments of {}", file.display());
+                std::fs::write(path, &wrapped)
+                    .map_err(|error| format!("{}: {error}", path.display()))?;
+                text = wrapped;
+            }
+        }
         source::check_text(file, &text, &mut findings);
         match file.extension().and_then(|ending| ending.to_str()) {
             Some("rs") => source::check_rust(file, &text, &mut findings),

@@ -83,6 +83,24 @@ fn metric_names_stay_in_their_file() {
 }
 
 #[test]
+fn long_comments_are_rewrapped() {
+    let words = "word ".repeat(25);
+    let text = format!("    /// {words}end\n    /// and on.\nfn a() {{}}\n");
+    let wrapped = source::rewrap_comments(&text);
+    assert!(
+        wrapped.lines().all(|line| line.chars().count() <= 120),
+        "{wrapped}"
+    );
+    assert!(
+        wrapped.contains("\n    /// word end and on.\nfn a() {}\n"),
+        "{wrapped}"
+    );
+    assert_eq!(source::rewrap_comments(&wrapped), wrapped);
+    let list = format!("// {words}end\n// - item\n");
+    assert!(source::rewrap_comments(&list).ends_with(" end\n// - item\n"));
+}
+
+#[test]
 fn a_dependency_has_a_reason() {
     let mut findings = Vec::new();
     let text = "[workspace.dependencies]\na = \"1\"\nb = \"1\" # Why.\nc = { path = \"c\" }\n[other]\nd = \"1\"\n";
