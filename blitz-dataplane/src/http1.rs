@@ -20,6 +20,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod head;
+mod replay;
 mod request;
 mod response;
 mod scan;

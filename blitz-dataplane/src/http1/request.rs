@@ -217,16 +217,18 @@ fn expects_continue(
 
 /// Names httparse's error, telling other versions of HTTP (505) from lines that are none.
 fn name_request_error(error: httparse::Error, head: &[u8]) -> H1Error {
-    match name_error(error, head) {
-        H1Error::BadVersion => {
-            let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-            match line.rsplit(|byte| *byte == b' ').next() {
-                Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']) => {
-                    H1Error::VersionUnsupported
-                }
-                _ => H1Error::BadVersion,
-            }
+    let named = name_error(error, head);
+    if named != H1Error::BadVersion {
+        return named;
+    }
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ').skip(2);
+    match (words.next(), words.next()) {
+        (Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']), None) => {
+            H1Error::VersionUnsupported
         }
-        named => named,
+        (_, None) => H1Error::BadVersion,
+        // A space within the target, or two of them: the version is not where it should be.
+        (_, Some(_)) => H1Error::BadRequestLine,
     }
 }
