@@ -168,10 +168,7 @@ impl Fields {
         if before + name.len() + value_len + 4 > SECTION_BYTES_MAX {
             return Err(FieldError::SectionFull);
         }
-        if !parts
-            .iter()
-            .all(|part| part.iter().all(|b| is_value_byte(*b)))
-        {
+        if parts.iter().any(|part| !is_value(part)) {
             return Err(FieldError::Value);
         }
         self.bytes.extend_from_slice(name);
@@ -511,6 +508,13 @@ pub const fn is_token_byte(byte: u8) -> bool {
 #[must_use]
 pub const fn is_value_byte(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=0x7e | 0x80..=0xff)
+}
+
+/// Whether all bytes may stand in a field value. No early exit within, so that the loop is vectorised.
+fn is_value(bytes: &[u8]) -> bool {
+    !bytes
+        .iter()
+        .fold(false, |bad, byte| bad | !is_value_byte(*byte))
 }
 
 /// The bytes without optional whitespace (space, tab; RFC 9110 section 5.6.3) at both ends.

@@ -6,8 +6,8 @@
 //! Every part gives the same answer however its input is split, reports how much it consumed and leaves the rest to the
 //! caller. What is ambiguous is an error, never repaired: see each module for the rules and `corpus/http1/` for cases.
 //!
-//! How a connection uses it: [`HeadScanner`] until it reports a head, [`parse_request`] or [`parse_response`] on it,
-//! then [`BodyFraming::decoder`] for the body.
+//! How a connection uses it: [`read_request`] or [`read_response`] with its [`HeadScanner`] until there is a head, then
+//! [`BodyFraming::decoder`] for the body.
 
 #![forbid(unsafe_code)]
 
@@ -38,6 +38,6 @@ pub use encode::{
 };
 pub use error::H1Error;
 pub use head::{FIELDS_MAX, HeadLimits, Version};
-pub use request::{RequestFraming, parse_request, refuse_method};
-pub use response::{ResponseFraming, parse_response};
+pub use request::{RequestFraming, parse_request, read_request, refuse_method};
+pub use response::{ResponseFraming, parse_response, read_response};
 pub use scan::{EMPTY_LINES_MAX, HeadKind, HeadScanner, Scan};

@@ -89,14 +89,6 @@ pub(super) fn check_frame(head: &[u8], limits: &HeadLimits) -> Result<(), H1Erro
     Ok(())
 }
 
-/// Checks that httparse consumed the whole head.
-pub(super) fn check_consumed(parsed: httparse::Status<usize>, head: &[u8]) -> Result<(), H1Error> {
-    match parsed {
-        httparse::Status::Complete(consumed) if consumed == head.len() => Ok(()),
-        _ => Err(H1Error::BadHead),
-    }
-}
-
 /// Names httparse's error. Only for refused heads, so cost does not matter: NUL and bare CR get their own names, as the
 /// scanner would have given them for an incomplete head, so that the verdict does not depend on the split.
 pub(super) fn name_error(error: httparse::Error, head: &[u8]) -> H1Error {

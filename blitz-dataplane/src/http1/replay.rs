@@ -5,7 +5,7 @@
 
 use super::{
     BodyDecoder, BodyFraming, H1Error, HeadKind, HeadLimits, HeadScanner, RequestFraming,
-    ResponseFraming, Scan, Step, parse_request, parse_response,
+    ResponseFraming, Step, read_request, read_response,
 };
 use crate::exchange::{Method, RequestHead, ResponseHead, Scheme};
 use crate::fields::{Fields, KnownSet};
@@ -81,14 +81,15 @@ fn feed(
             .saturating_add(next_piece().max(1))
             .min(bytes.len());
         if decoder.is_none() {
-            let Scan::Complete { start, end } = scanner.scan(&bytes[..received])? else {
+            let Some((framing, end)) =
+                read(kind, &mut scanner, &bytes[..received], limits, transcript)?
+            else {
                 continue;
             };
             assert!(
-                start < end && end <= received,
+                0 < end && end <= received,
                 "a head outside the bytes received"
             );
-            let framing = parse(kind, &bytes[start..end], limits, transcript)?;
             decoder = Some(framing.decoder());
             at = end;
         }
@@ -112,23 +113,28 @@ fn feed(
     }
 }
 
-/// Parses the head and notes it.
-fn parse(
+/// Reads the head and notes it.
+fn read(
     kind: Kind,
-    head: &[u8],
+    scanner: &mut HeadScanner,
+    bytes: &[u8],
     limits: &HeadLimits,
     transcript: &mut Transcript,
-) -> Result<BodyFraming, H1Error> {
+) -> Result<Option<(BodyFraming, usize)>, H1Error> {
     if let Kind::Response(method) = kind {
         let mut out = ResponseHead::default();
-        let framing = parse_response(head, limits, &method, &mut out)?;
-        transcript.head = Some(Head::Response(Box::new(out), framing));
-        Ok(framing.body)
+        let found = read_response(scanner, bytes, limits, &method, &mut out)?;
+        Ok(found.map(|(framing, end)| {
+            transcript.head = Some(Head::Response(Box::new(out), framing));
+            (framing.body, end)
+        }))
     } else {
         let mut out = RequestHead::new(Scheme::Http);
-        let framing = parse_request(head, limits, &mut out)?;
-        transcript.head = Some(Head::Request(Box::new(out), framing));
-        Ok(framing.body)
+        let found = read_request(scanner, bytes, limits, &mut out)?;
+        Ok(found.map(|(framing, end)| {
+            transcript.head = Some(Head::Request(Box::new(out), framing));
+            (framing.body, end)
+        }))
     }
 }
 
