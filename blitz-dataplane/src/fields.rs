@@ -188,6 +188,33 @@ impl Fields {
         Ok(())
     }
 
+    /// Appends all live lines of another section. One copy when none of them was removed, which makes a section prepared
+    /// beforehand the cheapest way to add the same lines to many messages.
+    ///
+    /// # Errors
+    /// [`FieldError::SectionFull`] beyond [`SECTION_BYTES_MAX`]; the section is unchanged then.
+    pub fn extend(&mut self, other: &Self) -> Result<(), FieldError> {
+        if self.bytes.len() + other.bytes_len() > SECTION_BYTES_MAX {
+            return Err(FieldError::SectionFull);
+        }
+        if other.live != other.entries.len() {
+            return other
+                .iter()
+                .try_for_each(|(known, name, value)| self.append(known, name, &[value]));
+        }
+        // Fits because of the check above.
+        let shift = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(&other.bytes);
+        self.entries.extend(other.entries.iter().map(|entry| Entry {
+            start: entry.start + shift,
+            value_start: entry.value_start + shift,
+            ..*entry
+        }));
+        self.present = self.present.union(other.present);
+        self.live += other.live;
+        Ok(())
+    }
+
     /// Notes a line whose bytes are in place. Offsets fit because of `SECTION_BYTES_MAX` and `NAME_BYTES_MAX`.
     fn record(
         &mut self,

@@ -33,6 +33,7 @@ fn from(peer: &str, is_trusted: bool) -> Forwarding {
         is_trusted,
         "1.1",
     )
+    .unwrap()
 }
 
 #[test]

@@ -106,6 +106,30 @@ fn removal_leaves_the_others_in_order() {
 }
 
 #[test]
+fn a_prepared_section_is_appended_line_by_line() {
+    let mut prepared = Fields::new();
+    prepared.push(b"Via", b"1.1 x").unwrap();
+    prepared.push(b"Y", b"2").unwrap();
+    let mut fields = Fields::new();
+    fields.push(b"X", b"1").unwrap();
+    fields.extend(&prepared).unwrap();
+    prepared.remove(Known::Via);
+    fields.extend(&prepared).unwrap();
+    assert_eq!(
+        wire(&fields, KnownSet::EMPTY),
+        b"X: 1\r\nVia: 1.1 x\r\nY: 2\r\nY: 2\r\n"
+    );
+    assert_eq!(
+        (fields.len(), fields.get(Known::Via)),
+        (4, Some(&b"1.1 x"[..]))
+    );
+    let mut full = Fields::new();
+    full.push(b"X", &vec![b'a'; SECTION_BYTES_MAX - 5]).unwrap();
+    assert_eq!(full.extend(&prepared), Err(FieldError::SectionFull));
+    assert_eq!(full.len(), 1);
+}
+
+#[test]
 fn keep_last_keeps_the_last() {
     let mut fields = Fields::new();
     for value in ["1", "2", "3"] {

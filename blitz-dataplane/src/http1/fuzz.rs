@@ -199,7 +199,8 @@ fn forwarding_keeps_a_valid_head(head: &RequestHead, version: Version) {
         strip_hop_by_hop(&mut head.fields);
         assert!(!head.fields.contains_any(crate::exchange::HOP_BY_HOP));
         let peer = std::net::IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
-        let from = Forwarding::new(peer, Scheme::Https, is_trusted, version.via_token());
+        let from = Forwarding::new(peer, Scheme::Https, is_trusted, version.via_token())
+            .expect("a version is field text");
         add_forwarding(&mut head, &from).expect("a head within the limits has room");
         let mut bytes = Vec::new();
         write_request_head(&mut bytes, &head, crate::exchange::BodyLength::Empty);
