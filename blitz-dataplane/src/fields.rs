@@ -31,6 +31,9 @@ pub const NAME_BYTES_MAX: usize = u16::MAX as usize;
 /// stay on a connection for its lifetime.
 const RETAINED_BYTES_MAX: usize = 16 * 1024;
 
+/// Lines of storage that survive [`Fields::clear`], 16 bytes each; what the largest head needs.
+const RETAINED_LINES_MAX: usize = 256;
+
 /// Why a field was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldError {
@@ -95,13 +98,16 @@ impl Fields {
         }
     }
 
-    /// Forgets all fields and keeps the storage (up to 16 KiB of bytes).
+    /// Forgets all fields and keeps the storage, up to 16 KiB of bytes and 256 lines.
     pub fn clear(&mut self) {
         self.bytes.clear();
         if self.bytes.capacity() > RETAINED_BYTES_MAX {
             self.bytes.shrink_to(RETAINED_BYTES_MAX);
         }
         self.entries.clear();
+        if self.entries.capacity() > RETAINED_LINES_MAX {
+            self.entries.shrink_to(RETAINED_LINES_MAX);
+        }
         self.present = KnownSet::EMPTY;
         self.live = 0;
     }

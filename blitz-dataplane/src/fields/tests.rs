@@ -68,6 +68,11 @@ fn a_full_section_takes_no_more() {
     fields.clear();
     assert_eq!(fields.push(b"X", b""), Ok(()));
     assert!(fields.bytes.capacity() <= RETAINED_BYTES_MAX);
+    for _ in 0..RETAINED_LINES_MAX * 4 {
+        fields.push(b"X", b"").unwrap();
+    }
+    fields.clear();
+    assert!(fields.entries.capacity() <= RETAINED_LINES_MAX);
 }
 
 #[test]
@@ -127,6 +132,26 @@ fn a_prepared_section_is_appended_line_by_line() {
     full.push(b"X", &vec![b'a'; SECTION_BYTES_MAX - 5]).unwrap();
     assert_eq!(full.extend(&prepared), Err(FieldError::SectionFull));
     assert_eq!(full.len(), 1);
+}
+
+#[test]
+fn storage_is_reused() {
+    let mut fields = Fields::new();
+    let mut storage = None;
+    for round in 0..100_u32 {
+        fields.clear();
+        for line in 0..10 {
+            fields
+                .push(b"X-Name", format!("{:010}", round + line).as_bytes())
+                .unwrap();
+        }
+        let now = (fields.bytes.as_ptr(), fields.entries.as_ptr());
+        assert_eq!(
+            *storage.get_or_insert(now),
+            now,
+            "allocated again in round {round}"
+        );
+    }
 }
 
 #[test]

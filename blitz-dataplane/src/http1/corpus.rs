@@ -1,12 +1,6 @@
 //! Replays every case of `corpus/http1/` in every split.
 //!
-//! A case is a file: comment lines (`#`, the first says what it is about), `with:` (optional settings), `expect:`, a line
-//! `---`, and the bytes. In the bytes line breaks of the file mean nothing; what is sent is written `\r`, `\n`, `\t`,
-//! `\0`, `\\`, `\xHH`, and `\{N*TEXT}` for TEXT repeated N times.
-//!
-//! `expect: refuse STATUS LABEL` for requests and chunked bodies (the status that the client gets, 0 when it is gone),
-//! `expect: refuse LABEL` for responses. `expect: accept KEY=VALUE ...` compares each key given with the transcript.
-//! `with:` takes `head=`, `fields=`, `target=` (limits) and `method=` (of the request that a response answers).
+//! The format of a case is described in `corpus/http1/README.md`.
 
 use std::path::{Path, PathBuf};
 
