@@ -202,7 +202,7 @@ impl Gateway {
     #[track_caller]
     pub fn admin(&self, path: &str) -> Response {
         let mut client = Client::connect(self.admin);
-        client.send(format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"));
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
         client.response()
     }
 
