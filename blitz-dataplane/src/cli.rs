@@ -28,7 +28,7 @@ use crate::sys::{affinity, privilege, rlimit};
 
 /// A kernel-accelerated edge gateway.
 #[derive(Debug, Parser)]
-#[command(name = "blitz", version, about, max_term_width = 100, after_help = EXAMPLES, args_override_self = false)]
+#[command(name = "blitz", version, max_term_width = 100, after_help = EXAMPLES, args_override_self = false)]
 pub struct Arguments {
     /// Send requests to this endpoint; repeat it for several, which then take turns
     #[arg(short = 'b', long = "backend", value_name = "HOST:PORT")]

@@ -464,8 +464,8 @@ impl Control {
         if !self.is_ready {
             return Err(format!("worker {index} ended during the start: it {reason}"));
         }
-        let after = delay.as_millis();
-        log::error!("worker {index} died: it {reason}; its successor starts in {after} ms");
+        let when = if delay.is_zero() { "now".to_owned() } else { format!("in {} ms", delay.as_millis()) };
+        log::error!("worker {index} died: it {reason}; its successor starts {when}");
         if delay.is_zero() {
             self.respawn(index);
         } else {

@@ -164,6 +164,10 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
     logging::name_thread(logging::Who::Worker(worker));
     if place != Place::Thread {
         log::set_max_level(log_level.into());
+        // Executed as /proc/self/exe, it would be shown as "exe".
+        if let Ok(name) = std::ffi::CString::new(format!("blitz-w{worker}")) {
+            affinity::name_thread(&name).map_err(failed("name the process"))?;
+        }
     }
 
     let mut fds = fds.into_iter();
