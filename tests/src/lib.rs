@@ -1,1 +1,28 @@
-//! End-to-end tests.
+//! The end-to-end harness: the gateway as a process, real and scripted upstreams, raw clients.
+//!
+//! Owns: starting, watching and ending what a test needs, on free ports, waiting on conditions with
+//! deadlines. Does not own: what is expected, which each file of `tests/tests/` says for one behaviour.
+//! A helper that cannot do its part panics with a sentence: the test has failed.
+
+pub mod client;
+pub mod gateway;
+pub mod load;
+pub mod matrix;
+pub mod net;
+pub mod nginx;
+pub mod process;
+pub mod require;
+mod sys;
+pub mod upstream;
+
+pub use client::{Client, Response};
+pub use gateway::{Gateway, Setup};
+pub use matrix::{Cell, Io, Mode};
+pub use net::{closed_port, free_port, wait_until};
+pub use nginx::Nginx;
+pub use process::Signal;
+pub use upstream::{Request, Upstream};
+
+/// How long a step may take that ought to take milliseconds. Long, because machines are shared: it is a
+/// limit on hanging, and no test passes later because of it.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);

@@ -356,6 +356,7 @@ mod tests {
         let buffer = cache.take();
         let address = buffer.as_ptr();
         drop(Chunk::bulk(buffer, &cache));
-        assert_eq!(cache.take().as_ptr(), address);
+        let again = cache.take();
+        assert_eq!(again.as_ptr(), address);
     }
 }

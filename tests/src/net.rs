@@ -1,0 +1,37 @@
+//! Free ports and waiting.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+/// A port of 127.0.0.1 that nothing uses. Ports below the ephemeral range are taken, so that no outgoing
+/// connection of another test gets it as its source before the server binds it.
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 10_240;
+    const COUNT: u16 = 20_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test binaries that run side by side start at different places.
+    let offset = (std::process::id() % 199 * 101) as u16;
+    for _ in 0..COUNT {
+        let port = FIRST + (offset + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("none of {COUNT} ports from {FIRST} is free");
+}
+
+/// An address that refuses connections: it was free, and nobody listens.
+pub fn closed_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
+}
+
+/// Looks until `condition` holds. Panics with `what` when it does not within `limit`.
+#[track_caller]
+pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

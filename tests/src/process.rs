@@ -1,0 +1,89 @@
+//! Processes seen from outside: signals, children, memory.
+
+use std::fs;
+
+use crate::sys;
+
+/// The signals that the gateway answers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Reload.
+    Hup,
+    /// Stop.
+    Int,
+    /// Drain, then stop.
+    Term,
+    /// End at once; cannot be caught.
+    Kill,
+}
+
+/// Sends a signal to one process; whether it was still there.
+pub fn send(pid: u32, signal: Signal) -> bool {
+    sys::kill(pid.cast_signed(), number(signal)).is_ok()
+}
+
+/// Ends a whole process group.
+pub(crate) fn kill_group(leader: u32) {
+    let _ = sys::kill(-leader.cast_signed(), libc::SIGKILL);
+}
+
+fn number(signal: Signal) -> i32 {
+    match signal {
+        Signal::Hup => libc::SIGHUP,
+        Signal::Int => libc::SIGINT,
+        Signal::Term => libc::SIGTERM,
+        Signal::Kill => libc::SIGKILL,
+    }
+}
+
+/// The living children of a process, in order of their ids. Zombies are not counted.
+pub fn children(parent: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name, which may hold blanks: state, parent.
+        let mut fields = text
+            .rsplit_once(") ")
+            .map(|(_, rest)| rest)
+            .unwrap_or_default()
+            .split(' ');
+        let (state, of) = (
+            fields.next(),
+            fields.next().and_then(|text| text.parse::<u32>().ok()),
+        );
+        if of == Some(parent) && state != Some("Z") {
+            found.push(pid);
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Whether a process executes: it is there and no zombie, so its descriptors are open.
+pub fn is_running(pid: u32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = text
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Resident memory of a process in bytes; 0 when it is gone.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = text.lines().find_map(|line| {
+        line.strip_prefix("VmRSS:")?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    });
+    kib.unwrap_or(0_u64) * 1024
+}

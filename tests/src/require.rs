@@ -1,0 +1,48 @@
+//! What a test needs of the machine, and what happens when it is missing.
+//!
+//! Owns: the rule. A test that lacks something says so and is skipped; with `BLITZ_REQUIRE_ALL=1` it
+//! fails. The reasons are collected in the file that `BLITZ_SKIP_LOG` names, which `cargo xtask test` prints.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Returns from the test, with the reason printed, unless every program is installed.
+#[macro_export]
+macro_rules! require {
+    ($($program:expr),+ $(,)?) => {
+        $(if $crate::require::program($program).is_none() {
+            $crate::require::skip(&format!("{} is not installed", $program));
+            return;
+        })+
+    };
+}
+
+/// Where a program is, looked for also in the system folders that a plain user's PATH may lack.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(system)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+/// Records that the running test is skipped.
+///
+/// # Panics
+/// With `BLITZ_REQUIRE_ALL=1`: then a skip is a failure.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let line = format!("{}: {reason}", thread.name().unwrap_or("a test"));
+    assert!(
+        std::env::var_os("BLITZ_REQUIRE_ALL").is_none_or(|value| value != "1"),
+        "required: {line}"
+    );
+    // libtest captures what print macros write, not what is written to the descriptor.
+    let _ = writeln!(std::io::stderr(), "skipped: {line}");
+    if let Some(path) = std::env::var_os("BLITZ_SKIP_LOG") {
+        let log = OpenOptions::new().append(true).create(true).open(path);
+        let _ = log.and_then(|mut file| writeln!(file, "{line}"));
+    }
+}

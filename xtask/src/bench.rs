@@ -1,0 +1,56 @@
+//! `cargo xtask bench`: builds the gateway, the floors and the runner in release, then runs it.
+//!
+//! Owns: what must be there first. Does not own: the measurement (see `bench/src/`).
+
+use std::process::Command;
+
+use crate::setup;
+use crate::sh::{self, Args, Result};
+
+pub(crate) const HELP: &str = "
+cargo xtask bench h1 [--pairs N] [--seconds S] [--quick] [--scenario direct|proxied]
+cargo xtask bench idle [--connections N]
+
+  h1     HTTP/1.1, keep-alive, 64 connections: the gateway beside nginx, haproxy and the
+         floors, each with one worker on core 0, the load and the upstream on core 1,
+         interleaved; writes target/bench/h1.json
+  idle   memory of each idle kept-alive connection, beside nginx; writes target/bench/idle.json
+
+  --pairs N         rounds in which each program runs once (7)
+  --seconds S       length of one measured run, after 1 s of warming up (3)
+  --quick           2 rounds of 1 s: to see that it works; its figures mean nothing
+  --scenario NAME   only one of the two
+  --connections N   how many idle connections (10000)
+  --without-blitz   only the peers and the floors
+";
+
+pub(crate) fn main(args: Args) -> Result<()> {
+    let words = args.rest();
+    if !matches!(words.first().map(String::as_str), Some("h1" | "idle")) {
+        return Err("which one, h1 or idle? See --help".to_owned());
+    }
+    let missing = setup::ensure(true)?;
+    if !missing.is_empty() {
+        return Err(format!("missing: {}", missing.join(", ")));
+    }
+    if !words.iter().any(|word| word == "--without-blitz") {
+        sh::run(&mut sh::cargo([
+            "build",
+            "--release",
+            "-p",
+            "blitz-dataplane",
+            "--bin",
+            "blitz",
+        ]))?;
+    }
+    sh::run(&mut sh::cargo(["build", "--release", "-p", "blitz-bench"]))?;
+    let programs = sh::target_dir().join("release");
+    let mut runner = Command::new(programs.join("blitz-bench"));
+    runner
+        .args(words)
+        .arg("--out")
+        .arg(sh::target_dir().join("bench"))
+        .arg("--programs")
+        .arg(programs);
+    sh::run(&mut runner)
+}

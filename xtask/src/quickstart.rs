@@ -1,0 +1,203 @@
+//! `cargo xtask quickstart`: from a clone to proxied requests with one command.
+//!
+//! Owns: building, starting, trying, and saying what was done. Does not own: the sample upstreams
+//! (see [`crate::sample`]) or ending the gateway whatever happens (see [`crate::guard`]).
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::guard::Guarded;
+use crate::sh::{self, Args, Result};
+use crate::{sample, setup};
+
+pub(crate) const HELP: &str = "
+cargo xtask quickstart [--once] [--debug]
+
+Builds the gateway, starts it before two sample upstreams, makes requests through it and
+says what it did. Then it stays up until Ctrl-C.
+
+  --once    stop after the requests; the exit code says whether all went well
+  --debug   use the debug build, which is quicker to build and slower to run
+";
+
+/// How long the gateway may take until `/readyz` says yes.
+const READY_WITHIN: Duration = Duration::from_secs(10);
+
+pub(crate) fn main(mut args: Args) -> Result<()> {
+    let (once, debug) = (args.flag("--once"), args.flag("--debug"));
+    args.finish()?;
+    let missing = setup::ensure(false)?;
+    if missing.contains(&"curl") {
+        return Err("curl is needed to make the requests".to_owned());
+    }
+    let (profile, release) = if debug {
+        ("debug", None)
+    } else {
+        ("release", Some("--release"))
+    };
+    sh::run(sh::cargo(["build", "-p", "blitz-dataplane", "--bin", "blitz"]).args(release))?;
+
+    let io = |error: std::io::Error| format!("a sample upstream did not start: {error}");
+    let (red, blue) = (
+        sample::start("red").map_err(io)?,
+        sample::start("blue").map_err(io)?,
+    );
+    println!("sample upstreams: red on {red}, blue on {blue}");
+    let (port, admin_port) = (free_port(8080)?, free_port(9900)?);
+    let admin = format!("127.0.0.1:{admin_port}");
+    let mut command = Command::new(sh::target_dir().join(profile).join("blitz"));
+    command.args([
+        "-b",
+        &red.to_string(),
+        "-b",
+        &blue.to_string(),
+        "-p",
+        &port.to_string(),
+        "--admin",
+        &admin,
+    ]);
+    let mut gateway = Guarded::start(&mut command)?;
+    wait_ready(&mut gateway, &admin)?;
+    try_it(
+        &format!("http://127.0.0.1:{port}"),
+        &format!("http://{admin}"),
+    )?;
+    println!("{}", summary(red, blue, port, &admin));
+
+    if once {
+        gateway.stop(Duration::from_secs(15))?;
+        if TcpListener::bind(("127.0.0.1", port)).is_err() {
+            return Err(format!(
+                "port {port} was still taken after the gateway ended"
+            ));
+        }
+        println!("quickstart: all went well; the gateway drained and ended");
+        return Ok(());
+    }
+    println!("Up until Ctrl-C.");
+    let status = gateway.wait()?;
+    Err(format!("the gateway ended by itself with {status}"))
+}
+
+/// `preferred` when it is free, else any.
+fn free_port(preferred: u16) -> Result<u16> {
+    let bound = TcpListener::bind(("127.0.0.1", preferred))
+        .or_else(|_| TcpListener::bind(("127.0.0.1", 0)));
+    let port = bound
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port());
+    port.map_err(|error| format!("no free port: {error}"))
+}
+
+fn wait_ready(gateway: &mut Guarded, admin: &str) -> Result<()> {
+    let begun = Instant::now();
+    let url = format!("http://{admin}/readyz");
+    println!("+ curl -fs {url}   (until it answers 200)");
+    while begun.elapsed() < READY_WITHIN {
+        if let Some(status) = gateway.ended() {
+            return Err(format!(
+                "the gateway (process {}) ended with {status} before it was ready",
+                gateway.pid()
+            ));
+        }
+        let mut probe = Command::new("curl");
+        probe.args(["-fs", "--noproxy", "*", "-m", "1", "-o", "/dev/null", &url]);
+        if sh::output(&mut probe)?.status.success() {
+            println!("ready after {} ms", begun.elapsed().as_millis());
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(format!(
+        "{url} did not answer 200 within {} s",
+        READY_WITHIN.as_secs()
+    ))
+}
+
+fn curl(args: &[&str]) -> Result<String> {
+    sh::read(
+        Command::new("curl")
+            .args(["-sS", "--fail", "--noproxy", "*", "-m", "10"])
+            .args(args),
+    )
+}
+
+fn expect(found: bool, what: &str) -> Result<()> {
+    if found {
+        Ok(())
+    } else {
+        Err(format!("{what}: not so"))
+    }
+}
+
+/// The requests, each with what its answer must show.
+fn try_it(url: &str, admin: &str) -> Result<()> {
+    let first = curl(&["-i", &format!("{url}/first?a=1")])?;
+    println!("{}\n", first.trim_end());
+    expect(
+        first.starts_with("HTTP/1.1 200"),
+        "the first answer is HTTP/1.1 200",
+    )?;
+    expect(
+        first
+            .to_ascii_lowercase()
+            .contains("x-forwarded-for: 127.0.0.1"),
+        "the upstream saw X-Forwarded-For",
+    )?;
+
+    // Four URLs in one command: one connection, four requests.
+    let four = format!("{url}/request-[1-4]");
+    let answers = curl(&[&four])?;
+    for name in ["red", "blue"] {
+        let count = answers
+            .matches(&format!("upstream {name} answered"))
+            .count();
+        println!("of four requests on one connection {count} went to {name}");
+        expect(count > 0, &format!("upstream {name} answered"))?;
+    }
+    let posted = curl(&["-d", "some=body", &format!("{url}/post")])?;
+    expect(posted.contains("POST /post"), "the upstream got the POST")?;
+    let hello = curl(&["-i", &format!("{url}/hello")])?;
+    let is_proxied = hello.to_ascii_lowercase().contains("x-upstream:");
+    let by = if is_proxied {
+        "an upstream, since the route of -b takes every path"
+    } else {
+        "the gateway itself"
+    };
+    println!("/hello was answered by {by}");
+
+    let metrics = curl(&[&format!("{admin}/metrics")])?;
+    let samples: Vec<_> = metrics
+        .lines()
+        .filter(|line| line.starts_with("blitz_"))
+        .collect();
+    expect(!samples.is_empty(), "the metrics show samples of blitz_")?;
+    let shown = samples
+        .iter()
+        .filter(|line| line.contains("requests") || line.contains("connections"));
+    for line in shown.take(8) {
+        println!("{line}");
+    }
+    println!("({} samples in all)", samples.len());
+    println!("{}", curl(&[&format!("{admin}/upstreams")])?.trim_end());
+    Ok(())
+}
+
+fn summary(red: SocketAddr, blue: SocketAddr, port: u16, admin: &str) -> String {
+    format!(
+        "
+The gateway is at        http://127.0.0.1:{port}/   (upstreams {red} and {blue}, in turn)
+Its metrics              http://{admin}/metrics
+Its upstreams            http://{admin}/upstreams
+Its connections          http://{admin}/connections
+
+What to look at next
+  your own upstream      blitz -b 127.0.0.1:9001 -p 8080      (cargo build --release; target/release/blitz)
+  all flags              blitz --help
+  a configuration file   docs/configuration.md; blitz --print-schema
+  how it is built        docs/ARCHITECTURE.md
+  how it is tested       docs/testing.md; cargo xtask test
+"
+    )
+}

@@ -1,0 +1,239 @@
+//! `cargo xtask setup`: what the system must bring.
+//!
+//! Owns: the list of programs, which package brings each, and installing them. Does not own: Rust
+//! itself, which `rustup` brings, or crates, which cargo brings.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::sh::{self, Args, Result};
+
+pub(crate) const HELP: &str = "
+cargo xtask setup [--bench] [--fuzz]
+
+Looks for each program that building and testing need, and installs what is missing
+(as root on Debian and its kin), or prints the exact command to type. No service is
+started, and none is left enabled that this run installed.
+
+  --bench   also what `cargo xtask bench` runs beside the gateway
+  --fuzz    also what `cargo xtask fuzz` needs (a nightly toolchain, cargo-fuzz)
+";
+
+/// A program and the packages that bring it.
+struct Tool {
+    program: &'static str,
+    why: &'static str,
+    apt: &'static str,
+    dnf: &'static str,
+    pacman: &'static str,
+    /// The unit that the package would start.
+    service: Option<&'static str>,
+}
+
+const TEST_TOOLS: &[Tool] = &[
+    Tool {
+        program: "cc",
+        why: "linking",
+        apt: "gcc libc6-dev",
+        dnf: "gcc",
+        pacman: "gcc",
+        service: None,
+    },
+    Tool {
+        program: "curl",
+        why: "a client of the tests",
+        apt: "curl",
+        dnf: "curl",
+        pacman: "curl",
+        service: None,
+    },
+    Tool {
+        program: "nginx",
+        why: "an upstream of the tests, a peer of the bench",
+        apt: "nginx",
+        dnf: "nginx",
+        pacman: "nginx",
+        service: Some("nginx"),
+    },
+    Tool {
+        program: "wrk",
+        why: "the load generator",
+        apt: "wrk",
+        dnf: "wrk",
+        pacman: "wrk",
+        service: None,
+    },
+    Tool {
+        program: "git",
+        why: "applying the fault patches",
+        apt: "git",
+        dnf: "git",
+        pacman: "git",
+        service: None,
+    },
+];
+
+const BENCH_TOOLS: &[Tool] = &[
+    Tool {
+        program: "haproxy",
+        why: "a peer of the bench",
+        apt: "haproxy",
+        dnf: "haproxy",
+        pacman: "haproxy",
+        service: Some("haproxy"),
+    },
+    Tool {
+        program: "h2load",
+        why: "the HTTP/2 load generator",
+        apt: "nghttp2-client",
+        dnf: "nghttp2",
+        pacman: "nghttp2",
+        service: None,
+    },
+    Tool {
+        program: "taskset",
+        why: "pinning to a core",
+        apt: "util-linux",
+        dnf: "util-linux",
+        pacman: "util-linux",
+        service: None,
+    },
+];
+
+pub(crate) fn main(mut args: Args) -> Result<()> {
+    let (bench, fuzz) = (args.flag("--bench"), args.flag("--fuzz"));
+    args.finish()?;
+    let mut missing = ensure(bench)?;
+    if fuzz {
+        missing.extend(fuzz_tools());
+    }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("missing: {}", missing.join(", ")))
+    }
+}
+
+/// Looks for the programs, installs what can be installed, and returns the names of what is still missing.
+pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
+    let wanted = || {
+        TEST_TOOLS
+            .iter()
+            .chain(BENCH_TOOLS.iter().filter(move |_| bench))
+    };
+    let absent = || {
+        wanted()
+            .filter(|tool| sh::find_program(tool.program).is_none())
+            .collect::<Vec<_>>()
+    };
+    let missing = absent();
+    if missing.is_empty() {
+        let names: Vec<_> = wanted().map(|tool| tool.program).collect();
+        println!("setup: all here: {}", names.join(", "));
+        return Ok(Vec::new());
+    }
+    for tool in &missing {
+        println!("setup: {} is missing ({})", tool.program, tool.why);
+    }
+    if sh::is_root() && sh::find_program("apt-get").is_some() {
+        install_with_apt(&missing)?;
+    } else {
+        println!(
+            "setup: to install them, type\n\n    {}\n",
+            command_to_type(&missing)
+        );
+    }
+    let missing: Vec<_> = absent().into_iter().map(|tool| tool.program).collect();
+    if missing.contains(&"cc") {
+        return Err("nothing can be built without a C compiler".to_owned());
+    }
+    Ok(missing)
+}
+
+/// The line for a person who must install by hand.
+fn command_to_type(missing: &[&Tool]) -> String {
+    let packages = |of: fn(&Tool) -> &'static str| {
+        missing
+            .iter()
+            .map(|tool| of(tool))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    if sh::find_program("dnf").is_some() {
+        format!("sudo dnf install -y {}", packages(|tool| tool.dnf))
+    } else if sh::find_program("pacman").is_some() {
+        format!("sudo pacman -S --needed {}", packages(|tool| tool.pacman))
+    } else {
+        format!(
+            "sudo apt-get update && sudo apt-get install -y {}",
+            packages(|tool| tool.apt)
+        )
+    }
+}
+
+fn install_with_apt(missing: &[&Tool]) -> Result<()> {
+    let packages: Vec<&str> = missing
+        .iter()
+        .flat_map(|tool| tool.apt.split(' '))
+        .collect();
+    sh::run(Command::new("apt-get").args(["update", "-q"]))?;
+    // Debian starts a service as it is installed, unless policy-rc.d answers 101. The trap takes the
+    // file away again however this ends; a file that somebody else put there is left alone.
+    let script = format!(
+        "policy=/usr/sbin/policy-rc.d; \
+         if [ ! -e $policy ]; then \
+           trap 'rm -f /usr/sbin/policy-rc.d' EXIT; trap 'exit 130' INT TERM; \
+           printf '#!/bin/sh\\nexit 101\\n' > $policy; chmod 755 $policy; \
+         fi; \
+         apt-get install -y -q --no-install-recommends {}",
+        packages.join(" ")
+    );
+    sh::run(
+        Command::new("sh")
+            .args(["-c", &script])
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )?;
+    let services: Vec<_> = missing.iter().filter_map(|tool| tool.service).collect();
+    if Path::new("/run/systemd/system").is_dir() && !services.is_empty() {
+        println!("setup: the tests start their own servers, so the units stay off");
+        sh::run(
+            Command::new("systemctl")
+                .args(["disable", "--now", "--quiet"])
+                .args(services),
+        )?;
+    }
+    Ok(())
+}
+
+/// Names what fuzzing lacks. These are toolchains of the user, so they are named and not installed.
+pub(crate) fn fuzz_tools() -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    let succeeds =
+        |command: &mut Command| sh::output(command).is_ok_and(|output| output.status.success());
+    if !succeeds(Command::new("rustup").args(["run", "nightly", "rustc", "--version"])) {
+        println!(
+            "setup: to install a nightly compiler, type\n\n    rustup toolchain install nightly\n"
+        );
+        missing.push("a nightly toolchain");
+    }
+    if !succeeds(&mut sh::cargo(["fuzz", "--version"])) {
+        println!("setup: to install cargo-fuzz, type\n\n    cargo install --locked cargo-fuzz\n");
+        missing.push("cargo-fuzz");
+    }
+    missing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_to_type_names_every_missing_package() {
+        let missing: Vec<_> = TEST_TOOLS.iter().chain(BENCH_TOOLS).collect();
+        let line = command_to_type(&missing);
+        assert!(line.starts_with("sudo "));
+        for package in ["gcc", "nginx", "haproxy", "wrk"] {
+            assert!(line.contains(package), "{package} in {line}");
+        }
+    }
+}
