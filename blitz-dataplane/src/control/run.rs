@@ -1,8 +1,8 @@
 //! The control loop: one event after the other, from the start to the end.
 //!
-//! Owns: the state, the start, what becomes of workers; in its two parts the commit of a configuration and the end.
-//! Does not own: preparing a configuration ([`super::reload`]),
-//! starting workers ([`crate::process::supervisor`]), the admin API's HTTP ([`super::admin`]).
+//! Owns: the state, the start, what becomes of workers; in its two parts the commit of a configuration and
+//! the end. Does not own: preparing a configuration ([`super::reload`]), starting workers
+//! ([`crate::process::supervisor`]), the admin API's HTTP ([`super::admin`]).
 #![forbid(unsafe_code)]
 
 mod commit;
@@ -131,8 +131,8 @@ pub enum Outcome {
     Forced,
 }
 
-/// Starts everything, serves until told to end, ends everything. Blocks the calling thread, which must live as long as the
-/// process: the workers die with it.
+/// Starts everything, serves until told to end, ends everything. Blocks the calling thread, which must live
+/// as long as the process: the workers die with it.
 ///
 /// # Errors
 /// A sentence with cause and remedy: the configuration is wrong, an address cannot be bound, a worker cannot start.
@@ -517,8 +517,8 @@ impl Control {
             upstream: name(upstream).to_owned(),
             address: resolved.address.to_string(),
         };
-        // The same address twice in one upstream (two names for one host) has two rows; labels must be unique, so the
-        // second is shown by `/upstreams` alone.
+        // The same address twice in one upstream (two names for one host) has two rows; labels must be
+        // unique, so the second is shown by `/upstreams` alone.
         let mut seen = BTreeSet::new();
         let labels = self.current.endpoints.iter().map(label);
         let labels =

@@ -1,7 +1,7 @@
 //! The whole control side with a small loop of its own: start, serve, kill, reload, names, drain.
 //!
-//! The loop answers each line of a client with one line about itself. In mode mp the workers are processes of this test
-//! program, which the test `worker_process` turns into.
+//! The loop answers each line of a client with one line about itself. In mode mp the workers are processes of
+//! this test program, which the test `worker_process` turns into.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -118,7 +118,8 @@ impl WorkerCode for Echo {
                 let (pid, g, routes) = (std::process::id(), snapshot.generation, snapshot.routes);
                 let _lost = writeln!(
                     client,
-                    "worker={worker} incarnation={incarnation} pid={pid} generation={g} routes={routes} port={} endpoints={:?}",
+                    "worker={worker} incarnation={incarnation} pid={pid} generation={g} routes={routes} \
+                     port={} endpoints={:?}",
                     address.configured.port(),
                     snapshot.endpoints
                 );
@@ -328,12 +329,13 @@ fn a_killed_worker_is_replaced_and_leaks_nothing() {
         assert_eq!(row.in_flight.load(Ordering::Relaxed), 0, "round {round}");
         assert_eq!(pid(1), other, "the other worker notices nothing");
     }
-    // 100 ms is the promise for release builds on an idle machine; here the test program boots, unoptimized, beside other
-    // tests.
+    // 100 ms is the promise for release builds on an idle machine; here the test program boots, unoptimized,
+    // beside other tests.
     println!("slowest replacement: {slowest:?}");
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     eventually("all restarts are counted", || (segment.sum(Metric::WorkerRestarts) == 12).then_some(()));
-    // Connections that the dead worker had not accepted are served by its successor: none is refused, none is lost.
+    // Connections that the dead worker had not accepted are served by its successor: none is refused, none is
+    // lost.
     let address = gateway.address();
     let victim = pid(0);
     send_signal(victim, "STOP");
@@ -526,7 +528,8 @@ impl NameServer {
     }
 }
 
-/// An answer to a query with one question (RFC 1035 section 4.1): the header, the question as it came, at most one record.
+/// An answer to a query with one question (RFC 1035 section 4.1): the header, the question as it came, at
+/// most one record.
 fn reply(query: &[u8], answer: Option<Ipv4Addr>, ttl_s: u32) -> Vec<u8> {
     let labels_end = 12 + query[12..].iter().position(|byte| *byte == 0).expect("root label") + 1;
     let question = &query[12..labels_end + 4];

@@ -37,10 +37,11 @@ impl std::fmt::Display for IoMode {
 /// From the supervisor to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// The first message. Descriptors: segment, master secret, text of the configuration, then one listening socket
-    /// for each of [`ConfigMessage::added`].
+    /// The first message. Descriptors: segment, master secret, text of the configuration, then one listening
+    /// socket for each of [`ConfigMessage::added`].
     Boot(Box<BootMessage>),
-    /// A new configuration. Descriptors: its text, then one listening socket for each of [`ConfigMessage::added`].
+    /// A new configuration. Descriptors: its text, then one listening socket for each of
+    /// [`ConfigMessage::added`].
     Config(Box<ConfigMessage>),
     /// The same configuration with other addresses. No descriptor.
     Endpoints {

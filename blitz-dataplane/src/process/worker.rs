@@ -1,11 +1,11 @@
 //! A worker from its first line to its last: boot, helper thread, end.
 //!
-//! Owns: the boot message, what the worker gives up, the thread that compiles configurations. Does not own: the loop
-//! (behind [`WorkerCode`]) or starting and replacing workers (see [`super::supervisor`]).
+//! Owns: the boot message, what the worker gives up, the thread that compiles configurations. Does not own:
+//! the loop (behind [`WorkerCode`]) or starting and replacing workers (see [`super::supervisor`]).
 //!
-//! Threads of a worker: the loop; a helper at low priority, which reads the channel, compiles snapshots and posts
-//! orders; an outbox, which writes to the channel so that the loop never waits for the supervisor. The end of the
-//! channel means that the supervisor is gone or wants no more: the loop is told to stop.
+//! Threads of a worker: the loop; a helper at low priority, which reads the channel, compiles snapshots and
+//! posts orders; an outbox, which writes to the channel so that the loop never waits for the supervisor. The
+//! end of the channel means that the supervisor is gone or wants no more: the loop is told to stop.
 #![forbid(unsafe_code)]
 
 use std::net::Shutdown;
@@ -111,8 +111,8 @@ pub enum Place {
     Thread,
 }
 
-/// Runs a worker to its end. Whatever happens, the channel is shut down as the very last thing: that is how the
-/// supervisor learns of it.
+/// Runs a worker to its end. Whatever happens, the channel is shut down as the very last thing: that is how
+/// the supervisor learns of it.
 ///
 /// # Errors
 /// A sentence, which has also been sent to the supervisor.
@@ -233,8 +233,8 @@ fn spawn(what: &str, worker: u32, code: impl FnOnce() + Send + 'static) -> Resul
     spawned.map_err(|error| WorkerError(format!("cannot start the {what} thread: {error}")))
 }
 
-/// Stack of the two side threads. Parsing a configuration recurses by its nesting, which the parsers bound; the pages
-/// are touched only when used.
+/// Stack of the two side threads. Parsing a configuration recurses by its nesting, which the parsers bound;
+/// the pages are touched only when used.
 const THREAD_STACK_BYTES: usize = 2 * 1024 * 1024;
 
 fn send_outgoing(channel: &UnixStream, outgoing: &Receiver<FromWorker>) {

@@ -52,13 +52,14 @@ pub fn thread_id() -> u32 {
     u32::try_from(id).unwrap_or(0)
 }
 
-/// Names the calling thread, and the process when it is its first thread, as `ps` and `top` show it. The kernel keeps
-/// 15 bytes.
+/// Names the calling thread, and the process when it is its first thread, as `ps` and `top` show it. The
+/// kernel keeps 15 bytes.
 ///
 /// # Errors
 /// None that a live string can meet.
 pub fn name_thread(name: &std::ffi::CStr) -> io::Result<()> {
-    // SAFETY: `name` is a NUL-terminated string that outlives the call; the kernel reads at most 16 bytes of it.
+    // SAFETY: `name` is a NUL-terminated string that outlives the call; the kernel reads at most 16 bytes of
+    // it.
     let result = unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -92,8 +92,8 @@ impl Control {
         }
     }
 
-    /// Makes a prepared configuration the current one and tells the workers. Nothing has changed when it fails. Returns
-    /// remarks for the report, and the addresses to close once the workers have closed them.
+    /// Makes a prepared configuration the current one and tells the workers. Nothing has changed when it
+    /// fails. Returns remarks for the report, and the addresses to close once the workers have closed them.
     fn commit(&mut self, prepared: Prepared) -> Result<(Vec<String>, Vec<SocketAddr>), String> {
         let Prepared { config, head, text, names: wanted, outcomes, .. } = prepared;
         let generation = self.current.generation + 1;
@@ -185,8 +185,8 @@ impl Control {
         let timings = Timings { apply_us: micros(committed), total_us: micros(started), ..timings };
         let ms = |us: u64| us as f64 / 1e3;
         log::info!(
-            "reloaded: generation {generation}, {} listeners, {} routes, {} upstreams in {:.1} ms (read {:.1}, parse {:.1}, \
-             compile {:.1}, names {:.1}, workers {:.1})",
+            "reloaded: generation {generation}, {} listeners, {} routes, {} upstreams in {:.1} ms (read {:.1}, \
+             parse {:.1}, compile {:.1}, names {:.1}, workers {:.1})",
             self.current.config.listeners.len(),
             self.current.config.routes.len(),
             self.current.config.upstreams.len(),
