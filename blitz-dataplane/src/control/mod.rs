@@ -56,6 +56,11 @@ pub enum Event {
     Name(NameUpdate),
     /// The slow part of a reload is done.
     Prepared(Result<Box<Prepared>, String>),
+    /// The workers have had their time to compile a generation.
+    StageDeadline {
+        /// The generation.
+        generation: u64,
+    },
     /// The workers have had their time to apply a generation.
     ReloadDeadline {
         /// The generation.

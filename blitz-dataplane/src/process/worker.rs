@@ -195,7 +195,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
     let (orders, postbox) = mailbox(rows.clone(), outbox.clone()).map_err(failed("create the mailbox"))?;
     let (parsed, snapshot) = compile::<C>(&config, text).map_err(WorkerError)?;
     let generation = config.generation;
-    let helper = Helper::<C> { receiver, postbox, outbox, config: parsed };
+    let helper = Helper::<C> { receiver, postbox, outbox, config: parsed, staged: None };
     spawn("helper", worker, move || helper.run())?;
     if let Some(core) = core
         && let Err(error) = affinity::pin(core)
@@ -276,6 +276,14 @@ struct Helper<C: WorkerCode> {
     outbox: Sender<FromWorker>,
     /// The configuration in use, for changes that concern addresses only.
     config: Config,
+    /// A configuration that is compiled and waits for the order to use it.
+    staged: Option<Staged<C::Snapshot>>,
+}
+
+struct Staged<S> {
+    generation: u64,
+    config: Config,
+    orders: Vec<Order<S>>,
 }
 
 impl<C: WorkerCode> Helper<C> {
@@ -310,8 +318,17 @@ impl<C: WorkerCode> Helper<C> {
             ToWorker::Boot(_) => Err(plain("a second boot message came".to_owned())),
             ToWorker::Config(message) => {
                 let generation = message.generation;
-                let orders = self.config_orders(*message, fds).map_err(refuse(generation))?;
-                self.postbox.post(orders).map_err(full).map_err(refuse(generation))
+                self.staged = None;
+                self.staged = Some(Self::stage(*message, fds).map_err(refuse(generation))?);
+                let _ended = self.outbox.send(FromWorker::SnapshotReady { generation });
+                Ok(())
+            }
+            ToWorker::Swap { generation } => {
+                let staged = self.staged.take().filter(|staged| staged.generation == generation);
+                let staged = staged.ok_or_else(|| refuse(generation)("it was not compiled".to_owned()))?;
+                self.postbox.post(staged.orders).map_err(full).map_err(refuse(generation))?;
+                self.config = staged.config;
+                Ok(())
             }
             ToWorker::Endpoints { generation, endpoints } => {
                 let snapshot =
@@ -332,22 +349,17 @@ impl<C: WorkerCode> Helper<C> {
         }
     }
 
-    fn config_orders(
-        &mut self,
-        message: ConfigMessage,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Vec<Order<C::Snapshot>>, String> {
+    fn stage(message: ConfigMessage, fds: Vec<OwnedFd>) -> Result<Staged<C::Snapshot>, String> {
         let mut fds = fds.into_iter();
         let text = fds.next().ok_or("the message lacks the configuration")?;
         let added = bound_listeners(&message.added, fds).map_err(|error| error.to_string())?;
         let (config, snapshot) = compile::<C>(&message, text)?;
-        self.config = config;
-        let snapshot = Order::Snapshot { generation: message.generation, snapshot: Box::new(snapshot) };
-        let mut orders = vec![snapshot];
+        let generation = message.generation;
+        let mut orders = vec![Order::Snapshot { generation, snapshot: Box::new(snapshot) }];
         if !added.is_empty() || !message.removed.is_empty() {
             orders.push(Order::Listeners { added, removed: message.removed });
         }
-        Ok(orders)
+        Ok(Staged { generation, config, orders })
     }
 }
 
