@@ -31,6 +31,9 @@ pub const NAME_BYTES_MAX: usize = u16::MAX as usize;
 /// stay on a connection for its lifetime.
 const RETAINED_BYTES_MAX: usize = 16 * 1024;
 
+/// Lines of storage that survive [`Fields::clear`], 16 bytes each; what the largest head needs.
+const RETAINED_LINES_MAX: usize = 256;
+
 /// Why a field was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldError {
@@ -90,13 +93,16 @@ impl Fields {
         Self { bytes: Vec::new(), entries: Vec::new(), present: KnownSet::EMPTY, live: 0 }
     }
 
-    /// Forgets all fields and keeps the storage (up to 16 KiB of bytes).
+    /// Forgets all fields and keeps the storage, up to 16 KiB of bytes and 256 lines.
     pub fn clear(&mut self) {
         self.bytes.clear();
         if self.bytes.capacity() > RETAINED_BYTES_MAX {
             self.bytes.shrink_to(RETAINED_BYTES_MAX);
         }
         self.entries.clear();
+        if self.entries.capacity() > RETAINED_LINES_MAX {
+            self.entries.shrink_to(RETAINED_LINES_MAX);
+        }
         self.present = KnownSet::EMPTY;
         self.live = 0;
     }
@@ -162,7 +168,7 @@ impl Fields {
         if before + name.len() + value_len + 4 > SECTION_BYTES_MAX {
             return Err(FieldError::SectionFull);
         }
-        if !parts.iter().all(|part| part.iter().all(|b| is_value_byte(*b))) {
+        if parts.iter().any(|part| !is_value(part)) {
             return Err(FieldError::Value);
         }
         self.bytes.extend_from_slice(name);
@@ -176,6 +182,31 @@ impl Fields {
         let (value_start, value_len) = (value_at + leading, trim_ows(value).len());
         self.bytes.extend_from_slice(b"\r\n");
         self.record(before, name.len(), value_start, value_len, known);
+        Ok(())
+    }
+
+    /// Appends all live lines of another section. One copy when none of them was removed, which makes a section prepared
+    /// beforehand the cheapest way to add the same lines to many messages.
+    ///
+    /// # Errors
+    /// [`FieldError::SectionFull`] beyond [`SECTION_BYTES_MAX`]; the section is unchanged then.
+    pub fn extend(&mut self, other: &Self) -> Result<(), FieldError> {
+        if self.bytes.len() + other.bytes_len() > SECTION_BYTES_MAX {
+            return Err(FieldError::SectionFull);
+        }
+        if other.live != other.entries.len() {
+            return other.iter().try_for_each(|(known, name, value)| self.append(known, name, &[value]));
+        }
+        // Fits because of the check above.
+        let shift = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(&other.bytes);
+        self.entries.extend(other.entries.iter().map(|entry| Entry {
+            start: entry.start + shift,
+            value_start: entry.value_start + shift,
+            ..*entry
+        }));
+        self.present = self.present.union(other.present);
+        self.live += other.live;
         Ok(())
     }
 
@@ -443,6 +474,11 @@ pub const fn is_token_byte(byte: u8) -> bool {
 #[must_use]
 pub const fn is_value_byte(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=0x7e | 0x80..=0xff)
+}
+
+/// Whether all bytes may stand in a field value. No early exit within, so that the loop is vectorised.
+fn is_value(bytes: &[u8]) -> bool {
+    !bytes.iter().fold(false, |bad, byte| bad | !is_value_byte(*byte))
 }
 
 /// The bytes without optional whitespace (space, tab; RFC 9110 section 5.6.3) at both ends.

@@ -1,13 +1,14 @@
 //! HTTP/1.1 (RFC 9112): the wire format without IO, and the two ends of a connection on the runtime.
 //!
 //! Owns: finding the end of a head, parsing heads into the exchange's types, body framing in both directions, writing
-//! heads and chunks. Does not own: sockets, buffers, deadlines or the order of an exchange (the proxy's connections).
+//! heads and chunks; and, in `io.rs`, `server.rs` and `client.rs`, the order of messages on a connection. Does not own:
+//! sockets and buffers (`runtime`), what a message means (`proxy`).
 //!
 //! Every part gives the same answer however its input is split, reports how much it consumed and leaves the rest to the
 //! caller. What is ambiguous is an error, never repaired: see each module for the rules and `corpus/http1/` for cases.
 //!
-//! How a connection uses it: [`HeadScanner`] until it reports a head, [`parse_request`] or [`parse_response`] on it,
-//! then [`BodyFraming::decoder`] for the body.
+//! How a connection uses it: [`read_request`] or [`read_response`] with its [`HeadScanner`] until there is a head, then
+//! [`BodyFraming::decoder`] for the body.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ mod error;
 pub mod fuzz;
 mod head;
 mod io;
+mod replay;
 mod request;
 mod response;
 mod scan;
@@ -40,6 +42,6 @@ pub use encode::{
 };
 pub use error::H1Error;
 pub use head::{FIELDS_MAX, HeadLimits, Version};
-pub use request::{RequestFraming, parse_request, refuse_method};
-pub use response::{ResponseFraming, parse_response};
+pub use request::{RequestFraming, parse_request, read_request, refuse_method};
+pub use response::{ResponseFraming, parse_response, read_response};
 pub use scan::{EMPTY_LINES_MAX, HeadKind, HeadScanner, Scan};

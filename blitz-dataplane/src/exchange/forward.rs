@@ -108,15 +108,13 @@ pub fn restore_upgrade(fields: &mut Fields, protocol: &[u8]) -> Result<(), Field
     fields.push_known(Known::Upgrade, protocol)
 }
 
-/// For whom the requests of one connection are forwarded. Made once per connection, so that no address is formatted per
-/// request.
-#[derive(Clone, Copy, Debug)]
+/// For whom the requests of one connection are forwarded. Made once per connection, so that nothing that stays the same is
+/// formatted per request.
+#[derive(Clone, Debug)]
 pub struct Forwarding {
-    scheme: Scheme,
     is_trusted: bool,
-    received_protocol: &'static str,
-    /// The peer's address as text.
-    peer: Text,
+    /// Via, X-Forwarded-For and X-Forwarded-Proto as an untrusted peer's request gets them; about 100 bytes.
+    constant: Fields,
     /// `for=<node>;proto=<scheme>`, IPv6 bracketed and quoted (RFC 7239 section 6).
     element: Text,
 }
@@ -129,16 +127,28 @@ impl Forwarding {
     ///
     /// `is_trusted`: the peer is one of the `trusted_proxies`, so what it says of those before it is kept.
     /// `received_protocol`: the version for Via, such as `1.1` (RFC 9110 section 7.6.3).
-    #[must_use]
-    pub fn new(peer: IpAddr, scheme: Scheme, is_trusted: bool, received_protocol: &'static str) -> Self {
+    ///
+    /// # Errors
+    /// [`FieldError::Value`] when `received_protocol` is no field text.
+    pub fn new(
+        peer: IpAddr,
+        scheme: Scheme,
+        is_trusted: bool,
+        received_protocol: &str,
+    ) -> Result<Self, FieldError> {
         // A v4 client on a v6 socket is a v4 client.
         let peer = peer.to_canonical();
-        let scheme_name = scheme.as_str();
+        let scheme = scheme.as_str();
         let element = match peer {
-            IpAddr::V4(v4) => Text::of(format_args!("for={v4};proto={scheme_name}")),
-            IpAddr::V6(v6) => Text::of(format_args!("for=\"[{v6}]\";proto={scheme_name}")),
+            IpAddr::V4(v4) => Text::of(format_args!("for={v4};proto={scheme}")),
+            IpAddr::V6(v6) => Text::of(format_args!("for=\"[{v6}]\";proto={scheme}")),
         };
-        Self { scheme, is_trusted, received_protocol, peer: Text::of(format_args!("{peer}")), element }
+        let mut constant = Fields::new();
+        constant
+            .push_known_parts(Known::Via, &[received_protocol.as_bytes(), b" ", VIA_PSEUDONYM.as_bytes()])?;
+        constant.push_known(Known::XForwardedFor, Text::of(format_args!("{peer}")).as_bytes())?;
+        constant.push_known(Known::XForwardedProto, scheme.as_bytes())?;
+        Ok(Self { is_trusted, constant, element })
     }
 }
 
@@ -149,18 +159,21 @@ impl Forwarding {
 /// continued. The `by` parameter of Forwarded is not sent: it would publish the inner topology.
 ///
 /// # Errors
-/// [`FieldError::SectionFull`] when the section has no room for them; the head may hold some of the fields then.
+/// [`FieldError::SectionFull`] when the section has no room for them, [`FieldError::Value`] when the authority holds
+/// control bytes, which no valid one does; the head may hold some of the fields then.
 pub fn add_forwarding(head: &mut RequestHead, from: &Forwarding) -> Result<(), FieldError> {
     let fields = &mut head.fields;
     let host = head.authority.as_slice();
-    fields
-        .push_known_parts(Known::Via, &[from.received_protocol.as_bytes(), b" ", VIA_PSEUDONYM.as_bytes()])?;
-    if !from.is_trusted {
+    if from.is_trusted && fields.contains_any(FORWARDING_CLAIMS) {
+        let value = |known| from.constant.get(known).unwrap_or_default();
+        fields.push_known(Known::Via, value(Known::Via))?;
+        continue_chain(fields, Known::XForwardedFor, &[value(Known::XForwardedFor)])?;
+        if !fields.contains(Known::XForwardedProto) {
+            fields.push_known(Known::XForwardedProto, value(Known::XForwardedProto))?;
+        }
+    } else {
         fields.remove_set(FORWARDING_CLAIMS);
-    }
-    continue_chain(fields, Known::XForwardedFor, &[from.peer.as_bytes()])?;
-    if !fields.contains(Known::XForwardedProto) {
-        fields.push_known(Known::XForwardedProto, from.scheme.as_str().as_bytes())?;
+        fields.extend(&from.constant)?;
     }
     if host.is_empty() {
         return continue_chain(fields, Known::Forwarded, &[from.element.as_bytes()]);

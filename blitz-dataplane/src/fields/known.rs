@@ -242,6 +242,12 @@ impl KnownSet {
         Self(self.0 & !other.0)
     }
 
+    /// The fields of either set.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Adds a field.
     pub const fn insert(&mut self, field: Known) {
         *self = self.with(field);

@@ -47,9 +47,17 @@ impl<'a> Iterator for ListMembers<'a> {
 
 /// Offset of the comma that ends the first member.
 fn end_of_member(bytes: &[u8]) -> Option<usize> {
+    match bytes.iter().position(|byte| matches!(byte, b',' | b'"'))? {
+        at if bytes.get(at) == Some(&b',') => Some(at),
+        quote => end_of_quoted_member(bytes, quote),
+    }
+}
+
+/// The same when a quoted string begins at `from`, before any comma.
+fn end_of_quoted_member(bytes: &[u8], from: usize) -> Option<usize> {
     let mut is_quoted = false;
     let mut is_escaped = false;
-    for (at, byte) in bytes.iter().enumerate() {
+    for (at, byte) in bytes.iter().enumerate().skip(from) {
         match byte {
             _ if is_escaped => is_escaped = false,
             b'\\' if is_quoted => is_escaped = true,

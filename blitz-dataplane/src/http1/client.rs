@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::io::{ReadError, Unread, broken, writable};
 use super::{
-    BodyDecoder, BodyFraming, HeadKind, HeadLimits, HeadScanner, parse_response, write_chunk_end,
+    BodyDecoder, BodyFraming, HeadKind, HeadLimits, HeadScanner, read_response, write_chunk_end,
     write_chunk_head, write_last_chunk, write_request_head,
 };
 use crate::exchange::stream::{AnswerSource, BodySink, BodySource, UpstreamExchange};
@@ -181,11 +181,12 @@ pub struct ResponseSource<'a> {
 
 impl AnswerSource for ResponseSource<'_> {
     async fn head(&mut self, request_method: Method, head: &mut ResponseHead) -> Result<(), ProxyError> {
-        let mut scanner = HeadScanner::new(HeadKind::Response, self.limits.head.head_bytes_max);
-        let read = self.unread.head(self.stream, self.deadline, self.limits.first_byte, &mut scanner).await;
-        let bytes = read.map_err(|error| {
-            let begun = scanner.has_begun();
-            let closed = if begun {
+        let limits = &self.limits.head;
+        let mut scanner = HeadScanner::new(HeadKind::Response, limits.head_bytes_max);
+        let parse = |bytes: &[u8]| read_response(&mut scanner, bytes, limits, &request_method, head);
+        let read = self.unread.head(self.stream, self.deadline, self.limits.first_byte, parse).await;
+        let framing = read.map_err(|error| {
+            let closed = if scanner.has_begun() {
                 ErrorKind::UpstreamClosedMidAnswer
             } else {
                 ErrorKind::UpstreamClosedBeforeAnswer
@@ -197,8 +198,6 @@ impl AnswerSource for ResponseSource<'_> {
                 ReadError::Malformed(error) => error.in_response(),
             }
         })?;
-        let framing = parse_response(&bytes, &self.limits.head, &request_method, head)
-            .map_err(crate::http1::H1Error::in_response)?;
         if head.is_interim() {
             return Ok(());
         }

@@ -6,9 +6,7 @@ use std::mem::MaybeUninit;
 
 use super::error::H1Error;
 use super::scan::first_control;
-use crate::fields::{
-    FieldError, Fields, Known, Occurrence, has_token, is_token_byte, list_members, trim_ows,
-};
+use crate::fields::{FieldError, Fields, Known, Occurrence, is_token_byte, list_members, trim_ows};
 
 /// Most fields in one head, whatever the limits say. Their offsets lie on the stack: 32 bytes each, 8 KiB in all.
 pub const FIELDS_MAX: usize = 256;
@@ -80,14 +78,6 @@ pub(super) fn check_frame(head: &[u8], limits: &HeadLimits) -> Result<(), H1Erro
         return Err(first_control(head, 0).map_or(H1Error::BadHead, |(_, fault)| fault));
     }
     Ok(())
-}
-
-/// Checks that httparse consumed the whole head.
-pub(super) fn check_consumed(parsed: httparse::Status<usize>, head: &[u8]) -> Result<(), H1Error> {
-    match parsed {
-        httparse::Status::Complete(consumed) if consumed == head.len() => Ok(()),
-        _ => Err(H1Error::BadHead),
-    }
 }
 
 /// Names httparse's error. Only for refused heads, so cost does not matter: NUL and bare CR get their own names, as the
@@ -218,10 +208,11 @@ impl ConnectionOptions {
         if !fields.contains(Known::Connection) {
             return options;
         }
-        for value in fields.get_all(Known::Connection) {
-            options.close |= has_token(value, b"close");
-            options.keep_alive |= has_token(value, b"keep-alive");
-            options.upgrade |= has_token(value, b"upgrade");
+        for member in fields.get_all(Known::Connection).flat_map(list_members) {
+            // The lengths differ, so at most one comparison looks at bytes.
+            options.close |= member.eq_ignore_ascii_case(b"close");
+            options.keep_alive |= member.eq_ignore_ascii_case(b"keep-alive");
+            options.upgrade |= member.eq_ignore_ascii_case(b"upgrade");
         }
         options.upgrade &= fields.contains(Known::Upgrade);
         options

@@ -6,11 +6,10 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::ops::Deref;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::{HeadScanner, Scan, Step};
+use super::Step;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::http1::H1Error;
 use crate::runtime::{Chunk, Deadline, TcpStream};
@@ -34,25 +33,6 @@ pub(super) struct Unread {
     chunk: Option<Chunk>,
 }
 
-/// A complete head, wherever it lies.
-pub(super) enum Head {
-    /// In the buffer it was received into: the usual case, no copy.
-    InPlace(Chunk),
-    /// Put together from several.
-    Gathered(Vec<u8>, std::ops::Range<usize>),
-}
-
-impl Deref for Head {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::InPlace(chunk) => chunk,
-            Self::Gathered(bytes, range) => bytes.get(range.clone()).unwrap_or_default(),
-        }
-    }
-}
-
 impl Unread {
     pub(super) fn is_empty(&self) -> bool {
         self.chunk.is_none()
@@ -65,43 +45,39 @@ impl Unread {
         }
     }
 
-    /// Reads a head to its end. `deadline` is set to `limit` when waiting is needed first, once for
-    /// the whole head, so that a byte now and then does not prolong it.
+    /// Reads a head to its end with `parse`, which sees all of its bytes so far and says how many
+    /// were the head's. Usually it lies in one receive and is parsed where it is. `deadline` is set to
+    /// `limit` when waiting is needed first, once for the whole head, so that a byte now and then
+    /// does not prolong it.
     ///
     /// # Cancel safety
     /// Not safe: bytes gathered so far are lost.
-    pub(super) async fn head(
+    pub(super) async fn head<T>(
         &mut self,
         stream: &TcpStream,
         deadline: &mut Deadline,
         limit: Duration,
-        scanner: &mut HeadScanner,
-    ) -> Result<Head, ReadError> {
+        mut parse: impl FnMut(&[u8]) -> Result<Option<(T, usize)>, H1Error>,
+    ) -> Result<T, ReadError> {
         let mut gathered = Vec::new();
         let mut arm = Some(limit);
         loop {
             if let Some(mut chunk) = self.chunk.take() {
-                if gathered.is_empty() {
-                    match scanner.scan(&chunk).map_err(ReadError::Malformed)? {
-                        Scan::Complete { start, end } => {
-                            let mut head = chunk.split_to(end);
-                            head.advance(start);
-                            self.put(chunk);
-                            return Ok(Head::InPlace(head));
-                        }
-                        Scan::Partial => gathered.extend_from_slice(&chunk),
-                    }
+                let before = gathered.len();
+                let bytes: &[u8] = if before == 0 {
+                    &chunk
                 } else {
-                    let before = gathered.len();
                     gathered.extend_from_slice(&chunk);
-                    if let Scan::Complete { start, end } =
-                        scanner.scan(&gathered).map_err(ReadError::Malformed)?
-                    {
-                        // The end lies in this chunk: in the ones before it would have been seen.
-                        chunk.advance(end.saturating_sub(before));
-                        self.put(chunk);
-                        return Ok(Head::Gathered(gathered, start..end));
-                    }
+                    &gathered
+                };
+                if let Some((parsed, end)) = parse(bytes).map_err(ReadError::Malformed)? {
+                    // The end lies in this chunk: in the ones before it would have been seen.
+                    chunk.advance(end.saturating_sub(before));
+                    self.put(chunk);
+                    return Ok(parsed);
+                }
+                if before == 0 {
+                    gathered.extend_from_slice(&chunk);
                 }
             }
             self.chunk = Some(receive(stream, deadline, arm.take()).await?);

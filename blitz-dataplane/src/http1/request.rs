@@ -6,9 +6,10 @@
 use super::body::BodyFraming;
 use super::error::H1Error;
 use super::head::{
-    ConnectionOptions, DeclaredLength, FIELDS_MAX, HeadLimits, Version, check_consumed, check_frame,
-    declared_length, header_room, name_error, name_field_error,
+    ConnectionOptions, DeclaredLength, FIELDS_MAX, HeadLimits, Version, check_frame, declared_length,
+    header_room, name_error, name_field_error,
 };
+use super::scan::{HeadScanner, Scan};
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, Scheme, authority};
 use crate::fields::{Known, Occurrence, has_token, list_members};
 
@@ -35,7 +36,36 @@ impl RequestFraming {
     }
 }
 
-/// Parses a complete request head, as [`super::HeadScanner`] found it, into `out`.
+/// Reads a request head from the bytes received so far, all of them from its first byte on. On success gives the framing
+/// and how many bytes the head took; `None` asks for more bytes, to be passed together with those already seen.
+///
+/// The scanner belongs to this connection direction, was made with the same `head_bytes_max`, and is ready for the next
+/// head after a success. A head that lies complete in the first bytes is parsed without a search for its end; the verdict
+/// is the same either way, since everything but a success is left to [`HeadScanner`] and [`parse_request`].
+///
+/// # Errors
+/// Those of [`HeadScanner::scan`] and [`parse_request`].
+pub fn read_request(
+    scanner: &mut HeadScanner,
+    bytes: &[u8],
+    limits: &HeadLimits,
+    out: &mut RequestHead,
+) -> Result<Option<(RequestFraming, usize)>, H1Error> {
+    if scanner.is_fresh() && !matches!(bytes, [] | [b'\r' | b'\n', ..]) {
+        let seen = bytes.get(..limits.head_bytes_max).unwrap_or(bytes);
+        if let Ok(Some(found)) = parse_prefix(seen, limits, out) {
+            return Ok(Some(found));
+        }
+    }
+    let Scan::Complete { start, end } = scanner.scan(bytes)? else {
+        return Ok(None);
+    };
+    scanner.reset();
+    let framing = parse_request(bytes.get(start..end).unwrap_or_default(), limits, out)?;
+    Ok(Some((framing, end)))
+}
+
+/// Parses a complete request head, as [`HeadScanner`] found it, into `out`.
 ///
 /// `out.scheme` is the connection's and stays; everything else is replaced. Host, Content-Length and Transfer-Encoding
 /// go from the fields into `out.authority` and the framing. An absolute-form target decides the authority, whatever
@@ -49,15 +79,30 @@ pub fn parse_request(
     limits: &HeadLimits,
     out: &mut RequestHead,
 ) -> Result<RequestFraming, H1Error> {
-    out.clear();
     check_frame(head, limits)?;
+    match parse_prefix(head, limits, out)? {
+        Some((framing, end)) if end == head.len() => Ok(framing),
+        _ => Err(H1Error::BadHead),
+    }
+}
+
+/// Parses the head at the start of `bytes`, which are within the limit; `None` when it is not complete.
+fn parse_prefix(
+    bytes: &[u8],
+    limits: &HeadLimits,
+    out: &mut RequestHead,
+) -> Result<Option<(RequestFraming, usize)>, H1Error> {
+    out.clear();
     let mut room = header_room();
     let mut request = httparse::Request::new(&mut []);
     let fields_room = room.get_mut(..limits.fields_max.min(FIELDS_MAX)).unwrap_or_default();
     let parsed = request
-        .parse_with_uninit_headers(head, fields_room)
-        .map_err(|error| name_request_error(error, head))?;
-    check_consumed(parsed, head)?;
+        .parse_with_uninit_headers(bytes, fields_room)
+        .map_err(|error| name_request_error(error, bytes))?;
+    let httparse::Status::Complete(end) = parsed else {
+        return Ok(None);
+    };
+    let head = bytes.get(..end).ok_or(H1Error::BadHead)?;
     let (Some(method), Some(target)) = (request.method, request.path) else {
         return Err(H1Error::BadHead);
     };
@@ -83,13 +128,14 @@ pub fn parse_request(
     out.fields.remove(Known::ContentLength);
     let options = ConnectionOptions::of(&out.fields);
     out.expects_continue = expects_continue(version, body, out)?;
-    Ok(RequestFraming {
+    let framing = RequestFraming {
         version,
         body,
         keep_alive: options.persists(version),
         expects_continue: out.expects_continue,
         has_upgrade: options.upgrade,
-    })
+    };
+    Ok(Some((framing, end)))
 }
 
 /// The gateway's policy on methods it never forwards: CONNECT is a proxy's business (501), TRACE would show the client
@@ -107,7 +153,8 @@ pub const fn refuse_method(method: &Method) -> Option<ProxyError> {
 fn read_target(target: &[u8], out: &mut RequestHead) -> Result<(), H1Error> {
     // httparse lets no control byte and no space through. A fragment is never sent (RFC 9112 section 3.2), and raw bytes
     // above ASCII are no URI (RFC 3986 section 2).
-    if !target.iter().all(|byte| byte.is_ascii() && *byte != b'#') {
+    // No early exit: a loop without one is vectorised, and nearly every target is good.
+    if target.iter().fold(false, |bad, byte| bad | !byte.is_ascii() | (*byte == b'#')) {
         return Err(H1Error::BadTarget);
     }
     if out.method == Method::Connect {
@@ -197,16 +244,18 @@ fn expects_continue(version: Version, body: BodyFraming, out: &RequestHead) -> R
 
 /// Names httparse's error, telling other versions of HTTP (505) from lines that are none.
 fn name_request_error(error: httparse::Error, head: &[u8]) -> H1Error {
-    match name_error(error, head) {
-        H1Error::BadVersion => {
-            let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-            match line.rsplit(|byte| *byte == b' ').next() {
-                Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']) => {
-                    H1Error::VersionUnsupported
-                }
-                _ => H1Error::BadVersion,
-            }
+    let named = name_error(error, head);
+    if named != H1Error::BadVersion {
+        return named;
+    }
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ').skip(2);
+    match (words.next(), words.next()) {
+        (Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']), None) => {
+            H1Error::VersionUnsupported
         }
-        named => named,
+        (_, None) => H1Error::BadVersion,
+        // A space within the target, or two of them: the version is not where it should be.
+        (_, Some(_)) => H1Error::BadRequestLine,
     }
 }

@@ -9,9 +9,10 @@
 use super::body::BodyFraming;
 use super::error::H1Error;
 use super::head::{
-    ConnectionOptions, DeclaredLength, FIELDS_MAX, HeadLimits, Version, check_consumed, check_frame,
-    declared_length, header_room, name_error, name_field_error,
+    ConnectionOptions, DeclaredLength, FIELDS_MAX, HeadLimits, Version, check_frame, declared_length,
+    header_room, name_error, name_field_error,
 };
+use super::scan::{HeadScanner, Scan};
 use crate::exchange::{BodyLength, Method, ResponseHead};
 use crate::fields::Known;
 
@@ -36,8 +37,33 @@ impl ResponseFraming {
     }
 }
 
-/// Parses a complete response head, as [`super::HeadScanner`] found it, into `out`. `request_method` is that of the
-/// request it answers.
+/// Reads a response head from the bytes received so far; the counterpart of [`super::read_request`].
+///
+/// # Errors
+/// Those of [`HeadScanner::scan`] and [`parse_response`].
+pub fn read_response(
+    scanner: &mut HeadScanner,
+    bytes: &[u8],
+    limits: &HeadLimits,
+    request_method: &Method,
+    out: &mut ResponseHead,
+) -> Result<Option<(ResponseFraming, usize)>, H1Error> {
+    if scanner.is_fresh() && !matches!(bytes, [] | [b'\r' | b'\n', ..]) {
+        let seen = bytes.get(..limits.head_bytes_max).unwrap_or(bytes);
+        if let Ok(Some(found)) = parse_prefix(seen, limits, request_method, out) {
+            return Ok(Some(found));
+        }
+    }
+    let Scan::Complete { start, end } = scanner.scan(bytes)? else {
+        return Ok(None);
+    };
+    scanner.reset();
+    let framing = parse_response(bytes.get(start..end).unwrap_or_default(), limits, request_method, out)?;
+    Ok(Some((framing, end)))
+}
+
+/// Parses a complete response head, as [`HeadScanner`] found it, into `out`. `request_method` is that of the request it
+/// answers.
 ///
 /// Transfer-Encoding goes from the fields into the framing, and so does Content-Length, except where it only describes
 /// a body that is not sent (HEAD, 304) and stays. The reason phrase is dropped (RFC 9112 section 4: it has no meaning).
@@ -51,15 +77,31 @@ pub fn parse_response(
     request_method: &Method,
     out: &mut ResponseHead,
 ) -> Result<ResponseFraming, H1Error> {
-    out.clear();
     check_frame(head, limits)?;
+    match parse_prefix(head, limits, request_method, out)? {
+        Some((framing, end)) if end == head.len() => Ok(framing),
+        _ => Err(H1Error::BadHead),
+    }
+}
+
+/// Parses the head at the start of `bytes`, which are within the limit; `None` when it is not complete.
+fn parse_prefix(
+    bytes: &[u8],
+    limits: &HeadLimits,
+    request_method: &Method,
+    out: &mut ResponseHead,
+) -> Result<Option<(ResponseFraming, usize)>, H1Error> {
+    out.clear();
     let mut room = header_room();
     let mut response = httparse::Response::new(&mut []);
     let fields_room = room.get_mut(..limits.fields_max.min(FIELDS_MAX)).unwrap_or_default();
     let parsed = httparse::ParserConfig::default()
-        .parse_response_with_uninit_headers(&mut response, head, fields_room)
-        .map_err(|error| name_response_error(error, head))?;
-    check_consumed(parsed, head)?;
+        .parse_response_with_uninit_headers(&mut response, bytes, fields_room)
+        .map_err(|error| name_response_error(error, bytes))?;
+    let httparse::Status::Complete(end) = parsed else {
+        return Ok(None);
+    };
+    let head = bytes.get(..end).ok_or(H1Error::BadHead)?;
     // httparse takes a bare LF after the status line; between fields `set_from_head` looks.
     let line_end = memchr::memchr(b'\n', head).and_then(|lf| lf.checked_sub(1)).and_then(|cr| head.get(cr));
     if line_end != Some(&b'\r') {
@@ -75,12 +117,13 @@ pub fn parse_response(
         out.fields.remove(Known::ContentLength);
     }
     let options = ConnectionOptions::of(&out.fields);
-    Ok(ResponseFraming {
+    let framing = ResponseFraming {
         version,
         body,
         keep_alive: options.persists(version) && body != BodyFraming::UntilClose,
         has_upgrade: options.upgrade,
-    })
+    };
+    Ok(Some((framing, end)))
 }
 
 /// RFC 9112 section 6.3, in its order.

@@ -118,6 +118,11 @@ impl HeadScanner {
         Ok(Scan::Partial)
     }
 
+    /// Whether nothing has been looked at yet.
+    pub(super) const fn is_fresh(&self) -> bool {
+        self.searched == 0
+    }
+
     /// Whether a byte of the start line has been seen; empty lines before it do not count.
     #[must_use]
     pub const fn has_begun(&self) -> bool {

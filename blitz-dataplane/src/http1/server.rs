@@ -15,7 +15,7 @@ use super::client::write_body;
 use super::io::{ReadError, Unread, broken, flushed, receive, writable};
 use super::{
     BodyDecoder, ConnectionField, H1Error, HeadKind, HeadScanner, RequestFraming, ResponseBody, Version,
-    parse_request, refuse_method, write_interim_head, write_last_chunk, write_response_head,
+    read_request, refuse_method, write_interim_head, write_last_chunk, write_response_head,
 };
 use crate::exchange::refusal::refuse;
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
@@ -115,8 +115,9 @@ async fn exchange<S: Service>(
         return Next::Abort(Ended::Error);
     }
     let mut scanner = HeadScanner::new(HeadKind::Request, limits.head.head_bytes_max);
-    let head = match unread.head(stream, deadline, limits.request_head, &mut scanner).await {
-        Ok(head) => head,
+    let parse = |bytes: &[u8]| read_request(&mut scanner, bytes, &limits.head, request);
+    let framing = match unread.head(stream, deadline, limits.request_head, parse).await {
+        Ok(framing) => framing,
         Err(ReadError::Closed | ReadError::Broken(_)) => {
             if scanner.has_begun() {
                 service.note(&ProxyError::new(ErrorKind::DownstreamClosed));
@@ -133,15 +134,6 @@ async fn exchange<S: Service>(
             return Next::Close(Ended::Error);
         }
     };
-    let framing = match parse_request(&head, &limits.head, request) {
-        Ok(framing) => framing,
-        Err(error) => {
-            drop(head);
-            refuse_head(service, stream, &limits, &error.in_request()).await;
-            return Next::Close(Ended::Error);
-        }
-    };
-    drop(head);
 
     let shared = Shared::new(&framing);
     let mut body = RequestBody {

@@ -103,17 +103,21 @@ impl Connection {
         self.addresses.set(Some((peer, local)));
     }
 
-    /// What is said of requests from here, made by `make` once per configuration generation.
-    pub fn forwarding(&self, generation: u64, make: impl FnOnce() -> Forwarding) -> Forwarding {
+    /// What is said of requests from here; lent to `use_it`, and made by `make` once per
+    /// configuration generation.
+    pub fn with_forwarding<T, E>(
+        &self,
+        generation: u64,
+        make: impl FnOnce() -> Result<Forwarding, E>,
+        use_it: impl FnOnce(&Forwarding) -> Result<T, E>,
+    ) -> Result<T, E> {
         let mut cached = self.forwarding.borrow_mut();
-        match &*cached {
-            Some((made_for, forwarding)) if *made_for == generation => **forwarding,
-            _ => {
-                let forwarding = make();
-                *cached = Some((generation, Box::new(forwarding)));
-                forwarding
-            }
-        }
+        let current = match cached.take() {
+            Some(current) if current.0 == generation => current,
+            _ => (generation, Box::new(make()?)),
+        };
+        let (_, forwarding) = cached.insert(current);
+        use_it(forwarding)
     }
 
     fn is_idle(&self) -> bool {

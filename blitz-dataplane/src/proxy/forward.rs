@@ -114,13 +114,16 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
         request.fields.push_known(Known::Te, b"trailers").map_err(too_large)?;
         request.fields.push_known(Known::Connection, b"te").map_err(too_large)?;
     }
-    let forwarding = origin.connection.forwarding(live.snapshot.generation, || {
+    let make = || {
         let peer = origin.connection.addresses().map(|(peer, _)| peer.ip());
         let peer = peer.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
         let is_trusted = live.snapshot.config.trusted_proxies.iter().any(|prefix| prefix.contains(peer));
         Forwarding::new(peer, Scheme::Http, is_trusted, origin.protocol)
-    });
-    add_forwarding(request, &forwarding).map_err(too_large)
+    };
+    origin
+        .connection
+        .with_forwarding(live.snapshot.generation, make, |forwarding| add_forwarding(request, forwarding))
+        .map_err(too_large)
 }
 
 /// One attempt on one address.
