@@ -10,6 +10,7 @@ pub mod authority;
 mod error;
 mod forward;
 mod method;
+pub mod path;
 pub mod refusal;
 pub mod stream;
 #[cfg(test)]

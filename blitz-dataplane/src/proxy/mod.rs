@@ -20,7 +20,7 @@ use std::rc::Rc;
 use crate::date::{DateCache, IMF_FIXDATE_BYTES};
 use crate::exchange::refusal::refuse;
 use crate::exchange::stream::{Answer, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{ErrorKind, Method, ProxyError, RequestHead, ResponseHead, authority};
+use crate::exchange::{ErrorKind, Method, ProxyError, RequestHead, ResponseHead, authority, path};
 use crate::metrics::names::{Histogram, Metric};
 use crate::runtime::Handle;
 use crate::segment::WorkerRows;
@@ -122,6 +122,7 @@ impl Proxy {
         body: &mut B,
         answer: &mut A,
     ) -> Result<(), ProxyError> {
+        path::normalise(&mut request.path)?;
         let live = self.live();
         let (host, _) = authority::split(&request.authority);
         match live.snapshot.router.find(host, request.path_only(), request.method) {
