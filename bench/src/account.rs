@@ -12,11 +12,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub(crate) fn tree(root: u32) -> Vec<u32> {
     let mut parents: Vec<(u32, u32)> = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         if let Some(parent) = stat(pid).and_then(|fields| fields.get(1)?.parse().ok()) {
@@ -26,12 +22,7 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
     let mut found = vec![root];
     let mut at = 0;
     while let Some(&parent) = found.get(at) {
-        found.extend(
-            parents
-                .iter()
-                .filter(|(_, of)| *of == parent)
-                .map(|(pid, _)| *pid),
-        );
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
         at += 1;
     }
     found
@@ -41,12 +32,7 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
 pub(crate) fn cpu_seconds(root: u32) -> f64 {
     let ticks = tree(root).into_iter().filter_map(stat).map(|fields| {
         // utime, stime, cutime, cstime: fields 14 to 17 of proc_pid_stat(5), the 12th to 15th after the name.
-        fields
-            .iter()
-            .skip(11)
-            .take(4)
-            .filter_map(|text| text.parse::<u64>().ok())
-            .sum::<u64>()
+        fields.iter().skip(11).take(4).filter_map(|text| text.parse::<u64>().ok()).sum::<u64>()
     });
     ticks.sum::<u64>() as f64 / TICKS_PER_SECOND
 }
@@ -62,19 +48,10 @@ fn stat(pid: u32) -> Option<Vec<String>> {
 pub(crate) fn machine_busy_seconds() -> f64 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let first = text.lines().next().unwrap_or_default();
-    let fields: Vec<f64> = first
-        .split_whitespace()
-        .skip(1)
-        .filter_map(|text| text.parse().ok())
-        .collect();
+    let fields: Vec<f64> = first.split_whitespace().skip(1).filter_map(|text| text.parse().ok()).collect();
     // user nice system idle iowait irq softirq steal; guest time is part of user time.
-    let ticks: f64 = fields
-        .iter()
-        .take(8)
-        .enumerate()
-        .filter(|(at, _)| *at != 3 && *at != 4)
-        .map(|(_, n)| n)
-        .sum();
+    let ticks: f64 =
+        fields.iter().take(8).enumerate().filter(|(at, _)| *at != 3 && *at != 4).map(|(_, n)| n).sum();
     ticks / TICKS_PER_SECOND
 }
 
@@ -93,13 +70,8 @@ pub(crate) fn memory(root: u32) -> Memory {
     for pid in tree(root) {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
         let kib = |key: &str| {
-            let value = text.lines().find_map(|line| {
-                line.strip_prefix(key)?
-                    .split_whitespace()
-                    .next()?
-                    .parse()
-                    .ok()
-            });
+            let value =
+                text.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok());
             value.unwrap_or(0_u64)
         };
         sum.rss += kib("Rss:") * 1024;
@@ -111,15 +83,9 @@ pub(crate) fn memory(root: u32) -> Memory {
 /// Bytes of kernel memory that TCP sockets hold on this machine (`/proc/net/sockstat`, in pages of 4 KiB).
 pub(crate) fn tcp_memory_bytes() -> u64 {
     let text = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("TCP:"))
-        .unwrap_or_default();
-    let pages = line
-        .split_whitespace()
-        .skip_while(|word| *word != "mem")
-        .nth(1)
-        .and_then(|text| text.parse().ok());
+    let line = text.lines().find(|line| line.starts_with("TCP:")).unwrap_or_default();
+    let pages =
+        line.split_whitespace().skip_while(|word| *word != "mem").nth(1).and_then(|text| text.parse().ok());
     pages.unwrap_or(0_u64) * 4096
 }
 

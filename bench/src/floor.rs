@@ -62,27 +62,17 @@ impl Floor {
             .setup_cqsize(8192)
             .build(2048)?;
         let bytes = usize::from(BUFFERS) * size_of::<types::BufRingEntry>();
-        let (protection, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-        );
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: an anonymous mapping at an address of the kernel's choice touches no other memory.
         let entries = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
         if entries == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the mapping is page-aligned, holds BUFFERS entries, and is never unmapped, so it outlives the ring.
-        unsafe {
-            ring.submitter()
-                .register_buf_ring_with_flags(entries as u64, BUFFERS, GROUP, 0)
-        }?;
+        unsafe { ring.submitter().register_buf_ring_with_flags(entries as u64, BUFFERS, GROUP, 0) }?;
         let data = vec![0; usize::from(BUFFERS) * BUFFER_BYTES].into_boxed_slice();
-        let mut floor = Self {
-            ring: RingHandle(ring),
-            entries: entries.cast(),
-            data,
-            tail: 0,
-        };
+        let mut floor = Self { ring: RingHandle(ring), entries: entries.cast(), data, tail: 0 };
         for buffer in 0..BUFFERS {
             floor.give_back(buffer);
         }
@@ -117,20 +107,12 @@ impl Floor {
 
     /// Accepts until told otherwise.
     pub fn accept(&mut self, listener: &TcpListener, tag: u64) {
-        self.push(
-            opcode::AcceptMulti::new(types::Fd(listener.as_raw_fd()))
-                .build()
-                .user_data(tag),
-        );
+        self.push(opcode::AcceptMulti::new(types::Fd(listener.as_raw_fd())).build().user_data(tag));
     }
 
     /// Receives into the provided buffers until told otherwise.
     pub fn receive(&mut self, fd: i32, tag: u64) {
-        self.push(
-            opcode::RecvMulti::new(types::Fd(fd), GROUP)
-                .build()
-                .user_data(tag),
-        );
+        self.push(opcode::RecvMulti::new(types::Fd(fd), GROUP).build().user_data(tag));
     }
 
     /// Sends part of a provided buffer, all of it or an error. The buffer is given back only afterwards.
@@ -146,12 +128,7 @@ impl Floor {
 
     fn send(&mut self, fd: i32, address: *const u8, len: usize, tag: u64) {
         let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
-        self.push(
-            opcode::Send::new(types::Fd(fd), address, len as u32)
-                .flags(flags)
-                .build()
-                .user_data(tag),
-        );
+        self.push(opcode::Send::new(types::Fd(fd), address, len as u32).flags(flags).build().user_data(tag));
     }
 
     fn push(&mut self, entry: squeue::Entry) {
@@ -207,25 +184,11 @@ pub fn close(fd: i32) {
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
     let on: libc::c_int = 1;
-    let (fd, len) = (
-        listener.as_raw_fd(),
-        size_of::<libc::c_int>() as libc::socklen_t,
-    );
+    let (fd, len) = (listener.as_raw_fd(), size_of::<libc::c_int>() as libc::socklen_t);
     // SAFETY: the option value is a c_int that lives across the call, and the length is its size.
-    let status = unsafe {
-        libc::setsockopt(
-            fd,
-            libc::IPPROTO_TCP,
-            libc::TCP_NODELAY,
-            (&raw const on).cast(),
-            len,
-        )
-    };
-    if status == 0 {
-        Ok(listener)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    let status =
+        unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const on).cast(), len) };
+    if status == 0 { Ok(listener) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The floor's command line: addresses and numbers, in order.
@@ -233,8 +196,6 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// # Errors
 /// A sentence that says what is missing.
 pub fn argument<T: std::str::FromStr>(at: usize, what: &str) -> Result<T, String> {
-    let word = std::env::args()
-        .nth(at)
-        .ok_or_else(|| format!("{what} is missing"))?;
+    let word = std::env::args().nth(at).ok_or_else(|| format!("{what} is missing"))?;
     word.parse().map_err(|_| format!("{word:?} is no {what}"))
 }

@@ -31,16 +31,8 @@ struct Run {
 
 impl Run {
     fn flags(&self) -> String {
-        let idle = if self.busy < BUSY_MIN {
-            " server-not-busy"
-        } else {
-            ""
-        };
-        let foreign = if self.foreign > FOREIGN_MAX {
-            " foreign-load"
-        } else {
-            ""
-        };
+        let idle = if self.busy < BUSY_MIN { " server-not-busy" } else { "" };
+        let foreign = if self.foreign > FOREIGN_MAX { " foreign-load" } else { "" };
         format!("{idle}{foreign}")
     }
 }
@@ -51,11 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<Value> {
     println!("{facts:#}");
     let mut scenarios = serde_json::Map::new();
     for name in ["direct", "proxied"] {
-        if options
-            .scenario
-            .as_deref()
-            .is_none_or(|wanted| wanted == name)
-        {
+        if options.scenario.as_deref().is_none_or(|wanted| wanted == name) {
             scenarios.insert(name.to_owned(), scenario(name, options, cores)?);
         }
     }
@@ -68,11 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<Value> {
     }))
 }
 
-fn scenario(
-    name: &str,
-    options: &Options,
-    (server_core, load_core): (usize, usize),
-) -> Result<Value> {
+fn scenario(name: &str, options: &Options, (server_core, load_core): (usize, usize)) -> Result<Value> {
     println!("\n== {name}");
     let scratch = Scratch::new()?;
     let script = load::script(&scratch.dir)?;
@@ -102,11 +86,7 @@ fn scenario(
         servers.push(scratch.floor_forward(server_core, programs, port)?);
     }
     for server in &servers {
-        println!(
-            "{:<8} answers with {} body bytes",
-            server.name,
-            body_bytes(&server.url)?
-        );
+        println!("{:<8} answers with {} body bytes", server.name, body_bytes(&server.url)?);
     }
 
     let mut runs: Vec<Vec<Run>> = servers.iter().map(|_| Vec::new()).collect();
@@ -129,12 +109,7 @@ fn scenario(
     Ok(report(name, &servers, &runs))
 }
 
-fn measure(
-    server: &Server,
-    seconds: u64,
-    load_core: usize,
-    script: &std::path::Path,
-) -> Result<Run> {
+fn measure(server: &Server, seconds: u64, load_core: usize, script: &std::path::Path) -> Result<Run> {
     // All that we started is below us; wrk has ended when we look again, and its time is in ours.
     let ours = || account::cpu_seconds(std::process::id());
     let busy_before = account::machine_busy_seconds();
@@ -144,10 +119,7 @@ fn measure(
     let known = ours() - ours_before;
     let busy = account::machine_busy_seconds() - busy_before;
     if load.requests < 1.0 || cpu <= 0.0 {
-        return Err(format!(
-            "{} answered {} requests in {cpu} CPU-seconds",
-            server.name, load.requests
-        ));
+        return Err(format!("{} answered {} requests in {cpu} CPU-seconds", server.name, load.requests));
     }
     Ok(Run {
         per_cpu_second: load.requests / cpu,
@@ -163,11 +135,7 @@ fn measure(
 fn report(name: &str, servers: &[Server], runs: &[Vec<Run>]) -> Value {
     let column = |runs: &[Run], of: fn(&Run) -> f64| {
         let values: Vec<f64> = runs.iter().map(of).collect();
-        Quartiles::of(&values).unwrap_or(Quartiles {
-            lower: 0.0,
-            median: 0.0,
-            upper: 0.0,
-        })
+        Quartiles::of(&values).unwrap_or(Quartiles { lower: 0.0, median: 0.0, upper: 0.0 })
     };
     println!(
         "\n{name:<9} {:>30} {:>9} {:>8} {:>8} {:>6} {:>5} {:>7}",
@@ -177,10 +145,7 @@ fn report(name: &str, servers: &[Server], runs: &[Vec<Run>]) -> Value {
     for (server, runs) in servers.iter().zip(runs) {
         let rate = column(runs, |run| run.per_cpu_second);
         let (rps, busy) = (column(runs, |run| run.rps), column(runs, |run| run.busy));
-        let (p50, p99) = (
-            column(runs, |run| run.p50_us),
-            column(runs, |run| run.p99_us),
-        );
+        let (p50, p99) = (column(runs, |run| run.p50_us), column(runs, |run| run.p99_us));
         let bad: f64 = runs.iter().map(|run| run.bad).sum();
         let flagged = runs.iter().filter(|run| !run.flags().is_empty()).count();
         let rates = format!("{:.0} [{:.0}..{:.0}]", rate.median, rate.lower, rate.upper);
@@ -211,15 +176,11 @@ fn report(name: &str, servers: &[Server], runs: &[Vec<Run>]) -> Value {
         println!("\nratio of requests/CPU-second in one round    q1      median  q3");
         for (peer, theirs) in servers.iter().zip(runs).skip(1) {
             let pairs = runs[0].iter().zip(theirs);
-            let values: Vec<f64> = pairs
-                .map(|(ours, theirs)| ours.per_cpu_second / theirs.per_cpu_second)
-                .collect();
+            let values: Vec<f64> =
+                pairs.map(|(ours, theirs)| ours.per_cpu_second / theirs.per_cpu_second).collect();
             if let Some(ratio) = Quartiles::of(&values) {
                 let label = format!("blitz / {}", peer.name);
-                println!(
-                    "{label:<43} {:>6.3}  {:>6.3}  {:>6.3}",
-                    ratio.lower, ratio.median, ratio.upper
-                );
+                println!("{label:<43} {:>6.3}  {:>6.3}  {:>6.3}", ratio.lower, ratio.median, ratio.upper);
                 ratios.insert(peer.name.clone(), ratio.json());
             }
         }
@@ -230,13 +191,9 @@ fn report(name: &str, servers: &[Server], runs: &[Vec<Run>]) -> Value {
 /// Asks once, requires 200, and returns the length of the body.
 fn body_bytes(url: &str) -> Result<usize> {
     let failed = |error: std::io::Error| format!("{url}: {error}");
-    let (authority, path) = url["http://".len()..]
-        .split_once('/')
-        .ok_or("a URL without a path")?;
+    let (authority, path) = url["http://".len()..].split_once('/').ok_or("a URL without a path")?;
     let mut stream = TcpStream::connect(authority).map_err(failed)?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .map_err(failed)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(failed)?;
     let request = format!("GET /{path} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
     stream.write_all(request.as_bytes()).map_err(failed)?;
     let mut answer = Vec::new();
@@ -244,11 +201,9 @@ fn body_bytes(url: &str) -> Result<usize> {
     loop {
         let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head
-                .lines()
-                .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
-            let length: usize =
-                length.ok_or_else(|| format!("{url} answers without a length: {head}"))?;
+            let length =
+                head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+            let length: usize = length.ok_or_else(|| format!("{url} answers without a length: {head}"))?;
             if !head.starts_with("http/1.1 200") {
                 return Err(format!("{url} answers {head}"));
             }

@@ -60,15 +60,9 @@ fn grow(server: &Server, count: usize) -> Result<Value> {
     }
     let (after, tcp_after) = (settled(server), account::tcp_memory_bytes());
     // Those that the server closed meanwhile would make it look cheap.
-    let closed = connections
-        .iter()
-        .filter(|stream| is_closed(stream))
-        .count();
+    let closed = connections.iter().filter(|stream| is_closed(stream)).count();
     if closed > 0 {
-        return Err(format!(
-            "{} closed {closed} of {count} idle connections",
-            server.name
-        ));
+        return Err(format!("{} closed {closed} of {count} idle connections", server.name));
     }
     let each = |before: u64, after: u64| (after as f64 - before as f64) / count as f64;
     Ok(json!({
@@ -93,19 +87,14 @@ fn settled(server: &Server) -> account::Memory {
 }
 
 fn connect(server: &Server) -> Result<TcpStream> {
-    let stream = TcpStream::connect(authority(server))
-        .map_err(|error| format!("{}: {error}", server.name))?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .map_err(|error| error.to_string())?;
+    let stream =
+        TcpStream::connect(authority(server)).map_err(|error| format!("{}: {error}", server.name))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(|error| error.to_string())?;
     Ok(stream)
 }
 
 fn authority(server: &Server) -> &str {
-    server.url["http://".len()..]
-        .split('/')
-        .next()
-        .unwrap_or_default()
+    server.url["http://".len()..].split('/').next().unwrap_or_default()
 }
 
 fn one_request(server: &Server, stream: &mut TcpStream) -> Result<()> {
@@ -124,17 +113,12 @@ fn one_request(server: &Server, stream: &mut TcpStream) -> Result<()> {
 }
 
 fn is_closed(stream: &TcpStream) -> bool {
-    let peeked = stream
-        .set_nonblocking(true)
-        .and_then(|()| stream.peek(&mut [0]));
+    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
     !matches!(peeked, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 fn raise_descriptor_limit(wanted: usize) -> Result<()> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer leads to a whole rlimit that lives across the call.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     if (limit.rlim_max as usize) < wanted {

@@ -57,42 +57,18 @@ pub(crate) fn run(url: &str, seconds: u64, core: usize, script: &Path) -> Result
     if let Some(signal) = output.status.signal() {
         return Err(format!("wrk was ended by signal {signal}"));
     }
-    parse(&said).ok_or_else(|| {
-        format!(
-            "wrk on {url} said {said:?} {:?}",
-            String::from_utf8_lossy(&output.stderr)
-        )
-    })
+    parse(&said)
+        .ok_or_else(|| format!("wrk on {url} said {said:?} {:?}", String::from_utf8_lossy(&output.stderr)))
 }
 
 fn parse(said: &str) -> Option<Load> {
     let line = said.lines().find_map(|line| line.strip_prefix("RESULT "))?;
-    let n: Vec<f64> = line
-        .split_whitespace()
-        .filter_map(|text| text.parse().ok())
-        .collect();
-    let [
-        requests,
-        duration_us,
-        p50_us,
-        p99_us,
-        connect,
-        read,
-        write,
-        timeout,
-        status,
-    ] = n[..]
-    else {
+    let n: Vec<f64> = line.split_whitespace().filter_map(|text| text.parse().ok()).collect();
+    let [requests, duration_us, p50_us, p99_us, connect, read, write, timeout, status] = n[..] else {
         return None;
     };
     let bad = connect + read + write + timeout + status;
-    Some(Load {
-        requests,
-        seconds: duration_us / 1e6,
-        p50_us,
-        p99_us,
-        bad,
-    })
+    Some(Load { requests, seconds: duration_us / 1e6, p50_us, p99_us, bad })
 }
 
 #[cfg(test)]
@@ -102,13 +78,7 @@ mod tests {
     #[test]
     fn figures_are_read_in_order() {
         let said = "Running 1s test\nRESULT 1000 2000000 50 900 1 2 3 4 5\n";
-        let load = Load {
-            requests: 1000.0,
-            seconds: 2.0,
-            p50_us: 50.0,
-            p99_us: 900.0,
-            bad: 15.0,
-        };
+        let load = Load { requests: 1000.0, seconds: 2.0, p50_us: 50.0, p99_us: 900.0, bad: 15.0 };
         assert_eq!(parse(said), Some(load));
         assert_eq!(parse("RESULT 1 2"), None);
     }

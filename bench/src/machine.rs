@@ -8,17 +8,10 @@ use serde_json::{Value, json};
 
 /// Kernel, processor, versions: without them a figure means nothing.
 pub(crate) fn facts(programs: &Path) -> Value {
-    let first_line = |path: &str| {
-        fs::read_to_string(path)
-            .unwrap_or_default()
-            .trim()
-            .to_owned()
-    };
+    let first_line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo
-        .lines()
-        .find(|line| line.starts_with("model name"))
-        .and_then(|line| line.split(": ").nth(1));
+    let model =
+        cpuinfo.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
     let commit = says("git", &["rev-parse", "--short", "HEAD"]);
     json!({
         "kernel": first_line("/proc/sys/kernel/osrelease"),
@@ -37,26 +30,14 @@ fn says(program: &str, args: &[&str]) -> String {
     let Ok(output) = Command::new(program).args(args).output() else {
         return "absent".to_owned();
     };
-    let bytes = if output.stdout.is_empty() {
-        output.stderr
-    } else {
-        output.stdout
-    };
-    String::from_utf8_lossy(&bytes)
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    let bytes = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+    String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default().trim().to_owned()
 }
 
 /// The first two processors that this process may use: servers run on one, load on the other.
 pub(crate) fn two_cores() -> Result<(usize, usize), String> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let list = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
-        .unwrap_or_default();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
     let mut cores = Vec::new();
     for range in list.trim().split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

@@ -72,8 +72,7 @@ fn run() -> Result<()> {
             _ => return Err(format!("{word:?} is not known here")),
         }
     }
-    std::fs::create_dir_all(&options.out)
-        .map_err(|error| format!("{}: {error}", options.out.display()))?;
+    std::fs::create_dir_all(&options.out).map_err(|error| format!("{}: {error}", options.out.display()))?;
     let report = match which.as_str() {
         "h1" => h1::run(&options)?,
         "idle" => idle::run(&options)?,
@@ -87,6 +86,5 @@ fn run() -> Result<()> {
 }
 
 fn number(text: &str) -> Result<usize> {
-    text.parse()
-        .map_err(|_| format!("{text:?}: a whole number is wanted"))
+    text.parse().map_err(|_| format!("{text:?}: a whole number is wanted"))
 }

@@ -52,11 +52,7 @@ pub(crate) fn die_with_us(command: &mut Command) {
 fn ask_for_sigterm() -> std::io::Result<()> {
     // SAFETY: PR_SET_PDEATHSIG takes a signal number and no pointer.
     let status = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) };
-    if status == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
+    if status == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 fn signal(pid: u32, signal: libc::c_int) {
@@ -67,9 +63,7 @@ fn signal(pid: u32, signal: libc::c_int) {
 /// A port that was free a moment ago.
 pub(crate) fn free_port() -> Result<u16> {
     let bound = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-    bound
-        .map(|address| address.port())
-        .map_err(|error| format!("no free port: {error}"))
+    bound.map(|address| address.port()).map_err(|error| format!("no free port: {error}"))
 }
 
 /// Where configurations and logs of one run lie. Removed at the end.
@@ -91,35 +85,18 @@ impl Scratch {
     }
 
     /// Starts a program on a core and waits until its port takes connections.
-    fn start(
-        &self,
-        name: &str,
-        core: usize,
-        port: u16,
-        path: &str,
-        program: &[&str],
-    ) -> Result<Server> {
+    fn start(&self, name: &str, core: usize, port: u16, path: &str, program: &[&str]) -> Result<Server> {
         let log_path = self.dir.join(format!("{name}.log"));
-        let log =
-            File::create(&log_path).map_err(|error| format!("{}: {error}", log_path.display()))?;
+        let log = File::create(&log_path).map_err(|error| format!("{}: {error}", log_path.display()))?;
         let log_too = log.try_clone().map_err(|error| error.to_string())?;
         let mut command = Command::new("taskset");
         command.args(["-c", &core.to_string()]).args(program);
-        command
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(log_too)
-            .current_dir(&self.dir);
+        command.stdin(Stdio::null()).stdout(log).stderr(log_too).current_dir(&self.dir);
         die_with_us(&mut command);
         println!("+ taskset -c {core} {}", program.join(" "));
-        let child = command
-            .spawn()
-            .map_err(|error| format!("{name}: {error}"))?;
-        let mut server = Server {
-            name: name.to_owned(),
-            url: format!("http://127.0.0.1:{port}{path}"),
-            child,
-        };
+        let child = command.spawn().map_err(|error| format!("{name}: {error}"))?;
+        let mut server =
+            Server { name: name.to_owned(), url: format!("http://127.0.0.1:{port}{path}"), child };
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = server.child.try_wait().ok().flatten();
@@ -141,40 +118,23 @@ impl Scratch {
         let text = nginx_conf(&self.dir, name, port, location, upstream);
         let conf = self.write(&format!("{name}.conf"), &text)?;
         let (dir, conf) = (self.dir.to_string_lossy(), conf.to_string_lossy());
-        self.start(
-            name,
-            core,
-            port,
-            "/",
-            &["nginx", "-p", &dir, "-c", &conf, "-e", "stderr"],
-        )
+        self.start(name, core, port, "/", &["nginx", "-p", &dir, "-c", &conf, "-e", "stderr"])
     }
 
     /// The upstream of the proxied scenario: 1 KiB.
     pub(crate) fn upstream(&self, core: usize) -> Result<(Server, u16)> {
         let location = format!("return 200 \"{}\";", "x".repeat(1024));
         let server = self.nginx("upstream", core, &location, "")?;
-        let port = server
-            .url
-            .trim_end_matches('/')
-            .rsplit(':')
-            .next()
-            .and_then(|text| text.parse().ok());
+        let port = server.url.trim_end_matches('/').rsplit(':').next().and_then(|text| text.parse().ok());
         Ok((server, port.ok_or("the upstream has no port")?))
     }
 
     pub(crate) fn nginx_direct(&self, core: usize, body: usize) -> Result<Server> {
-        self.nginx(
-            "nginx",
-            core,
-            &format!("return 200 \"{}\";", "x".repeat(body)),
-            "",
-        )
+        self.nginx("nginx", core, &format!("return 200 \"{}\";", "x".repeat(body)), "")
     }
 
     pub(crate) fn nginx_proxy(&self, core: usize, upstream: u16) -> Result<Server> {
-        let location =
-            "proxy_pass http://pool; proxy_http_version 1.1; proxy_set_header Connection \"\";";
+        let location = "proxy_pass http://pool; proxy_http_version 1.1; proxy_set_header Connection \"\";";
         let pool = format!(
             "upstream pool {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 1000000000; \
              keepalive_time 1d; }}"
@@ -191,13 +151,7 @@ impl Scratch {
              frontend front\n  bind 127.0.0.1:{port}\n  {front}\n{back}"
         );
         let conf = self.write("haproxy.cfg", &text)?;
-        self.start(
-            "haproxy",
-            core,
-            port,
-            "/",
-            &["haproxy", "-db", "-f", &conf.to_string_lossy()],
-        )
+        self.start("haproxy", core, port, "/", &["haproxy", "-db", "-f", &conf.to_string_lossy()])
     }
 
     pub(crate) fn haproxy_direct(&self, core: usize, body: usize) -> Result<Server> {
@@ -214,38 +168,16 @@ impl Scratch {
         self.haproxy(core, "default_backend pool", &back)
     }
 
-    pub(crate) fn floor_respond(
-        &self,
-        core: usize,
-        programs: &Path,
-        body: usize,
-    ) -> Result<Server> {
+    pub(crate) fn floor_respond(&self, core: usize, programs: &Path, body: usize) -> Result<Server> {
         let (port, program) = (free_port()?, programs.join("floor_respond"));
         let address = format!("127.0.0.1:{port}");
-        self.start(
-            "floor",
-            core,
-            port,
-            "/",
-            &[&program.to_string_lossy(), &address, &body.to_string()],
-        )
+        self.start("floor", core, port, "/", &[&program.to_string_lossy(), &address, &body.to_string()])
     }
 
-    pub(crate) fn floor_forward(
-        &self,
-        core: usize,
-        programs: &Path,
-        upstream: u16,
-    ) -> Result<Server> {
+    pub(crate) fn floor_forward(&self, core: usize, programs: &Path, upstream: u16) -> Result<Server> {
         let (port, program) = (free_port()?, programs.join("floor_forward"));
         let (address, to) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{upstream}"));
-        self.start(
-            "floor",
-            core,
-            port,
-            "/",
-            &[&program.to_string_lossy(), &address, &to],
-        )
+        self.start("floor", core, port, "/", &[&program.to_string_lossy(), &address, &to])
     }
 
     /// The gateway with its own answers and no upstream.
@@ -257,25 +189,12 @@ impl Scratch {
         );
         let conf = self.write("direct.toml", &text)?;
         let program = programs.join("blitz");
-        let words = [
-            &program.to_string_lossy(),
-            "-c",
-            &conf.to_string_lossy(),
-            "-w",
-            "1",
-            "--admin",
-            "off",
-        ];
+        let words = [&program.to_string_lossy(), "-c", &conf.to_string_lossy(), "-w", "1", "--admin", "off"];
         self.start("blitz", core, port, "/hello", &words)
     }
 
     /// The gateway before one upstream, as a first user starts it.
-    pub(crate) fn blitz_proxy(
-        &self,
-        core: usize,
-        programs: &Path,
-        upstream: u16,
-    ) -> Result<Server> {
+    pub(crate) fn blitz_proxy(&self, core: usize, programs: &Path, upstream: u16) -> Result<Server> {
         let (port, program) = (free_port()?, programs.join("blitz"));
         let (to, port_text) = (format!("127.0.0.1:{upstream}"), port.to_string());
         let program = program.to_string_lossy();
@@ -284,9 +203,7 @@ impl Scratch {
             core,
             port,
             "/",
-            &[
-                &program, "-b", &to, "-p", &port_text, "-w", "1", "--admin", "off",
-            ],
+            &[&program, "-b", &to, "-p", &port_text, "-w", "1", "--admin", "off"],
         )
     }
 }
@@ -301,11 +218,7 @@ fn nginx_conf(dir: &Path, name: &str, port: u16, location: &str, upstream: &str)
     let dir = dir.display();
     // As root, workers would run as another user, who cannot enter the scratch folder.
     // SAFETY: geteuid takes nothing and cannot fail.
-    let user = if unsafe { libc::geteuid() } == 0 {
-        "user root;"
-    } else {
-        ""
-    };
+    let user = if unsafe { libc::geteuid() } == 0 { "user root;" } else { "" };
     format!(
         "{user} daemon off; worker_processes 1; pid {dir}/{name}.pid; error_log stderr error;\n\
          worker_rlimit_nofile 20000;\n\

@@ -15,17 +15,10 @@ impl Quartiles {
         sorted.sort_by(f64::total_cmp);
         let at = |share: f64| {
             let place = share * (sorted.len() as f64 - 1.0);
-            let (below, above) = (
-                sorted.get(place.floor() as usize)?,
-                sorted.get(place.ceil() as usize)?,
-            );
+            let (below, above) = (sorted.get(place.floor() as usize)?, sorted.get(place.ceil() as usize)?);
             Some(below + (above - below) * place.fract())
         };
-        Some(Self {
-            lower: at(0.25)?,
-            median: at(0.5)?,
-            upper: at(0.75)?,
-        })
+        Some(Self { lower: at(0.25)?, median: at(0.5)?, upper: at(0.75)? })
     }
 
     /// For the report.

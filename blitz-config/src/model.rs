@@ -157,11 +157,11 @@ impl Cidr {
     pub fn contains(&self, ip: IpAddr) -> bool {
         match (self.address, ip.to_canonical()) {
             (IpAddr::V4(net), IpAddr::V4(ip)) => {
-                let shift = 32 - u32::from(self.prefix_len);
+                let shift = 32_u32.saturating_sub(self.prefix_len.into());
                 shift == 32 || (u32::from(net) ^ u32::from(ip)) >> shift == 0
             }
             (IpAddr::V6(net), IpAddr::V6(ip)) => {
-                let shift = 128 - u32::from(self.prefix_len);
+                let shift = 128_u32.saturating_sub(self.prefix_len.into());
                 shift == 128 || (u128::from(net) ^ u128::from(ip)) >> shift == 0
             }
             _ => false,

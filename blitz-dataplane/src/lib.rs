@@ -1,1 +1,17 @@
-//! Blitz.
+//! The data plane of Blitz: runtime, IO, HTTP, proxy, and the process model around them.
+
+pub mod cli;
+pub mod control;
+pub mod date;
+pub mod exchange;
+pub mod fields;
+pub mod http1;
+pub mod logging;
+pub mod metrics;
+pub mod process;
+pub mod proxy;
+pub mod runtime;
+pub mod secret;
+pub mod segment;
+pub mod sys;
+pub mod worker;

@@ -39,19 +39,14 @@ impl Response {
 /// The value of the first field of this name in a head.
 pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let lines = head.lines().skip(1).filter_map(|line| line.split_once(':'));
-    lines
-        .filter(|(found, _)| found.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.trim())
-        .next()
+    lines.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
 }
 
 /// Every value of the fields of this name, joined by commas (RFC 9110 section 5.3).
 pub fn fields(head: &str, name: &str) -> String {
     let lines = head.lines().skip(1).filter_map(|line| line.split_once(':'));
-    let values: Vec<_> = lines
-        .filter(|(found, _)| found.eq_ignore_ascii_case(name))
-        .map(|(_, v)| v.trim())
-        .collect();
+    let values: Vec<_> =
+        lines.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, v)| v.trim()).collect();
     values.join(", ")
 }
 
@@ -76,9 +71,7 @@ impl Client {
     /// Sends all of it.
     #[track_caller]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream
-            .write_all(bytes.as_ref())
-            .expect("the peer takes what is sent");
+        self.stream.write_all(bytes.as_ref()).expect("the peer takes what is sent");
     }
 
     /// Sends what the peer still takes; whether that was all. For requests that may be refused half-way.
@@ -119,10 +112,7 @@ impl Client {
     pub fn head(&mut self) -> String {
         let end = self.fill_until(|bytes| find(bytes, b"\r\n\r\n"));
         let Some(end) = end else {
-            panic!(
-                "closed before a whole head; received {:?}",
-                String::from_utf8_lossy(&self.received)
-            );
+            panic!("closed before a whole head; received {:?}", String::from_utf8_lossy(&self.received));
         };
         let head = self.take(end + 4);
         String::from_utf8_lossy(&head[..end + 2]).into_owned()
@@ -154,20 +144,12 @@ impl Client {
     }
 
     fn body_after(&mut self, head: String, status: u16, method: &str) -> Response {
-        let mut response = Response {
-            status,
-            head,
-            body: Vec::new(),
-            trailers: String::new(),
-            is_complete: true,
-        };
+        let mut response =
+            Response { status, head, body: Vec::new(), trailers: String::new(), is_complete: true };
         if method == "HEAD" || matches!(status, 101 | 204 | 304) {
             return response;
         }
-        if response
-            .field("transfer-encoding")
-            .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
-        {
+        if response.field("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
             response.is_complete = self.chunks(&mut response).is_some();
         } else if let Some(length) = response.field("content-length") {
             let length: usize = length.parse().expect("Content-Length is a number");
@@ -185,8 +167,7 @@ impl Client {
             let end = self.fill_until(|bytes| find(bytes, b"\r\n"))?;
             let line = self.take(end + 2);
             let digits = String::from_utf8_lossy(&line[..end]).into_owned();
-            let size = usize::from_str_radix(&digits, 16)
-                .unwrap_or_else(|_| panic!("chunk size {digits:?}"));
+            let size = usize::from_str_radix(&digits, 16).unwrap_or_else(|_| panic!("chunk size {digits:?}"));
             if size == 0 {
                 break;
             }
@@ -219,19 +200,13 @@ impl Client {
             if let Some(found) = is_enough(&self.received) {
                 return Some(found);
             }
-            let left = PATIENCE
-                .saturating_sub(begun.elapsed())
-                .max(Duration::from_millis(1));
-            self.stream
-                .set_read_timeout(Some(left))
-                .expect("a read timeout can be set");
+            let left = PATIENCE.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
+            self.stream.set_read_timeout(Some(left)).expect("a read timeout can be set");
             match self.stream.read(&mut bytes) {
                 Ok(0) => return None,
                 Ok(n) => self.received.extend_from_slice(&bytes[..n]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-                {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     let text = String::from_utf8_lossy(&self.received);
                     panic!("nothing more came within {PATIENCE:?}; received so far {text:?}");
                 }
@@ -245,13 +220,8 @@ impl Client {
 impl From<TcpStream> for Client {
     fn from(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("TCP_NODELAY can be set");
-        stream
-            .set_write_timeout(Some(PATIENCE))
-            .expect("a write timeout can be set");
-        Self {
-            stream,
-            received: Vec::new(),
-        }
+        stream.set_write_timeout(Some(PATIENCE)).expect("a write timeout can be set");
+        Self { stream, received: Vec::new() }
     }
 }
 
@@ -266,7 +236,5 @@ fn status(head: &str) -> u16 {
 }
 
 pub(crate) fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
-    bytes
-        .windows(pattern.len())
-        .position(|window| window == pattern)
+    bytes.windows(pattern.len()).position(|window| window == pattern)
 }

@@ -23,20 +23,12 @@ use crate::{Cell, Client, PATIENCE, Response, free_port, sys, wait_until};
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("BLITZ_BIN") {
         let path = PathBuf::from(path);
-        assert!(
-            path.is_file(),
-            "BLITZ_BIN is {}, where no file is",
-            path.display()
-        );
+        assert!(path.is_file(), "BLITZ_BIN is {}, where no file is", path.display());
         return path;
     }
     // target/debug/deps/test-1234 -> target/debug/blitz
     let test = std::env::current_exe().expect("the test's own path is known");
-    let path = test
-        .parent()
-        .and_then(Path::parent)
-        .map(|dir| dir.join("blitz"))
-        .unwrap_or_default();
+    let path = test.parent().and_then(Path::parent).map(|dir| dir.join("blitz")).unwrap_or_default();
     assert!(
         path.is_file(),
         "{} is not built: run `cargo xtask test`, or `cargo build -p blitz-dataplane`, or set BLITZ_BIN",
@@ -58,13 +50,7 @@ pub struct Setup {
 impl Setup {
     /// One worker, no upstream.
     pub fn new(cell: Cell) -> Self {
-        Self {
-            cell,
-            backends: Vec::new(),
-            workers: 1,
-            config: None,
-            flags: Vec::new(),
-        }
+        Self { cell, backends: Vec::new(), workers: 1, config: None, flags: Vec::new() }
     }
 
     /// Adds `-b`.
@@ -104,20 +90,13 @@ impl Setup {
         let begun = Instant::now();
         loop {
             if let Some(status) = gateway.ended() {
-                panic!(
-                    "the gateway ended with {status} before it was ready:\n{}",
-                    gateway.log()
-                );
+                panic!("the gateway ended with {status} before it was ready:\n{}", gateway.log());
             }
             // Connecting first: while the admin API is not up yet, that is no failure.
             if TcpStream::connect(gateway.admin).is_ok() && gateway.admin("/readyz").status == 200 {
                 return gateway;
             }
-            assert!(
-                begun.elapsed() < PATIENCE,
-                "/readyz never said 200:\n{}",
-                gateway.log()
-            );
+            assert!(begun.elapsed() < PATIENCE, "/readyz never said 200:\n{}", gateway.log());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -138,18 +117,9 @@ impl Setup {
             }
             command.args(["-p", &address.port().to_string()]);
         }
-        command.args([
-            "-w",
-            &self.workers.to_string(),
-            "--admin",
-            &admin.to_string(),
-        ]);
+        command.args(["-w", &self.workers.to_string(), "--admin", &admin.to_string()]);
         command.args(self.cell.flags()).args(&self.flags);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         sys::die_with_thread(&mut command);
         let mut child = command.spawn().expect("the gateway can be executed");
         let log = Arc::new(Mutex::new(String::new()));
@@ -163,23 +133,14 @@ impl Setup {
                 }
             });
         }
-        Gateway {
-            cell: self.cell,
-            address,
-            admin,
-            child,
-            log,
-            scratch,
-        }
+        Gateway { cell: self.cell, address, admin, child, log, scratch }
     }
 }
 
 /// TOML with one listener, one upstream of these endpoints that takes every path, and `more` after it.
 pub fn one_upstream(endpoints: &[SocketAddr], more: &str) -> String {
-    let endpoints: Vec<_> = endpoints
-        .iter()
-        .map(|address| format!("{{ address = \"{address}\" }}"))
-        .collect();
+    let endpoints: Vec<_> =
+        endpoints.iter().map(|address| format!("{{ address = \"{address}\" }}")).collect();
     let endpoints = endpoints.join(", ");
     format!(
         r#"{LISTENER}
@@ -233,9 +194,7 @@ impl Gateway {
     #[track_caller]
     pub fn get(&self, path: &str) -> Response {
         let mut client = self.connect();
-        client.send(format!(
-            "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-        ));
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"));
         client.response()
     }
 
@@ -243,9 +202,7 @@ impl Gateway {
     #[track_caller]
     pub fn admin(&self, path: &str) -> Response {
         let mut client = Client::connect(self.admin);
-        client.send(format!(
-            "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
-        ));
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
         client.response()
     }
 
@@ -279,19 +236,12 @@ impl Gateway {
     /// Sends a signal to the supervisor.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
-        assert!(
-            process::send(self.child.id(), signal),
-            "the gateway is gone:\n{}",
-            self.log()
-        );
+        assert!(process::send(self.child.id(), signal), "the gateway is gone:\n{}", self.log());
     }
 
     /// What it has written on stderr so far.
     pub fn log(&self) -> String {
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How it ended, if it has.
@@ -312,15 +262,9 @@ impl Gateway {
         let workers = self.workers();
         self.signal(Signal::Term);
         let status = self.wait(PATIENCE);
-        assert!(
-            status.success(),
-            "the gateway ended with {status}:\n{}",
-            self.log()
-        );
+        assert!(status.success(), "the gateway ended with {status}:\n{}", self.log());
         for pid in workers {
-            wait_until("workers end with the supervisor", PATIENCE, || {
-                !process::is_running(pid)
-            });
+            wait_until("workers end with the supervisor", PATIENCE, || !process::is_running(pid));
         }
     }
 }
@@ -338,9 +282,7 @@ impl Drop for Gateway {
 /// Every number under a key of this name, at any depth.
 fn numbers(value: &serde_json::Value, key: &str, found: &mut Vec<i64>) {
     match value {
-        serde_json::Value::Array(values) => {
-            values.iter().for_each(|value| numbers(value, key, found))
-        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| numbers(value, key, found)),
         serde_json::Value::Object(fields) => {
             for (name, value) in fields {
                 if name == key {
@@ -357,12 +299,7 @@ fn numbers(value: &serde_json::Value, key: &str, found: &mut Vec<i64>) {
 #[track_caller]
 pub fn run(args: &[&str]) -> (ExitStatus, String) {
     let mut command = Command::new(binary());
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     sys::die_with_thread(&mut command);
     let child = command.spawn().expect("the gateway can be executed");
     let pid = child.id();
@@ -378,10 +315,6 @@ pub fn run(args: &[&str]) -> (ExitStatus, String) {
     let _ = done.send(());
     let in_time = watcher.join().expect("the watcher does not panic");
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(
-        in_time,
-        "blitz {} was still running after {PATIENCE:?}:\n{text}",
-        args.join(" ")
-    );
+    assert!(in_time, "blitz {} was still running after {PATIENCE:?}:\n{text}", args.join(" "));
     (output.status, text)
 }

@@ -24,13 +24,7 @@ pub struct Tally {
 
 impl fmt::Debug for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} good, {} bad, first {:?}",
-            self.good,
-            self.bad.len(),
-            self.bad.first()
-        )
+        write!(f, "{} good, {} bad, first {:?}", self.good, self.bad.len(), self.bad.first())
     }
 }
 
@@ -47,21 +41,12 @@ impl Clients {
     /// `count` clients, each making one GET after another; on one connection, or on one for each request.
     pub fn start(address: SocketAddr, count: usize, path: &str, keep_alive: bool) -> Self {
         let (stop, good, bad) = (Arc::default(), Arc::default(), Arc::default());
-        let mut clients = Self {
-            stop,
-            good,
-            bad,
-            threads: Vec::new(),
-        };
+        let mut clients = Self { stop, good, bad, threads: Vec::new() };
         for _ in 0..count {
-            let (stop, good, bad) = (
-                Arc::clone(&clients.stop),
-                Arc::clone(&clients.good),
-                Arc::clone(&clients.bad),
-            );
+            let (stop, good, bad) =
+                (Arc::clone(&clients.stop), Arc::clone(&clients.good), Arc::clone(&clients.bad));
             let connection = if keep_alive { "keep-alive" } else { "close" };
-            let request =
-                format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n");
+            let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n");
             clients.threads.push(std::thread::spawn(move || {
                 let mut kept = None;
                 while !stop.load(Ordering::SeqCst) {
@@ -69,9 +54,7 @@ impl Clients {
                         Ok(()) => drop(good.fetch_add(1, Ordering::SeqCst)),
                         Err(error) => {
                             kept = None;
-                            bad.lock()
-                                .unwrap_or_else(PoisonError::into_inner)
-                                .push(error);
+                            bad.lock().unwrap_or_else(PoisonError::into_inner).push(error);
                         }
                     }
                 }
@@ -87,10 +70,7 @@ impl Clients {
 
     /// Requests that went wrong so far.
     pub fn bad(&self) -> usize {
-        self.bad
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.bad.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Ends them all.
@@ -99,14 +79,7 @@ impl Clients {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        Tally {
-            good: self.good(),
-            bad: self
-                .bad
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-        }
+        Tally { good: self.good(), bad: self.bad.lock().unwrap_or_else(PoisonError::into_inner).clone() }
     }
 }
 
@@ -128,17 +101,12 @@ fn one(
     let mut stream = match kept.take() {
         Some(stream) => stream,
         None => {
-            let stream =
-                TcpStream::connect_timeout(&address, PATIENCE).map_err(failed("connect"))?;
-            stream
-                .set_read_timeout(Some(PATIENCE))
-                .map_err(failed("timeout"))?;
+            let stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(failed("connect"))?;
+            stream.set_read_timeout(Some(PATIENCE)).map_err(failed("timeout"))?;
             stream
         }
     };
-    stream
-        .write_all(request.as_bytes())
-        .map_err(failed("send"))?;
+    stream.write_all(request.as_bytes()).map_err(failed("send"))?;
     let mut answer = Vec::new();
     let mut bytes = [0; 16 * 1024];
     loop {
@@ -152,17 +120,14 @@ fn one(
         };
         let head = String::from_utf8_lossy(&answer[..end]).into_owned();
         if !head.starts_with("HTTP/1.1 200") {
-            return Err(format!(
-                "answered {:?}",
-                head.lines().next().unwrap_or_default()
-            ));
+            return Err(format!("answered {:?}", head.lines().next().unwrap_or_default()));
         }
-        let length = crate::client::field(&head, "content-length")
-            .and_then(|text| text.parse::<usize>().ok());
+        let length =
+            crate::client::field(&head, "content-length").and_then(|text| text.parse::<usize>().ok());
         let length = length.ok_or("an answer without a length")?;
         if answer.len() >= end + 4 + length {
-            let says_close = crate::client::field(&head, "connection")
-                .is_some_and(|v| v.eq_ignore_ascii_case("close"));
+            let says_close =
+                crate::client::field(&head, "connection").is_some_and(|v| v.eq_ignore_ascii_case("close"));
             *kept = (keep_alive && !says_close).then_some(stream);
             return Ok(());
         }
@@ -180,20 +145,10 @@ impl Wrk {
     pub fn start(url: &str, connections: usize, seconds: u64) -> Self {
         let program = require::program("wrk").expect("require!(\"wrk\") stands before");
         let mut command = Command::new(program);
-        command.args([
-            "-t1",
-            &format!("-c{connections}"),
-            &format!("-d{seconds}s"),
-            url,
-        ]);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(["-t1", &format!("-c{connections}"), &format!("-d{seconds}s"), url]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         sys::die_with_thread(&mut command);
-        Self {
-            child: command.spawn().expect("wrk can be executed"),
-        }
+        Self { child: command.spawn().expect("wrk can be executed") }
     }
 
     /// Waits for its end and returns what it printed.
@@ -214,14 +169,8 @@ impl Wrk {
     #[track_caller]
     pub fn assert_clean(said: &str) {
         assert!(said.contains("requests in"), "wrk did not run: {said}");
-        assert!(
-            !said.contains("Socket errors") && !said.contains("Non-2xx"),
-            "wrk saw errors:\n{said}"
-        );
-        assert!(
-            !said.contains(" 0 requests in"),
-            "wrk got no answer:\n{said}"
-        );
+        assert!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "wrk saw errors:\n{said}");
+        assert!(!said.contains(" 0 requests in"), "wrk got no answer:\n{said}");
     }
 }
 

@@ -43,11 +43,7 @@ impl Cell {
 
     /// The gateway's flags for this combination.
     pub fn flags(self) -> [&'static str; 4] {
-        let io = if self.io == Io::Uring {
-            "uring"
-        } else {
-            "epoll"
-        };
+        let io = if self.io == Io::Uring { "uring" } else { "epoll" };
         let mode = if self.mode == Mode::Mp { "mp" } else { "sp" };
         ["--io", io, "--mode", mode]
     }

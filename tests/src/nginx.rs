@@ -33,47 +33,25 @@ impl Nginx {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         fs::create_dir(dir.path().join("file")).expect("a folder can be made");
         let conf = dir.path().join("nginx.conf");
-        fs::write(
-            &conf,
-            configuration(&dir.path().to_string_lossy(), address, sink.address),
-        )
-        .expect("can be written");
+        fs::write(&conf, configuration(&dir.path().to_string_lossy(), address, sink.address))
+            .expect("can be written");
         let log = File::create(dir.path().join("stderr.log")).expect("a log can be made");
         let mut command = Command::new(program);
-        command
-            .arg("-p")
-            .arg(dir.path())
-            .arg("-c")
-            .arg(&conf)
-            .args(["-e", "stderr"]);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .process_group(0);
+        command.arg("-p").arg(dir.path()).arg("-c").arg(&conf).args(["-e", "stderr"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         sys::die_with_thread(&mut command);
         let mut child = command.spawn().expect("nginx can be executed");
         wait_until("nginx takes connections", PATIENCE, || {
             let said = || fs::read_to_string(dir.path().join("stderr.log")).unwrap_or_default();
-            assert!(
-                matches!(child.try_wait(), Ok(None)),
-                "nginx ended: {}",
-                said()
-            );
+            assert!(matches!(child.try_wait(), Ok(None)), "nginx ended: {}", said());
             TcpStream::connect(address).is_ok()
         });
-        Self {
-            address,
-            sink,
-            child,
-            dir,
-        }
+        Self { address, sink, child, dir }
     }
 
     /// Makes a file of zeros without using the disk; it is at `/file/NAME`.
     pub fn sparse_file(&self, name: &str, bytes: u64) {
-        let file =
-            File::create(self.dir.path().join("file").join(name)).expect("a file can be made");
+        let file = File::create(self.dir.path().join("file").join(name)).expect("a file can be made");
         file.set_len(bytes).expect("a sparse file can be made");
     }
 }
@@ -89,8 +67,8 @@ fn configuration(dir: &str, address: SocketAddr, sink: SocketAddr) -> String {
     let body = "x".repeat(1024);
     // As root, a worker would run as another user, who cannot enter the scratch folder. One process is enough:
     // a killed master would leave its worker.
-    let is_root = fs::metadata("/proc/self")
-        .is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
+    let is_root =
+        fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     let user = if is_root { "user root;" } else { "" };
     format!(
         "{user} daemon off; master_process off; pid {dir}/pid; error_log stderr error;

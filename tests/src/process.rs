@@ -40,24 +40,13 @@ fn number(signal: Signal) -> i32 {
 pub fn children(parent: u32) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // After the name, which may hold blanks: state, parent.
-        let mut fields = text
-            .rsplit_once(") ")
-            .map(|(_, rest)| rest)
-            .unwrap_or_default()
-            .split(' ');
-        let (state, of) = (
-            fields.next(),
-            fields.next().and_then(|text| text.parse::<u32>().ok()),
-        );
+        let mut fields = text.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default().split(' ');
+        let (state, of) = (fields.next(), fields.next().and_then(|text| text.parse::<u32>().ok()));
         if of == Some(parent) && state != Some("Z") {
             found.push(pid);
         }
@@ -69,21 +58,14 @@ pub fn children(parent: u32) -> Vec<u32> {
 /// Whether a process executes: it is there and no zombie, so its descriptors are open.
 pub fn is_running(pid: u32) -> bool {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = text
-        .rsplit_once(") ")
-        .and_then(|(_, rest)| rest.chars().next());
+    let state = text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// Resident memory of a process in bytes; 0 when it is gone.
 pub fn resident_bytes(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib = text.lines().find_map(|line| {
-        line.strip_prefix("VmRSS:")?
-            .split_whitespace()
-            .next()?
-            .parse()
-            .ok()
-    });
+    let kib =
+        text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
     kib.unwrap_or(0_u64) * 1024
 }

@@ -22,10 +22,7 @@ macro_rules! require {
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(system)
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Records that the running test is skipped.
@@ -35,10 +32,7 @@ pub fn program(name: &str) -> Option<PathBuf> {
 pub fn skip(reason: &str) {
     let thread = std::thread::current();
     let line = format!("{}: {reason}", thread.name().unwrap_or("a test"));
-    assert!(
-        std::env::var_os("BLITZ_REQUIRE_ALL").is_none_or(|value| value != "1"),
-        "required: {line}"
-    );
+    assert!(std::env::var_os("BLITZ_REQUIRE_ALL").is_none_or(|value| value != "1"), "required: {line}");
     // libtest captures what print macros write, not what is written to the descriptor.
     let _ = writeln!(std::io::stderr(), "skipped: {line}");
     if let Some(path) = std::env::var_os("BLITZ_SKIP_LOG") {

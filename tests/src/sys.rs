@@ -13,11 +13,7 @@ pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
     }
     // SAFETY: kill takes no pointer, and pids that mean many processes were refused above.
     let status = unsafe { libc::kill(pid, signal) };
-    if status == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Asks the kernel to kill the child when the thread that starts it ends, however it ends.
@@ -29,19 +25,12 @@ pub(crate) fn die_with_thread(command: &mut Command) {
 fn ask_for_sigkill() -> io::Result<()> {
     // SAFETY: PR_SET_PDEATHSIG takes a signal number and no pointer.
     let status = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    if status == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Makes the close of a connection a reset (RST) instead of a FIN.
 pub(crate) fn reset_on_close(stream: &TcpStream) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let len = size_of::<libc::linger>() as libc::socklen_t;
     let (fd, value) = (stream.as_raw_fd(), (&raw const linger).cast());
     // SAFETY: the pointer leads to a whole linger that lives across the call, and the length is its size.
@@ -51,13 +40,7 @@ pub(crate) fn reset_on_close(stream: &TcpStream) {
 /// Whether the kernel lets this process set up an io_uring.
 pub(crate) fn has_io_uring() -> bool {
     // SAFETY: with zero entries the kernel refuses before it looks at the second argument, which is null.
-    let status = unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_setup,
-            0,
-            std::ptr::null_mut::<libc::c_void>(),
-        )
-    };
+    let status = unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, std::ptr::null_mut::<libc::c_void>()) };
     let error = io::Error::last_os_error().raw_os_error();
     status >= 0 || !matches!(error, Some(libc::ENOSYS | libc::EPERM | libc::EACCES))
 }

@@ -118,11 +118,7 @@ impl Conn {
 
     /// Puts a request on record.
     pub fn record(&self, request: Request) {
-        self.record
-            .requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(request);
+        self.record.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
     }
 
     /// Sends bytes; `None` when the peer takes no more.
@@ -133,10 +129,7 @@ impl Conn {
     /// Sends an answer with this body and a length.
     pub fn answer(&mut self, status: &str, body: impl AsRef<[u8]>) -> Option<()> {
         let body = body.as_ref();
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
         self.send([head.as_bytes(), body].concat())
     }
 
@@ -174,11 +167,8 @@ impl Upstream {
     }
 
     fn start_taking(script: impl Fn(Conn) + Send + Sync + 'static) -> Self {
-        let listener =
-            TcpListener::bind(("127.0.0.1", 0)).expect("a port of 127.0.0.1 can be bound");
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port of 127.0.0.1 can be bound");
+        let address = listener.local_addr().expect("a bound socket has an address");
         let record = Arc::new(Record::default());
         let (script, shared) = (Arc::new(script), Arc::clone(&record));
         std::thread::spawn(move || {
@@ -188,11 +178,7 @@ impl Upstream {
                 let _ = stream.set_read_timeout(Some(Duration::from_secs(120)));
                 let _ = stream.set_nodelay(true);
                 let record = Arc::clone(&shared);
-                let conn = Conn {
-                    reader: BufReader::new(stream),
-                    record,
-                    keeps_bodies: true,
-                };
+                let conn = Conn { reader: BufReader::new(stream), record, keeps_bodies: true };
                 let script = Arc::clone(&script);
                 std::thread::spawn(move || script(conn));
             }
@@ -255,10 +241,7 @@ impl Upstream {
         Self::start_taking(|mut conn| {
             conn.keeps_bodies = false;
             while let Some(request) = conn.request() {
-                if conn
-                    .answer("200 OK", request.body_bytes.to_string())
-                    .is_none()
-                {
+                if conn.answer("200 OK", request.body_bytes.to_string()).is_none() {
                     return;
                 }
             }
@@ -272,11 +255,7 @@ impl Upstream {
 
     /// Requests received so far.
     pub fn requests(&self) -> Vec<Request> {
-        self.record
-            .requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.record.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The last request received.

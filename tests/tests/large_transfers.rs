@@ -22,20 +22,13 @@ fn curl(gateway: &Gateway, args: &[&str]) -> (Output, u64) {
             }
         });
         let mut curl = Command::new("curl");
-        curl.args(["-sS", "--fail", "--noproxy", "*", "-m", "120"])
-            .args(args)
-            .stdin(Stdio::null());
+        curl.args(["-sS", "--fail", "--noproxy", "*", "-m", "120"]).args(args).stdin(Stdio::null());
         let output = curl.output();
         done.store(true, Ordering::SeqCst);
         output
     });
     let output = output.expect("curl can be executed");
-    assert!(
-        output.status.success(),
-        "curl: {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "curl: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     (output, peak.into_inner())
 }
 

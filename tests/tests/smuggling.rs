@@ -12,58 +12,28 @@ const AMBIGUOUS: &[(&str, &str)] = &[
         "coding and length",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
     ),
-    (
-        "two lengths",
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-    ),
+    ("two lengths", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
     (
         "the same length twice",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na",
     ),
-    (
-        "a list of lengths",
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\na",
-    ),
-    (
-        "a signed length",
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\na",
-    ),
-    (
-        "a negative length",
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-    ),
-    (
-        "a length with a blank",
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1 1\r\n\r\na",
-    ),
-    (
-        "a hexadecimal length",
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x1\r\n\r\na",
-    ),
-    (
-        "an empty length",
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: \r\n\r\n",
-    ),
+    ("a list of lengths", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\na"),
+    ("a signed length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\na"),
+    ("a negative length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n"),
+    ("a length with a blank", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1 1\r\n\r\na"),
+    ("a hexadecimal length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x1\r\n\r\na"),
+    ("an empty length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: \r\n\r\n"),
     (
         "a length beyond 64 bits",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551617\r\n\r\na",
     ),
-    (
-        "an unknown coding",
-        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    ),
+    ("an unknown coding", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
     (
         "chunked not last",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
     ),
-    (
-        "chunked twice",
-        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
-    ),
-    (
-        "a coding of HTTP/1.0",
-        "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ),
+    ("chunked twice", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
+    ("a coding of HTTP/1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
     (
         "a coding behind a vertical tab",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
@@ -72,53 +42,20 @@ const AMBIGUOUS: &[(&str, &str)] = &[
         "a blank before the colon",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
     ),
-    (
-        "a folded line",
-        "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\r\n c\r\n\r\n",
-    ),
-    (
-        "a blank before the first field",
-        "GET / HTTP/1.1\r\n Host: a\r\n\r\n",
-    ),
-    (
-        "bare LF in the request line",
-        "GET / HTTP/1.1\nHost: a\r\n\r\n",
-    ),
-    (
-        "bare LF after a field",
-        "GET / HTTP/1.1\r\nHost: a\nX-A: b\r\n\r\n",
-    ),
-    (
-        "bare CR in a value",
-        "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\rc\r\n\r\n",
-    ),
-    (
-        "NUL in a value",
-        "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\0c\r\n\r\n",
-    ),
-    (
-        "a control byte in the target",
-        "GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
-    ),
+    ("a folded line", "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\r\n c\r\n\r\n"),
+    ("a blank before the first field", "GET / HTTP/1.1\r\n Host: a\r\n\r\n"),
+    ("bare LF in the request line", "GET / HTTP/1.1\nHost: a\r\n\r\n"),
+    ("bare LF after a field", "GET / HTTP/1.1\r\nHost: a\nX-A: b\r\n\r\n"),
+    ("bare CR in a value", "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\rc\r\n\r\n"),
+    ("NUL in a value", "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\0c\r\n\r\n"),
+    ("a control byte in the target", "GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n"),
     ("no host", "GET / HTTP/1.1\r\nX-A: b\r\n\r\n"),
     ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
     ("a host that is none", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
-    (
-        "a field without a name",
-        "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n",
-    ),
-    (
-        "a field without a colon",
-        "GET / HTTP/1.1\r\nHost: a\r\nnonsense\r\n\r\n",
-    ),
-    (
-        "a bracket in a name",
-        "GET / HTTP/1.1\r\nHost: a\r\nX[]: b\r\n\r\n",
-    ),
-    (
-        "two blanks in the request line",
-        "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
-    ),
+    ("a field without a name", "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n"),
+    ("a field without a colon", "GET / HTTP/1.1\r\nHost: a\r\nnonsense\r\n\r\n"),
+    ("a bracket in a name", "GET / HTTP/1.1\r\nHost: a\r\nX[]: b\r\n\r\n"),
+    ("two blanks in the request line", "GET  / HTTP/1.1\r\nHost: a\r\n\r\n"),
     ("no version", "GET /\r\nHost: a\r\n\r\n"),
 ];
 
@@ -127,10 +64,7 @@ const BROKEN_CHUNKS: &[(&str, &str)] = &[
     ("no hexadecimal size", "xyz\r\nabc\r\n0\r\n\r\n"),
     ("a signed size", "+3\r\nabc\r\n0\r\n\r\n"),
     ("a size with 0x", "0x3\r\nabc\r\n0\r\n\r\n"),
-    (
-        "a size beyond 64 bits",
-        "10000000000000003\r\nabc\r\n0\r\n\r\n",
-    ),
+    ("a size beyond 64 bits", "10000000000000003\r\nabc\r\n0\r\n\r\n"),
     ("a blank before the size", " 3\r\nabc\r\n0\r\n\r\n"),
     ("bare LF after the size", "3\nabc\r\n0\r\n\r\n"),
     ("bare LF after the data", "3\r\nabc\n0\r\n\r\n"),

@@ -18,13 +18,9 @@ fn start(cell: blitz_tests::Cell, endpoints: &[SocketAddr]) -> Gateway {
 #[track_caller]
 fn assert_error(response: &Response, status: u16, error: &str) {
     assert_eq!(response.status, status, "{response:?}");
-    let proxy_status = response
-        .field("proxy-status")
-        .unwrap_or_else(|| panic!("no Proxy-Status: {}", response.head));
-    assert!(
-        proxy_status.contains(&format!("error={error}")),
-        "{proxy_status}"
-    );
+    let proxy_status =
+        response.field("proxy-status").unwrap_or_else(|| panic!("no Proxy-Status: {}", response.head));
+    assert!(proxy_status.contains(&format!("error={error}")), "{proxy_status}");
 }
 
 matrix! {

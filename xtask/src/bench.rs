@@ -34,23 +34,11 @@ pub(crate) fn main(args: Args) -> Result<()> {
         return Err(format!("missing: {}", missing.join(", ")));
     }
     if !words.iter().any(|word| word == "--without-blitz") {
-        sh::run(&mut sh::cargo([
-            "build",
-            "--release",
-            "-p",
-            "blitz-dataplane",
-            "--bin",
-            "blitz",
-        ]))?;
+        sh::run(&mut sh::cargo(["build", "--release", "-p", "blitz-dataplane", "--bin", "blitz"]))?;
     }
     sh::run(&mut sh::cargo(["build", "--release", "-p", "blitz-bench"]))?;
     let programs = sh::target_dir().join("release");
     let mut runner = Command::new(programs.join("blitz-bench"));
-    runner
-        .args(words)
-        .arg("--out")
-        .arg(sh::target_dir().join("bench"))
-        .arg("--programs")
-        .arg(programs);
+    runner.args(words).arg("--out").arg(sh::target_dir().join("bench")).arg("--programs").arg(programs);
     sh::run(&mut runner)
 }

@@ -32,24 +32,13 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
         Ok::<(), String>(())
     };
     step("setup", &mut || setup::main(none()))?;
-    step("fmt", &mut || {
-        sh::run(&mut sh::cargo(["fmt", "--all", "--check"]))
-    })?;
+    step("fmt", &mut || sh::run(&mut sh::cargo(["fmt", "--all", "--check"])))?;
     step("tidy", &mut || tidy::main(none()))?;
     step("clippy", &mut || {
-        sh::run(&mut sh::cargo([
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]))
+        sh::run(&mut sh::cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
     step("faults", &mut || faults::main(none()))?;
-    step("quickstart", &mut || {
-        quickstart::main(Args::new(vec!["--once".to_owned()]))
-    })?;
+    step("quickstart", &mut || quickstart::main(Args::new(vec!["--once".to_owned()])))?;
     if !checks_only {
         step("test", &mut || test::main(none()))?;
     }
@@ -64,9 +53,6 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
 fn rerun_requiring_all(checks_only: bool) -> Result<()> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut again = std::process::Command::new(program);
-    again
-        .arg("ci")
-        .args(checks_only.then_some("--checks-only"))
-        .env("BLITZ_REQUIRE_ALL", "1");
+    again.arg("ci").args(checks_only.then_some("--checks-only")).env("BLITZ_REQUIRE_ALL", "1");
     sh::run(&mut again)
 }

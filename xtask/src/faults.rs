@@ -46,11 +46,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     }
 
     let bench = sh::target_dir().join("faults");
-    let workshop = Workshop {
-        tree: bench.join("tree"),
-        target: bench.join("target"),
-        limit,
-    };
+    let workshop = Workshop { tree: bench.join("tree"), target: bench.join("target"), limit };
     workshop.copy_tree()?;
     let mut passes_unbroken = HashMap::new();
     let mut rows = Vec::new();
@@ -69,11 +65,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     println!("\n{:<34} {:<10} fault", "patch", "outcome");
     let mut failures = 0;
     for (fault, outcome) in &rows {
-        let word = if outcome.is_ok() {
-            "caught"
-        } else {
-            "NOT CAUGHT"
-        };
+        let word = if outcome.is_ok() { "caught" } else { "NOT CAUGHT" };
         println!("{:<34} {word:<10} {}", fault.name, fault.sentence);
         if let Err(error) = outcome {
             failures += 1;
@@ -82,10 +74,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     }
     match failures {
         0 => Ok(()),
-        _ => Err(format!(
-            "{failures} of {} faults were not caught",
-            rows.len()
-        )),
+        _ => Err(format!("{failures} of {} faults were not caught", rows.len())),
     }
 }
 
@@ -98,32 +87,17 @@ fn load(dir: &Path) -> Result<Vec<Fault>> {
 }
 
 fn read_fault(patch: PathBuf) -> Result<Fault> {
-    let text =
-        std::fs::read_to_string(&patch).map_err(|error| format!("{}: {error}", patch.display()))?;
+    let text = std::fs::read_to_string(&patch).map_err(|error| format!("{}: {error}", patch.display()))?;
     let header = |key: &str| {
-        let line = text
-            .lines()
-            .take_while(|line| !line.starts_with("--- ") && !line.starts_with("diff "));
+        let line = text.lines().take_while(|line| !line.starts_with("--- ") && !line.starts_with("diff "));
         let mut values = line.filter_map(|line| line.strip_prefix(key));
         let value = values.next().map(|value| value.trim().to_owned());
-        value.ok_or_else(|| {
-            format!(
-                "{}: a line `{key} ...` is missing before the diff",
-                patch.display()
-            )
-        })
+        value.ok_or_else(|| format!("{}: a line `{key} ...` is missing before the diff", patch.display()))
     };
     Ok(Fault {
         sentence: header("# Fault:")?,
-        test: header("# Caught by:")?
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect(),
-        name: patch
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        test: header("# Caught by:")?.split_whitespace().map(str::to_owned).collect(),
+        name: patch.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         patch,
     })
 }
@@ -146,14 +120,7 @@ impl Workshop {
     /// Brings the copy up to date. Files that did not change keep their time, so that little is rebuilt.
     fn copy_tree(&self) -> Result<()> {
         let mut list = Command::new("git");
-        list.args([
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-        ])
-        .current_dir(sh::root());
+        list.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(sh::root());
         let listed = sh::read(&mut list)?;
         let listed: Vec<&str> = listed.split('\0').filter(|name| !name.is_empty()).collect();
         let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
@@ -185,10 +152,7 @@ impl Workshop {
 
     fn cargo(&self, words: &[&str], test: &[String]) -> Command {
         let mut command = sh::cargo(words);
-        command
-            .args(test)
-            .current_dir(&self.tree)
-            .env("CARGO_TARGET_DIR", &self.target);
+        command.args(test).current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target);
         command.env("BLITZ_BIN", self.target.join("debug/blitz"));
         command
     }
@@ -196,10 +160,7 @@ impl Workshop {
     /// Builds the test, and the gateway when the test is one from outside.
     fn build(&self, test: &[String]) -> Result<()> {
         if test.iter().any(|word| word == "blitz-tests") {
-            sh::run(&mut self.cargo(
-                &["build", "-q", "-p", "blitz-dataplane", "--bin", "blitz"],
-                &[],
-            ))?;
+            sh::run(&mut self.cargo(&["build", "-q", "-p", "blitz-dataplane", "--bin", "blitz"], &[]))?;
         }
         // Everything after `--` is for the test binary, so the flag goes in front.
         sh::run(&mut self.cargo(&["test", "-q", "--no-run"], test))
@@ -209,8 +170,7 @@ impl Workshop {
         let mut command = self.cargo(&["test"], test);
         println!("+ {}", sh::line(&command));
         let log = self.target.join("fault-test.log");
-        let create =
-            || std::fs::File::create(&log).map_err(|error| format!("{}: {error}", log.display()));
+        let create = || std::fs::File::create(&log).map_err(|error| format!("{}: {error}", log.display()));
         let out = create()?;
         let err = out.try_clone().map_err(|error| error.to_string())?;
         let mut child = command
@@ -224,17 +184,11 @@ impl Workshop {
         while begun.elapsed() < self.limit {
             if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
-                return Ok(if status.success() {
-                    Outcome::Passed(said)
-                } else {
-                    Outcome::Failed
-                });
+                return Ok(if status.success() { Outcome::Passed(said) } else { Outcome::Failed });
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let _ = Command::new("kill")
-            .args(["-KILL", "--", &format!("-{}", child.id())])
-            .status();
+        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]).status();
         let _ = child.wait();
         Ok(Outcome::TimedOut)
     }
@@ -246,9 +200,7 @@ impl Workshop {
                 Err("its test command runs no test at all".to_owned())
             }
             Outcome::Passed(_) => Ok(()),
-            Outcome::Failed | Outcome::TimedOut => {
-                Err("its test does not pass without the fault".to_owned())
-            }
+            Outcome::Failed | Outcome::TimedOut => Err("its test does not pass without the fault".to_owned()),
         }
     }
 
@@ -257,9 +209,9 @@ impl Workshop {
         let built = self.build(&fault.test);
         let outcome = built.and_then(|()| self.test(&fault.test));
         self.apply(fault, &["--reverse"])?;
-        match outcome.map_err(|error| {
-            format!("the broken tree does not build, which proves nothing: {error}")
-        })? {
+        match outcome
+            .map_err(|error| format!("the broken tree does not build, which proves nothing: {error}"))?
+        {
             Outcome::Passed(_) => Err("its test passes in spite of the fault".to_owned()),
             Outcome::Failed | Outcome::TimedOut => Ok(()),
         }
@@ -267,31 +219,17 @@ impl Workshop {
 
     fn apply(&self, fault: &Fault, options: &[&str]) -> Result<()> {
         let mut command = Command::new("git");
-        command
-            .arg("apply")
-            .args(options)
-            .arg(&fault.patch)
-            .current_dir(&self.tree);
+        command.arg("apply").args(options).arg(&fault.patch).current_dir(&self.tree);
         // Inside the repository git would ignore a patch to paths outside this folder, silently.
-        command.env(
-            "GIT_CEILING_DIRECTORIES",
-            self.tree.parent().unwrap_or(&self.tree),
-        );
-        sh::read(&mut command)
-            .map(drop)
-            .map_err(|error| format!("the patch no longer applies: {error}"))
+        command.env("GIT_CEILING_DIRECTORIES", self.tree.parent().unwrap_or(&self.tree));
+        sh::read(&mut command).map(drop).map_err(|error| format!("the patch no longer applies: {error}"))
     }
 }
 
 /// How many tests libtest says it ran.
 fn tests_run(said: &str) -> u64 {
-    let counts = said.lines().filter_map(|line| {
-        line.strip_prefix("running ")?
-            .split(' ')
-            .next()?
-            .parse::<u64>()
-            .ok()
-    });
+    let counts =
+        said.lines().filter_map(|line| line.strip_prefix("running ")?.split(' ').next()?.parse::<u64>().ok());
     counts.sum()
 }
 
@@ -301,10 +239,7 @@ mod tests {
 
     #[test]
     fn counts_the_tests_of_every_binary() {
-        assert_eq!(
-            tests_run("running 3 tests\ntest a ... ok\n\nrunning 0 tests\n\nrunning 1 test\n"),
-            4
-        );
+        assert_eq!(tests_run("running 3 tests\ntest a ... ok\n\nrunning 0 tests\n\nrunning 1 test\n"), 4);
     }
 
     #[test]
@@ -314,16 +249,9 @@ mod tests {
         let patch = dir.join("nameless.patch");
         std::fs::write(&patch, "--- a/x\n+++ b/x\n# Fault: too late\n").unwrap();
         assert!(read_fault(patch.clone()).is_err());
-        std::fs::write(
-            &patch,
-            "# Fault: off by one\n# Caught by: -p x some_test\n--- a/x\n",
-        )
-        .unwrap();
+        std::fs::write(&patch, "# Fault: off by one\n# Caught by: -p x some_test\n--- a/x\n").unwrap();
         let fault = read_fault(patch).unwrap();
-        assert_eq!(
-            (fault.sentence.as_str(), fault.test.len()),
-            ("off by one", 3)
-        );
+        assert_eq!((fault.sentence.as_str(), fault.test.len()), ("off by one", 3));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -28,8 +28,8 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
         return Err(format!("missing: {}", missing.join(", ")));
     }
     let manifest = sh::root().join("fuzz/Cargo.toml");
-    let text = std::fs::read_to_string(&manifest)
-        .map_err(|error| format!("{}: {error}", manifest.display()))?;
+    let text =
+        std::fs::read_to_string(&manifest).map_err(|error| format!("{}: {error}", manifest.display()))?;
     let all = targets(&text);
     let chosen = match wanted {
         None => all,
@@ -98,7 +98,8 @@ fn targets(manifest: &str) -> Vec<String> {
 mod tests {
     #[test]
     fn targets_are_the_names_of_bins_only() {
-        let text = "[package]\nname = \"fuzz\"\n[[bin]]\nname = \"head\"\npath = \"a\"\n[[bin]]\nname=\"chunked\"\n";
+        let text =
+            "[package]\nname = \"fuzz\"\n[[bin]]\nname = \"head\"\npath = \"a\"\n[[bin]]\nname=\"chunked\"\n";
         assert_eq!(super::targets(text), ["head", "chunked"]);
     }
 }

@@ -36,11 +36,7 @@ impl Guarded {
         let line = sh::line(command);
         println!("+ {line} &");
         let failed = |error| format!("{line}: {error}");
-        let mut child = command
-            .stdin(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?;
+        let mut child = command.stdin(Stdio::null()).process_group(0).spawn().map_err(failed)?;
         let watcher = Command::new("sh")
             .args(["-c", WATCHER, "watcher"])
             .arg(child.id().to_string())
@@ -85,10 +81,7 @@ impl Guarded {
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
         }
-        Err(format!(
-            "the server was still there {} s after SIGTERM",
-            within.as_secs()
-        ))
+        Err(format!("the server was still there {} s after SIGTERM", within.as_secs()))
     }
 }
 

@@ -41,12 +41,7 @@ const COMMANDS: &[Command] = &[
         help: quickstart::HELP,
         run: quickstart::main,
     },
-    Command {
-        name: "test",
-        about: "set up, build and run every test",
-        help: test::HELP,
-        run: test::main,
-    },
+    Command { name: "test", about: "set up, build and run every test", help: test::HELP, run: test::main },
     Command {
         name: "faults",
         about: "apply each deliberate fault and see that its test catches it",
@@ -65,18 +60,8 @@ const COMMANDS: &[Command] = &[
         help: fuzz::HELP,
         run: fuzz::main,
     },
-    Command {
-        name: "tidy",
-        about: "check what reviewers tire of",
-        help: tidy::HELP,
-        run: tidy::main,
-    },
-    Command {
-        name: "ci",
-        about: "everything that must pass before a merge",
-        help: ci::HELP,
-        run: ci::main,
-    },
+    Command { name: "tidy", about: "check what reviewers tire of", help: tidy::HELP, run: tidy::main },
+    Command { name: "ci", about: "everything that must pass before a merge", help: ci::HELP, run: ci::main },
 ];
 
 fn main() -> ExitCode {

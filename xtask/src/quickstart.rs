@@ -31,18 +31,11 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     if missing.contains(&"curl") {
         return Err("curl is needed to make the requests".to_owned());
     }
-    let (profile, release) = if debug {
-        ("debug", None)
-    } else {
-        ("release", Some("--release"))
-    };
+    let (profile, release) = if debug { ("debug", None) } else { ("release", Some("--release")) };
     sh::run(sh::cargo(["build", "-p", "blitz-dataplane", "--bin", "blitz"]).args(release))?;
 
     let io = |error: std::io::Error| format!("a sample upstream did not start: {error}");
-    let (red, blue) = (
-        sample::start("red").map_err(io)?,
-        sample::start("blue").map_err(io)?,
-    );
+    let (red, blue) = (sample::start("red").map_err(io)?, sample::start("blue").map_err(io)?);
     println!("sample upstreams: red on {red}, blue on {blue}");
     let (port, admin_port) = (free_port(8080)?, free_port(9900)?);
     let admin = format!("127.0.0.1:{admin_port}");
@@ -59,18 +52,13 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     ]);
     let mut gateway = Guarded::start(&mut command)?;
     wait_ready(&mut gateway, &admin)?;
-    try_it(
-        &format!("http://127.0.0.1:{port}"),
-        &format!("http://{admin}"),
-    )?;
+    try_it(&format!("http://127.0.0.1:{port}"), &format!("http://{admin}"))?;
     println!("{}", summary(red, blue, port, &admin));
 
     if once {
         gateway.stop(Duration::from_secs(15))?;
         if TcpListener::bind(("127.0.0.1", port)).is_err() {
-            return Err(format!(
-                "port {port} was still taken after the gateway ended"
-            ));
+            return Err(format!("port {port} was still taken after the gateway ended"));
         }
         println!("quickstart: all went well; the gateway drained and ended");
         return Ok(());
@@ -82,11 +70,8 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
 
 /// `preferred` when it is free, else any.
 fn free_port(preferred: u16) -> Result<u16> {
-    let bound = TcpListener::bind(("127.0.0.1", preferred))
-        .or_else(|_| TcpListener::bind(("127.0.0.1", 0)));
-    let port = bound
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port());
+    let bound = TcpListener::bind(("127.0.0.1", preferred)).or_else(|_| TcpListener::bind(("127.0.0.1", 0)));
+    let port = bound.and_then(|listener| listener.local_addr()).map(|address| address.port());
     port.map_err(|error| format!("no free port: {error}"))
 }
 
@@ -109,40 +94,24 @@ fn wait_ready(gateway: &mut Guarded, admin: &str) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Err(format!(
-        "{url} did not answer 200 within {} s",
-        READY_WITHIN.as_secs()
-    ))
+    Err(format!("{url} did not answer 200 within {} s", READY_WITHIN.as_secs()))
 }
 
 fn curl(args: &[&str]) -> Result<String> {
-    sh::read(
-        Command::new("curl")
-            .args(["-sS", "--fail", "--noproxy", "*", "-m", "10"])
-            .args(args),
-    )
+    sh::read(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "-m", "10"]).args(args))
 }
 
 fn expect(found: bool, what: &str) -> Result<()> {
-    if found {
-        Ok(())
-    } else {
-        Err(format!("{what}: not so"))
-    }
+    if found { Ok(()) } else { Err(format!("{what}: not so")) }
 }
 
 /// The requests, each with what its answer must show.
 fn try_it(url: &str, admin: &str) -> Result<()> {
     let first = curl(&["-i", &format!("{url}/first?a=1")])?;
     println!("{}\n", first.trim_end());
+    expect(first.starts_with("HTTP/1.1 200"), "the first answer is HTTP/1.1 200")?;
     expect(
-        first.starts_with("HTTP/1.1 200"),
-        "the first answer is HTTP/1.1 200",
-    )?;
-    expect(
-        first
-            .to_ascii_lowercase()
-            .contains("x-forwarded-for: 127.0.0.1"),
+        first.to_ascii_lowercase().contains("x-forwarded-for: 127.0.0.1"),
         "the upstream saw X-Forwarded-For",
     )?;
 
@@ -150,9 +119,7 @@ fn try_it(url: &str, admin: &str) -> Result<()> {
     let four = format!("{url}/request-[1-4]");
     let answers = curl(&[&four])?;
     for name in ["red", "blue"] {
-        let count = answers
-            .matches(&format!("upstream {name} answered"))
-            .count();
+        let count = answers.matches(&format!("upstream {name} answered")).count();
         println!("of four requests on one connection {count} went to {name}");
         expect(count > 0, &format!("upstream {name} answered"))?;
     }
@@ -160,22 +127,14 @@ fn try_it(url: &str, admin: &str) -> Result<()> {
     expect(posted.contains("POST /post"), "the upstream got the POST")?;
     let hello = curl(&["-i", &format!("{url}/hello")])?;
     let is_proxied = hello.to_ascii_lowercase().contains("x-upstream:");
-    let by = if is_proxied {
-        "an upstream, since the route of -b takes every path"
-    } else {
-        "the gateway itself"
-    };
+    let by =
+        if is_proxied { "an upstream, since the route of -b takes every path" } else { "the gateway itself" };
     println!("/hello was answered by {by}");
 
     let metrics = curl(&[&format!("{admin}/metrics")])?;
-    let samples: Vec<_> = metrics
-        .lines()
-        .filter(|line| line.starts_with("blitz_"))
-        .collect();
+    let samples: Vec<_> = metrics.lines().filter(|line| line.starts_with("blitz_")).collect();
     expect(!samples.is_empty(), "the metrics show samples of blitz_")?;
-    let shown = samples
-        .iter()
-        .filter(|line| line.contains("requests") || line.contains("connections"));
+    let shown = samples.iter().filter(|line| line.contains("requests") || line.contains("connections"));
     for line in shown.take(8) {
         println!("{line}");
     }

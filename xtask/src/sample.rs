@@ -18,21 +18,17 @@ const BODY_BYTES_MAX: u64 = 1 << 30;
 pub(crate) fn start(name: &'static str) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let address = listener.local_addr()?;
-    thread::Builder::new()
-        .name(format!("sample-{name}"))
-        .spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let _ = thread::Builder::new().spawn(move || serve(stream, name));
-            }
-        })?;
+    thread::Builder::new().name(format!("sample-{name}")).spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = thread::Builder::new().spawn(move || serve(stream, name));
+        }
+    })?;
     Ok(address)
 }
 
 /// Answers requests until the peer is done. Errors end the connection, which is all that they mean here.
 fn serve(stream: TcpStream, name: &str) -> Option<()> {
-    stream
-        .set_read_timeout(Some(Duration::from_secs(120)))
-        .ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(120))).ok()?;
     stream.set_nodelay(true).ok()?;
     let mut writer = stream.try_clone().ok()?;
     let mut reader = BufReader::new(stream);
@@ -51,11 +47,7 @@ fn serve(stream: TcpStream, name: &str) -> Option<()> {
             if let Some((field, value)) = line.split_once(':')
                 && field.eq_ignore_ascii_case("content-length")
             {
-                body_bytes = value
-                    .trim()
-                    .parse()
-                    .ok()
-                    .filter(|&bytes| bytes <= BODY_BYTES_MAX)?;
+                body_bytes = value.trim().parse().ok().filter(|&bytes| bytes <= BODY_BYTES_MAX)?;
             }
             head += &line;
         }
@@ -79,13 +71,9 @@ mod tests {
     fn says_who_it_is_and_what_it_was_sent_twice_on_one_connection() {
         let address = start("red").unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         for _ in 0..2 {
-            stream
-                .write_all(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
-                .unwrap();
+            stream.write_all(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc").unwrap();
             let mut got = String::new();
             while !got.contains("Content-Length: 3\r\n") {
                 let mut bytes = [0; 1024];

@@ -31,14 +31,7 @@ struct Tool {
 }
 
 const TEST_TOOLS: &[Tool] = &[
-    Tool {
-        program: "cc",
-        why: "linking",
-        apt: "gcc libc6-dev",
-        dnf: "gcc",
-        pacman: "gcc",
-        service: None,
-    },
+    Tool { program: "cc", why: "linking", apt: "gcc libc6-dev", dnf: "gcc", pacman: "gcc", service: None },
     Tool {
         program: "curl",
         why: "a client of the tests",
@@ -55,14 +48,7 @@ const TEST_TOOLS: &[Tool] = &[
         pacman: "nginx",
         service: Some("nginx"),
     },
-    Tool {
-        program: "wrk",
-        why: "the load generator",
-        apt: "wrk",
-        dnf: "wrk",
-        pacman: "wrk",
-        service: None,
-    },
+    Tool { program: "wrk", why: "the load generator", apt: "wrk", dnf: "wrk", pacman: "wrk", service: None },
     Tool {
         program: "git",
         why: "applying the fault patches",
@@ -107,25 +93,13 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     if fuzz {
         missing.extend(fuzz_tools());
     }
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("missing: {}", missing.join(", ")))
-    }
+    if missing.is_empty() { Ok(()) } else { Err(format!("missing: {}", missing.join(", "))) }
 }
 
 /// Looks for the programs, installs what can be installed, and returns the names of what is still missing.
 pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
-    let wanted = || {
-        TEST_TOOLS
-            .iter()
-            .chain(BENCH_TOOLS.iter().filter(move |_| bench))
-    };
-    let absent = || {
-        wanted()
-            .filter(|tool| sh::find_program(tool.program).is_none())
-            .collect::<Vec<_>>()
-    };
+    let wanted = || TEST_TOOLS.iter().chain(BENCH_TOOLS.iter().filter(move |_| bench));
+    let absent = || wanted().filter(|tool| sh::find_program(tool.program).is_none()).collect::<Vec<_>>();
     let missing = absent();
     if missing.is_empty() {
         let names: Vec<_> = wanted().map(|tool| tool.program).collect();
@@ -138,10 +112,7 @@ pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
     if sh::is_root() && sh::find_program("apt-get").is_some() {
         install_with_apt(&missing)?;
     } else {
-        println!(
-            "setup: to install them, type\n\n    {}\n",
-            command_to_type(&missing)
-        );
+        println!("setup: to install them, type\n\n    {}\n", command_to_type(&missing));
     }
     let missing: Vec<_> = absent().into_iter().map(|tool| tool.program).collect();
     if missing.contains(&"cc") {
@@ -152,30 +123,19 @@ pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
 
 /// The line for a person who must install by hand.
 fn command_to_type(missing: &[&Tool]) -> String {
-    let packages = |of: fn(&Tool) -> &'static str| {
-        missing
-            .iter()
-            .map(|tool| of(tool))
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
+    let packages =
+        |of: fn(&Tool) -> &'static str| missing.iter().map(|tool| of(tool)).collect::<Vec<_>>().join(" ");
     if sh::find_program("dnf").is_some() {
         format!("sudo dnf install -y {}", packages(|tool| tool.dnf))
     } else if sh::find_program("pacman").is_some() {
         format!("sudo pacman -S --needed {}", packages(|tool| tool.pacman))
     } else {
-        format!(
-            "sudo apt-get update && sudo apt-get install -y {}",
-            packages(|tool| tool.apt)
-        )
+        format!("sudo apt-get update && sudo apt-get install -y {}", packages(|tool| tool.apt))
     }
 }
 
 fn install_with_apt(missing: &[&Tool]) -> Result<()> {
-    let packages: Vec<&str> = missing
-        .iter()
-        .flat_map(|tool| tool.apt.split(' '))
-        .collect();
+    let packages: Vec<&str> = missing.iter().flat_map(|tool| tool.apt.split(' ')).collect();
     sh::run(Command::new("apt-get").args(["update", "-q"]))?;
     // Debian starts a service as it is installed, unless policy-rc.d answers 101. The trap takes the
     // file away again however this ends; a file that somebody else put there is left alone.
@@ -188,19 +148,11 @@ fn install_with_apt(missing: &[&Tool]) -> Result<()> {
          apt-get install -y -q --no-install-recommends {}",
         packages.join(" ")
     );
-    sh::run(
-        Command::new("sh")
-            .args(["-c", &script])
-            .env("DEBIAN_FRONTEND", "noninteractive"),
-    )?;
+    sh::run(Command::new("sh").args(["-c", &script]).env("DEBIAN_FRONTEND", "noninteractive"))?;
     let services: Vec<_> = missing.iter().filter_map(|tool| tool.service).collect();
     if Path::new("/run/systemd/system").is_dir() && !services.is_empty() {
         println!("setup: the tests start their own servers, so the units stay off");
-        sh::run(
-            Command::new("systemctl")
-                .args(["disable", "--now", "--quiet"])
-                .args(services),
-        )?;
+        sh::run(Command::new("systemctl").args(["disable", "--now", "--quiet"]).args(services))?;
     }
     Ok(())
 }
@@ -208,12 +160,9 @@ fn install_with_apt(missing: &[&Tool]) -> Result<()> {
 /// Names what fuzzing lacks. These are toolchains of the user, so they are named and not installed.
 pub(crate) fn fuzz_tools() -> Vec<&'static str> {
     let mut missing = Vec::new();
-    let succeeds =
-        |command: &mut Command| sh::output(command).is_ok_and(|output| output.status.success());
+    let succeeds = |command: &mut Command| sh::output(command).is_ok_and(|output| output.status.success());
     if !succeeds(Command::new("rustup").args(["run", "nightly", "rustc", "--version"])) {
-        println!(
-            "setup: to install a nightly compiler, type\n\n    rustup toolchain install nightly\n"
-        );
+        println!("setup: to install a nightly compiler, type\n\n    rustup toolchain install nightly\n");
         missing.push("a nightly toolchain");
     }
     if !succeeds(&mut sh::cargo(["fuzz", "--version"])) {

@@ -45,9 +45,7 @@ impl Args {
         let Some(text) = self.value(name)? else {
             return Ok(None);
         };
-        text.parse()
-            .map(Some)
-            .map_err(|_| format!("{name} {text:?}: a whole number is wanted"))
+        text.parse().map(Some).map_err(|_| format!("{name} {text:?}: a whole number is wanted"))
     }
 
     /// Takes the next word that is not an option.
@@ -73,12 +71,9 @@ impl Args {
 /// The root of the workspace.
 pub(crate) fn root() -> PathBuf {
     // cargo sets the variable for what it runs; the compiled-in path is for a binary run by hand.
-    let manifest = std::env::var("CARGO_MANIFEST_DIR")
-        .unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
-    Path::new(&manifest)
-        .parent()
-        .unwrap_or(Path::new("."))
-        .to_owned()
+    let manifest =
+        std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    Path::new(&manifest).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Where cargo puts what it builds.
@@ -94,12 +89,7 @@ pub(crate) fn cargo<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> Comm
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root());
     // What cargo told this program about itself would make the inner cargo rebuild build scripts.
-    for name in [
-        "CARGO_MANIFEST_DIR",
-        "CARGO_MANIFEST_PATH",
-        "CARGO_PKG_NAME",
-        "CARGO_PKG_VERSION",
-    ] {
+    for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
         command.env_remove(name);
     }
     command
@@ -115,11 +105,7 @@ pub(crate) fn line(command: &Command) -> String {
     }
     let program = Path::new(command.get_program());
     let is_cargo = program.file_stem() == Some(OsStr::new("cargo"));
-    line += &if is_cargo {
-        "cargo".to_owned()
-    } else {
-        quoted(command.get_program())
-    };
+    line += &if is_cargo { "cargo".to_owned() } else { quoted(command.get_program()) };
     for arg in command.get_args() {
         line.push(' ');
         line += &quoted(arg);
@@ -140,14 +126,8 @@ fn quoted(word: &OsStr) -> String {
 /// Prints and runs; an exit code other than 0 is a failure.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     println!("+ {}", line(command));
-    let status = command
-        .status()
-        .map_err(|error| format!("{}: {error}", line(command)))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("{} ended with {status}", line(command)))
-    }
+    let status = command.status().map_err(|error| format!("{}: {error}", line(command)))?;
+    if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", line(command))) }
 }
 
 /// Prints and runs; what it wrote on stdout. An exit code other than 0 is a failure with its stderr.
@@ -158,31 +138,20 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        Err(format!(
-            "{} ended with {}: {}",
-            line(command),
-            output.status,
-            stderr.trim()
-        ))
+        Err(format!("{} ended with {}: {}", line(command), output.status, stderr.trim()))
     }
 }
 
 /// Runs without printing.
 pub(crate) fn output(command: &mut Command) -> Result<Output> {
-    command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("{}: {error}", line(command)))
+    command.stdin(Stdio::null()).output().map_err(|error| format!("{}: {error}", line(command)))
 }
 
 /// The path of a program, also from the system folders that a plain user's PATH may lack.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(system)
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Whether this process runs as root.

@@ -30,10 +30,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
 
     let missing = setup::ensure(false)?;
     if !missing.is_empty() {
-        println!(
-            "test: going on without {}; what needs it skips",
-            missing.join(", ")
-        );
+        println!("test: going on without {}; what needs it skips", missing.join(", "));
     }
     let profile = if release { "release" } else { "debug" };
     let release = release.then_some("--release");
@@ -46,9 +43,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     if !rest.is_empty() {
         tests.arg("--").args(rest);
     }
-    tests
-        .env("BLITZ_BIN", sh::target_dir().join(profile).join("blitz"))
-        .env("BLITZ_SKIP_LOG", &skips);
+    tests.env("BLITZ_BIN", sh::target_dir().join(profile).join("blitz")).env("BLITZ_SKIP_LOG", &skips);
     let outcome = sh::run(&mut tests);
 
     let skipped = std::fs::read_to_string(&skips).unwrap_or_default();

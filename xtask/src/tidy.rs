@@ -57,8 +57,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
             let wrapped = source::rewrap_comments(&text);
             if wrapped != text {
                 println!("tidy: wrapped comments of {}", file.display());
-                std::fs::write(path, &wrapped)
-                    .map_err(|error| format!("{}: {error}", path.display()))?;
+                std::fs::write(path, &wrapped).map_err(|error| format!("{}: {error}", path.display()))?;
                 text = wrapped;
             }
         }
@@ -66,9 +65,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
         match file.extension().and_then(|ending| ending.to_str()) {
             Some("rs") => source::check_rust(file, &text, &mut findings),
             Some("md") => links::check(&root, file, &text, &mut findings),
-            _ if file == Path::new("Cargo.toml") => {
-                source::check_dependencies(file, &text, &mut findings)
-            }
+            _ if file == Path::new("Cargo.toml") => source::check_dependencies(file, &text, &mut findings),
             _ => {}
         }
     }
@@ -94,10 +91,7 @@ pub(crate) fn walk(dir: &Path, files: &mut Vec<PathBuf>) {
             continue;
         };
         if kind.is_dir() {
-            if !["target", ".git", "corpus-work", "artifacts"]
-                .iter()
-                .any(|skipped| name == *skipped)
-            {
+            if !["target", ".git", "corpus-work", "artifacts"].iter().any(|skipped| name == *skipped) {
                 walk(&path, files);
             }
         } else if kind.is_file() && name != ".git" {
@@ -107,9 +101,7 @@ pub(crate) fn walk(dir: &Path, files: &mut Vec<PathBuf>) {
 }
 
 fn is_text(file: &Path) -> bool {
-    const ENDINGS: &[&str] = &[
-        "rs", "md", "toml", "service", "sh", "json", "yml", "yaml", "conf",
-    ];
+    const ENDINGS: &[&str] = &["rs", "md", "toml", "service", "sh", "json", "yml", "yaml", "conf"];
     let ending = file.extension().and_then(|ending| ending.to_str());
     ending.is_some_and(|ending| ENDINGS.contains(&ending)) || file.starts_with(".ci")
 }

@@ -34,13 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     floor.accept(&listener, ACCEPT);
     loop {
         floor.wait(&mut done)?;
-        for Done {
-            tag,
-            result,
-            buffer,
-            more,
-        } in done.drain(..)
-        {
+        for Done { tag, result, buffer, more } in done.drain(..) {
             if tag == ACCEPT {
                 if !more {
                     floor.accept(&listener, ACCEPT);
@@ -50,13 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     let connected =
                         TcpStream::connect(upstream).and_then(|s| s.set_nodelay(true).map(|()| s));
                     match connected {
-                        Ok(stream) => open(
-                            &mut floor,
-                            &mut sides,
-                            &mut free,
-                            result,
-                            stream.into_raw_fd(),
-                        ),
+                        Ok(stream) => open(&mut floor, &mut sides, &mut free, result, stream.into_raw_fd()),
                         Err(_) => floor::close(result),
                     }
                 }
@@ -96,25 +84,13 @@ fn tag_of(at: usize, is_send: bool) -> u64 {
     (at as u64) << 1 | u64::from(is_send)
 }
 
-fn open(
-    floor: &mut Floor,
-    sides: &mut Vec<Side>,
-    free: &mut Vec<usize>,
-    client: i32,
-    upstream: i32,
-) {
+fn open(floor: &mut Floor, sides: &mut Vec<Side>, free: &mut Vec<usize>, client: i32, upstream: i32) {
     let pair = free.pop().unwrap_or_else(|| {
         sides.extend([Side::default(), Side::default()]);
         sides.len() - 2
     });
-    sides[pair] = Side {
-        fd: client,
-        ..Side::default()
-    };
-    sides[pair + 1] = Side {
-        fd: upstream,
-        ..Side::default()
-    };
+    sides[pair] = Side { fd: client, ..Side::default() };
+    sides[pair + 1] = Side { fd: upstream, ..Side::default() };
     receive(floor, sides, pair);
     receive(floor, sides, pair + 1);
 }
@@ -152,10 +128,7 @@ fn finish(
         floor::shut_down(sides[at].fd);
     }
     starved.retain(|at| at & !1 != pair);
-    if [pair, pair + 1]
-        .iter()
-        .any(|&at| sides[at].receiving || sides[at].sending)
-    {
+    if [pair, pair + 1].iter().any(|&at| sides[at].receiving || sides[at].sending) {
         return;
     }
     for at in [pair, pair + 1] {

@@ -32,8 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
          Content-Length: {body_bytes}\r\n\r\n"
     );
     let answer = head + &"x".repeat(body_bytes);
-    let answers: &'static [u8] =
-        Box::leak(answer.repeat(BATCH).into_boxed_str().into_boxed_bytes());
+    let answers: &'static [u8] = Box::leak(answer.repeat(BATCH).into_boxed_str().into_boxed_bytes());
     let mut floor = Floor::new()?;
     let mut connections: Vec<Connection> = Vec::new();
     let mut free: Vec<usize> = Vec::new();
@@ -41,13 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     floor.accept(&listener, ACCEPT);
     loop {
         floor.wait(&mut done)?;
-        for Done {
-            tag,
-            result,
-            buffer,
-            more,
-        } in done.drain(..)
-        {
+        for Done { tag, result, buffer, more } in done.drain(..) {
             if tag == ACCEPT {
                 if !more {
                     floor.accept(&listener, ACCEPT);
@@ -57,11 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                         connections.push(Connection::default());
                         connections.len() - 1
                     });
-                    connections[at] = Connection {
-                        fd: result,
-                        receiving: true,
-                        ..Connection::default()
-                    };
+                    connections[at] = Connection { fd: result, receiving: true, ..Connection::default() };
                     floor.receive(result, tag_of(at, false));
                 }
                 continue;
@@ -91,11 +80,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let count = connection.owed.min(BATCH);
                 connection.owed -= count;
                 connection.sending = true;
-                floor.send_static(
-                    connection.fd,
-                    &answers[..answers.len() / BATCH * count],
-                    tag_of(at, true),
-                );
+                floor.send_static(connection.fd, &answers[..answers.len() / BATCH * count], tag_of(at, true));
             }
             if connection.closing && !connection.sending && !connection.receiving {
                 floor::close(connection.fd);
@@ -115,10 +100,7 @@ fn heads(bytes: &[u8], matched: &mut usize) -> usize {
     // What a load generator sends: whole heads. Comparing the last four bytes first keeps the floor low.
     if *matched == 0 && bytes.ends_with(END) && bytes.len() < 256 {
         let inner = &bytes[..bytes.len() - END.len()];
-        return 1 + inner
-            .windows(END.len())
-            .filter(|window| window == END)
-            .count();
+        return 1 + inner.windows(END.len()).filter(|window| window == END).count();
     }
     let mut count = 0;
     for &byte in bytes {
@@ -144,10 +126,7 @@ mod tests {
         let text = b"GET / HTTP/1.1\r\nA: b\r\n\r\nGET / HTTP/1.1\r\n\r\n\r\r\n\r\n";
         for step in 1..=text.len() {
             let mut matched = 0;
-            let count: usize = text
-                .chunks(step)
-                .map(|part| heads(part, &mut matched))
-                .sum();
+            let count: usize = text.chunks(step).map(|part| heads(part, &mut matched)).sum();
             assert_eq!(count, 3, "in steps of {step}");
         }
     }

@@ -10,16 +10,11 @@ use super::Finding;
 
 /// Follows the `mod` lines from every root; what is left over is dead.
 pub(super) fn check(root: &Path, files: &[PathBuf], findings: &mut Vec<Finding>) {
-    let rust: Vec<&PathBuf> = files
-        .iter()
-        .filter(|path| path.extension().is_some_and(|e| e == "rs"))
-        .collect();
+    let rust: Vec<&PathBuf> =
+        files.iter().filter(|path| path.extension().is_some_and(|e| e == "rs")).collect();
     let mut reached = HashSet::new();
-    let mut waiting: Vec<PathBuf> = rust
-        .iter()
-        .filter(|path| is_root(path))
-        .map(|path| path.to_path_buf())
-        .collect();
+    let mut waiting: Vec<PathBuf> =
+        rust.iter().filter(|path| is_root(path)).map(|path| path.to_path_buf()).collect();
     while let Some(path) = waiting.pop() {
         if let Ok(text) = std::fs::read_to_string(&path)
             && reached.insert(path.clone())
@@ -30,11 +25,7 @@ pub(super) fn check(root: &Path, files: &[PathBuf], findings: &mut Vec<Finding>)
     for path in rust {
         if !reached.contains(path) {
             let file = path.strip_prefix(root).unwrap_or(path).to_owned();
-            findings.push(Finding {
-                file,
-                line: 0,
-                what: "no `mod` line leads here".to_owned(),
-            });
+            findings.push(Finding { file, line: 0, what: "no `mod` line leads here".to_owned() });
         }
     }
 }
@@ -48,9 +39,7 @@ fn is_root(path: &Path) -> bool {
     let in_named = |dir: &str| parent.file_name().is_some_and(|found| found == dir);
     (in_named("src") && has_manifest(package) && (name == "main.rs" || name == "lib.rs"))
         || (in_named("bin") && package.parent().is_some_and(has_manifest))
-        || (["tests", "benches", "examples", "fuzz_targets"]
-            .into_iter()
-            .any(in_named)
+        || (["tests", "benches", "examples", "fuzz_targets"].into_iter().any(in_named)
             && has_manifest(package))
         || (name == "build.rs" && has_manifest(parent))
 }
@@ -60,11 +49,7 @@ fn children(path: &Path, text: &str) -> Vec<PathBuf> {
     let parent = path.parent().unwrap_or(Path::new(""));
     let stem = path.file_stem().unwrap_or_default();
     let owns_its_folder = stem == "mod" || stem == "lib" || stem == "main" || is_root(path);
-    let dir = if owns_its_folder {
-        parent.to_owned()
-    } else {
-        parent.join(stem)
-    };
+    let dir = if owns_its_folder { parent.to_owned() } else { parent.join(stem) };
     let mut found = Vec::new();
     let mut named_path = None;
     for line in text.lines().map(str::trim) {
@@ -73,10 +58,7 @@ fn children(path: &Path, text: &str) -> Vec<PathBuf> {
         } else if let Some(name) = module_name(line) {
             match named_path.take() {
                 Some(path) => found.push(path),
-                None => found.extend([
-                    dir.join(format!("{name}.rs")),
-                    dir.join(name).join("mod.rs"),
-                ]),
+                None => found.extend([dir.join(format!("{name}.rs")), dir.join(name).join("mod.rs")]),
             }
         }
     }
@@ -87,9 +69,8 @@ fn children(path: &Path, text: &str) -> Vec<PathBuf> {
 fn module_name(line: &str) -> Option<&str> {
     let (before, rest) = line.split_once("mod ")?;
     let before = before.trim();
-    let is_visibility = before.is_empty()
-        || before == "pub"
-        || (before.starts_with("pub(") && before.ends_with(')'));
+    let is_visibility =
+        before.is_empty() || before == "pub" || (before.starts_with("pub(") && before.ends_with(')'));
     let name = rest.split(';').next().filter(|_| rest.contains(';'))?;
     (is_visibility && name.chars().all(|c| c.is_alphanumeric() || c == '_')).then_some(name)
 }

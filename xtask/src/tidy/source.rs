@@ -23,12 +23,8 @@ const MARKERS: &[&str] = &[
 ];
 
 /// Folders that exist on somebody's machine and on no other.
-const MACHINE_PATHS: &[&str] = &[
-    concat!("/wo", "rk/"),
-    concat!("/ro", "ot/"),
-    concat!("/ho", "me/"),
-    concat!("/Us", "ers/"),
-];
+const MACHINE_PATHS: &[&str] =
+    &[concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/"), concat!("/Us", "ers/")];
 
 /// Where `unsafe` may be written: system calls, rings, the shared segment, and what only measures or
 /// tests. This tool forbids it in its own root and only speaks of it.
@@ -44,13 +40,7 @@ const UNSAFE_FENCE: &[&str] = &[
 /// Checks that hold for any text file.
 pub(super) fn check_text(file: &Path, text: &str, findings: &mut Vec<Finding>) {
     let is_markdown = file.extension().is_some_and(|ending| ending == "md");
-    let mut found = |line, what: String| {
-        findings.push(Finding {
-            file: file.to_owned(),
-            line,
-            what,
-        })
-    };
+    let mut found = |line, what: String| findings.push(Finding { file: file.to_owned(), line, what });
     for (at, line) in (1..).zip(text.lines()) {
         if line.ends_with([' ', '\t', '\r']) {
             found(at, "trailing blank".to_owned());
@@ -67,42 +57,24 @@ pub(super) fn check_text(file: &Path, text: &str, findings: &mut Vec<Finding>) {
         }
     }
     if !text.is_empty() && !text.ends_with('\n') {
-        found(
-            text.lines().count(),
-            "the last line does not end".to_owned(),
-        );
+        found(text.lines().count(), "the last line does not end".to_owned());
     }
 }
 
 /// Checks on a file of Rust.
 pub(super) fn check_rust(file: &Path, text: &str, findings: &mut Vec<Finding>) {
-    let mut found = |line, what: String| {
-        findings.push(Finding {
-            file: file.to_owned(),
-            line,
-            what,
-        })
-    };
-    let first = text
-        .lines()
-        .find(|line| !line.trim().is_empty() && !line.starts_with("#!["));
+    let mut found = |line, what: String| findings.push(Finding { file: file.to_owned(), line, what });
+    let first = text.lines().find(|line| !line.trim().is_empty() && !line.starts_with("#!["));
     if !first.is_some_and(|line| line.starts_with("//!")) {
-        found(
-            1,
-            "no `//!` header that says what this file owns".to_owned(),
-        );
+        found(1, "no `//!` header that says what this file owns".to_owned());
     }
     let count = text.lines().count();
     if count > FILE_LINES_MAX {
-        found(
-            0,
-            format!("{count} lines; more than {FILE_LINES_MAX} ask to be two files"),
-        );
+        found(0, format!("{count} lines; more than {FILE_LINES_MAX} ask to be two files"));
     }
     let fenced = UNSAFE_FENCE.iter().any(|fence| file.starts_with(fence));
     // The data plane's own names; what tests and tools look for is written where they look.
-    let names_metrics =
-        file.starts_with("blitz-dataplane/src") && !file.ends_with("metrics/names.rs");
+    let names_metrics = file.starts_with("blitz-dataplane/src") && !file.ends_with("metrics/names.rs");
     let mut is_test = file.ends_with("tests.rs")
         || file.ends_with("corpus.rs")
         || file.components().any(|part| part.as_os_str() == "tests");
@@ -110,11 +82,7 @@ pub(super) fn check_rust(file: &Path, text: &str, findings: &mut Vec<Finding>) {
         // Unit tests stand at the end of their file.
         is_test |= line == "#[cfg(test)]";
         // Data of a test is easier to read on one long line than cut into pieces.
-        let chars = if is_test {
-            without_literals(line).chars().count()
-        } else {
-            line.chars().count()
-        };
+        let chars = if is_test { without_literals(line).chars().count() } else { line.chars().count() };
         if chars > LINE_CHARS_MAX {
             found(at, format!("{chars} characters; at most {LINE_CHARS_MAX}"));
         }
@@ -141,11 +109,7 @@ pub(super) fn check_dependencies(file: &Path, text: &str, findings: &mut Vec<Fin
             && !value.contains('#')
         {
             let what = format!("{}: no word on why this dependency is here", name.trim());
-            findings.push(Finding {
-                file: file.to_owned(),
-                line: at,
-                what,
-            });
+            findings.push(Finding { file: file.to_owned(), line: at, what });
         }
     }
 }
@@ -157,27 +121,18 @@ pub(super) fn rewrap_comments(text: &str) -> String {
     while at < lines.len() {
         let line = lines[at].clone();
         let rest = line.trim_start();
-        let mark = ["///", "//!", "//"]
-            .into_iter()
-            .find(|mark| rest.starts_with(mark));
+        let mark = ["///", "//!", "//"].into_iter().find(|mark| rest.starts_with(mark));
         if let Some(mark) = mark.filter(|_| line.chars().count() > LINE_CHARS_MAX) {
             let prefix = format!("{}{mark} ", &line[..line.len() - rest.len()]);
-            let limit = line
-                .char_indices()
-                .nth(LINE_CHARS_MAX)
-                .map_or(line.len(), |(byte, _)| byte);
+            let limit = line.char_indices().nth(LINE_CHARS_MAX).map_or(line.len(), |(byte, _)| byte);
             // The blank to cut at, if there is one behind the prefix.
             if let Some(cut) = line[..=limit].rfind(' ').filter(|cut| *cut >= prefix.len()) {
                 let moved = line[cut + 1..].to_owned();
                 lines[at].truncate(cut);
-                let next = lines
-                    .get(at + 1)
-                    .and_then(|next| next.strip_prefix(&prefix))
-                    .map(str::to_owned);
+                let next = lines.get(at + 1).and_then(|next| next.strip_prefix(&prefix)).map(str::to_owned);
                 // A list item, a table or an indented line is a line of its own.
-                let joins = |next: &String| {
-                    !next.starts_with(['-', '*', '|', ' ', '#', '`']) && !next.is_empty()
-                };
+                let joins =
+                    |next: &String| !next.starts_with(['-', '*', '|', ' ', '#', '`']) && !next.is_empty();
                 match next.filter(joins) {
                     Some(next) => lines[at + 1] = format!("{prefix}{moved} {next}"),
                     None => lines.insert(at + 1, format!("{prefix}{moved}")),
@@ -216,8 +171,6 @@ fn has_word(line: &str, word: &str) -> bool {
 
 /// The line up to `//`, unless it stands in a string such as a URL.
 fn without_comment(line: &str) -> &str {
-    let cut = line
-        .match_indices("//")
-        .find(|(at, _)| line[..*at].matches('"').count().is_multiple_of(2));
+    let cut = line.match_indices("//").find(|(at, _)| line[..*at].matches('"').count().is_multiple_of(2));
     cut.map_or(line, |(at, _)| &line[..at])
 }

@@ -1,0 +1,585 @@
+//! The control loop: one event after the other, from the start to the end.
+//!
+//! Owns: the state, the start, what becomes of workers; in its two parts the commit of a configuration and the end.
+//! Does not own: preparing a configuration ([`super::reload`]),
+//! starting workers ([`crate::process::supervisor`]), the admin API's HTTP ([`super::admin`]).
+#![forbid(unsafe_code)]
+
+mod commit;
+mod end;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blitz_config::Config;
+use blitz_config::model::{Endpoint, EndpointHost};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use super::admin;
+use super::load::{ConfigHead, ConfigOrigin};
+use super::names::{Lookup, Names, Schedule, Sources};
+use super::reload::{Prepared, ReloadReport, Timings, prepare};
+use super::views::{Shared, View};
+use super::{EVENTS_MAX, EndStage, Event, Signal};
+use crate::metrics::{EndpointLabels, Exposition, Metric};
+use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
+use crate::process::launch::{Launcher, Mode};
+use crate::process::listeners::Banks;
+use crate::process::messages::{
+    BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress, LogLevel, ToWorker,
+};
+use crate::process::supervisor::{WorkerEvent, Workers};
+use crate::process::worker::{Place, WorkerCode, WorkerError, worker_main};
+use crate::secret::Secret;
+use crate::segment::{ENDPOINTS_MAX, Segment, Shape, WorkerRows};
+
+/// Longest time from the first worker's start until all serve.
+pub const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long workers may list their connections.
+pub const CONNECTIONS_TIMEOUT: Duration = Duration::from_millis(200);
+/// Most connections listed, of all workers together.
+pub const CONNECTIONS_MAX: usize = 1000;
+/// Questions for connections under way at once (count); further ones are answered with an empty list.
+const QUESTIONS_MAX: usize = 8;
+/// After the drain deadline, which the workers keep themselves: until they are told to stop.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// From the order to stop until the kill.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// From the kill until the supervisor leaves anyway (threads cannot be killed).
+const KILL_GRACE: Duration = Duration::from_millis(500);
+
+/// The worker's code as the control side needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Code {
+    /// A test compile.
+    pub check: fn(&Config, &ResolvedEndpoints) -> Result<(), String>,
+    /// [`worker_main`] of this code.
+    pub entry: fn(UnixStream, Place) -> Result<(), WorkerError>,
+    /// Labels of error kinds.
+    pub error_labels: &'static [&'static str],
+}
+
+impl Code {
+    /// The code `C`.
+    pub fn of<C: WorkerCode>() -> Self {
+        Self {
+            check: |config, endpoints| C::compile(config, endpoints, 0).map(drop),
+            entry: worker_main::<C>,
+            error_labels: C::ERROR_LABELS,
+        }
+    }
+}
+
+/// Where the admin API listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminChoice {
+    /// Where the configuration (or `--admin ADDR`, which precedes it) says.
+    Configured,
+    /// Nowhere.
+    Off,
+}
+
+/// Everything that the start decides.
+#[derive(Debug)]
+pub struct Options {
+    /// Where the configuration comes from.
+    pub origin: ConfigOrigin,
+    /// Worker processes or threads, and what they execute.
+    pub mode: Mode,
+    /// Arguments of a worker process.
+    pub worker_arguments: Vec<std::ffi::OsString>,
+    /// The processor of each worker; its length is the number of workers.
+    pub cores: Vec<Option<usize>>,
+    /// How workers talk to the kernel.
+    pub io: IoMode,
+    /// `-l`.
+    pub log_level: LogLevel,
+    /// `-t`.
+    pub trace: bool,
+    /// The admin API.
+    pub admin: AdminChoice,
+    /// The root of all keys.
+    pub secret: Secret,
+    /// Where and when names are looked up.
+    pub names: (Sources, Schedule),
+    /// Tells when all workers serve. For tests and service managers.
+    pub on_ready: Option<oneshot::Sender<Startup>>,
+}
+
+/// What a ready start looks like.
+#[derive(Clone, Debug)]
+pub struct Startup {
+    /// The listeners.
+    pub listeners: Vec<ListenerAddress>,
+    /// The admin API.
+    pub admin: Option<SocketAddr>,
+    /// The segment.
+    pub segment: Segment,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All workers ended by themselves.
+    Ended,
+    /// Some had to be killed.
+    Forced,
+}
+
+/// Starts everything, serves until told to end, ends everything. Blocks the calling thread, which must live as long as the
+/// process: the workers die with it.
+///
+/// # Errors
+/// A sentence with cause and remedy: the configuration is wrong, an address cannot be bound, a worker cannot start.
+pub fn run(options: Options, code: Code) -> Result<Outcome, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .map_err(|error| format!("cannot start the control thread: {error}"))?;
+    let outcome = runtime.block_on(async {
+        let (mut control, mut events) = Control::start(options, code).await?;
+        while let Some(event) = events.recv().await {
+            if let Some(outcome) = control.handle(event)? {
+                return Ok(outcome);
+            }
+        }
+        Ok(Outcome::Ended)
+    });
+    // A lookup or a parse may still run; nobody waits for it.
+    runtime.shutdown_background();
+    outcome
+}
+
+struct Control {
+    options: Options,
+    code: Code,
+    events: mpsc::Sender<Event>,
+    started: Instant,
+
+    segment: Segment,
+    own_rows: WorkerRows,
+    secret: OwnedFd,
+    workers: Workers,
+    banks: Banks,
+    rows: RowTable,
+    names: Names,
+
+    current: Current,
+    reload: Reload,
+    last_reload: Option<Arc<ReloadReport>>,
+    is_ready: bool,
+    ending: Option<EndStage>,
+    was_forced: bool,
+
+    questions: HashMap<u64, Question>,
+    next_question: u64,
+    shared: Arc<Shared>,
+    admin: Option<SocketAddr>,
+}
+
+/// The configuration in effect.
+struct Current {
+    config: Arc<Config>,
+    head: ConfigHead,
+    text: OwnedFd,
+    generation: u64,
+    endpoints: ResolvedEndpoints,
+}
+
+/// A reload under way, with those who wait for its report.
+enum Reload {
+    Idle,
+    Preparing {
+        started: Instant,
+        waiting: Vec<oneshot::Sender<Arc<ReloadReport>>>,
+        again: Again,
+    },
+    Applying {
+        generation: u64,
+        started: Instant,
+        committed: Instant,
+        timings: Timings,
+        notes: Vec<String>,
+        removed: Vec<SocketAddr>,
+        waiting: Vec<oneshot::Sender<Arc<ReloadReport>>>,
+        again: Again,
+    },
+}
+
+/// Whether another reload was asked for meanwhile, and by whom.
+#[derive(Default)]
+struct Again {
+    is_wanted: bool,
+    waiting: Vec<oneshot::Sender<Arc<ReloadReport>>>,
+}
+
+/// What one worker is to be told, with the descriptors that travel along.
+type WorkerOrder = (u32, ToWorker, Vec<OwnedFd>);
+
+/// A question for connections.
+struct Question {
+    waiting_for: BTreeSet<u32>,
+    rows: Vec<(u32, ConnectionRow)>,
+    reply: oneshot::Sender<Vec<(u32, ConnectionRow)>>,
+}
+
+impl Control {
+    async fn start(mut options: Options, code: Code) -> Result<(Self, mpsc::Receiver<Event>), String> {
+        let started = Instant::now();
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        // Signals first: one that arrives during the start must not kill us half way.
+        watch_signals(&events)?;
+        let (sources, schedule) = options.names.clone();
+        let lookup = Lookup::new(sources, schedule);
+        let prepared = prepare(options.origin.clone(), lookup.clone(), BTreeSet::new(), code).await?;
+        let Prepared { config, head, text, names: wanted, outcomes, .. } = *prepared;
+
+        let workers_count = u32::try_from(options.cores.len()).unwrap_or(u32::MAX);
+        let shape = Shape { workers: workers_count, endpoints: ENDPOINTS_MAX };
+        let segment = Segment::create(shape).map_err(|error| error.to_string())?;
+        let own_rows = segment.supervisor().ok_or("the segment lacks the supervisor's row")?;
+        let mut names = Names::new(lookup, events.clone());
+        names.adopt(&wanted, outcomes);
+        let mut rows = RowTable::new(ENDPOINTS_MAX);
+        let generation = 1;
+        let endpoints =
+            rows.assign(&addresses(&config, &names), generation).map_err(|error| error.to_string())?;
+        (code.check)(&config, &endpoints)?;
+
+        let mut banks = Banks::default();
+        banks.add(banks.bind_missing(&listener_addresses(&config), workers_count)?);
+        let current = Current { config, head, text, generation, endpoints };
+        let launcher =
+            Launcher { mode: options.mode, entry: code.entry, arguments: options.worker_arguments.clone() };
+        let workers = Workers::new(launcher, segment.clone(), own_rows.clone(), events.clone());
+        let secret =
+            options.secret.to_fd().map_err(|error| format!("cannot pass the master secret on: {error}"))?;
+        let exposition = Exposition::new(segment.clone(), code.error_labels, env!("CARGO_PKG_VERSION"));
+        let shared = Arc::new(Shared::new(segment.clone(), own_rows.clone(), exposition, started));
+        let admin = match options.admin {
+            AdminChoice::Off => None,
+            AdminChoice::Configured => {
+                let address = current.config.admin.address;
+                Some(admin::start(address, Arc::clone(&shared), events.clone())?)
+            }
+        };
+        let mut control = Self {
+            code,
+            events,
+            started,
+            segment,
+            own_rows,
+            secret,
+            workers,
+            banks,
+            rows,
+            names,
+            current,
+            reload: Reload::Idle,
+            last_reload: None,
+            is_ready: false,
+            ending: None,
+            was_forced: false,
+            questions: HashMap::new(),
+            next_question: 1,
+            shared,
+            admin,
+            options: Options { on_ready: options.on_ready.take(), ..options },
+        };
+        control.own_rows.gauge_set(Metric::ConfigGeneration, generation);
+        control.publish();
+        for index in 0..workers_count {
+            control.start_worker(index).map_err(|error| format!("cannot start worker {index}: {error}"))?;
+        }
+        control.later(START_TIMEOUT, Event::StartDeadline);
+        Ok((control, receiver))
+    }
+
+    fn handle(&mut self, event: Event) -> Result<Option<Outcome>, String> {
+        match event {
+            Event::Worker { index, incarnation, event } if self.workers.is_current(index, incarnation) => {
+                match event {
+                    WorkerEvent::Message(message) => self.worker_says(index, message)?,
+                    WorkerEvent::Ended(exit) => {
+                        if let Some(death) = self.workers.ended(index, exit, Instant::now()) {
+                            self.worker_ended(index, incarnation, &death)?;
+                        }
+                    }
+                }
+            }
+            Event::Respawn { index, incarnation } if self.workers.is_current(index, incarnation) => {
+                self.respawn(index)
+            }
+            // From a worker that has a successor already.
+            Event::Worker { .. } | Event::Respawn { .. } => {}
+            Event::Name(update) => self.name_updated(&update),
+            Event::Prepared(prepared) => self.prepared(prepared),
+            Event::ReloadDeadline { generation } => {
+                if matches!(&self.reload, Reload::Applying { generation: waiting, .. } if *waiting == generation)
+                {
+                    let behind = self.workers.behind(generation);
+                    self.reload_done(Some(format!("workers {behind:?} have not applied it yet")));
+                }
+            }
+            Event::ConnectionsDeadline { request } => self.answer_question(request),
+            Event::StartDeadline if !self.is_ready && self.ending.is_none() => {
+                let behind = self.workers.behind(1);
+                let seconds = START_TIMEOUT.as_secs();
+                return Err(format!("workers {behind:?} did not begin to serve within {seconds} s"));
+            }
+            Event::StartDeadline => {}
+            Event::EndDeadline { stage } => {
+                if self.ending == Some(stage) {
+                    return Ok(self.end_overdue(stage));
+                }
+            }
+            Event::Signal(signal) => self.signalled(signal),
+            Event::Command(command) => self.commanded(command),
+        }
+        let is_over = self.ending.is_some() && self.workers.alive().is_empty();
+        let outcome = if self.was_forced { Outcome::Forced } else { Outcome::Ended };
+        if is_over {
+            log::info!("all workers have ended");
+        }
+        Ok(is_over.then_some(outcome))
+    }
+
+    // Workers.
+
+    fn start_worker(&mut self, index: u32) -> std::io::Result<()> {
+        let mut fds = vec![
+            self.segment.fd().try_clone_to_owned()?,
+            self.secret.try_clone()?,
+            self.current.text.try_clone()?,
+        ];
+        let mut added = Vec::new();
+        // A bank whose listener was just removed lives until the other workers have closed it.
+        let listeners = listener_addresses(&self.current.config);
+        for bank in self.banks.iter().filter(|bank| listeners.contains(&bank.address().configured)) {
+            if let Some(socket) = bank.socket(index) {
+                added.push(bank.address());
+                fds.push(socket.try_clone_to_owned()?);
+            }
+        }
+        let config = ConfigMessage {
+            generation: self.current.generation,
+            head: self.current.head.clone(),
+            endpoints: self.current.endpoints.clone(),
+            added,
+            removed: Vec::new(),
+        };
+        let boot = BootMessage {
+            worker: index,
+            workers: self.workers.count(),
+            incarnation: self.workers.next_incarnation(index),
+            core: self.options.cores.get(index as usize).copied().flatten(),
+            io: self.options.io,
+            log_level: self.options.log_level,
+            trace: self.options.trace,
+            config,
+        };
+        self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)
+    }
+
+    fn respawn(&mut self, index: u32) {
+        if self.ending.is_some() {
+            return;
+        }
+        if let Err(error) = self.start_worker(index) {
+            log::error!("worker {index} cannot be started: {error}; next try in 1 s");
+            let incarnation = self.workers.next_incarnation(index) - 1;
+            self.later(Duration::from_secs(1), Event::Respawn { index, incarnation });
+        }
+    }
+
+    fn worker_says(&mut self, index: u32, message: FromWorker) -> Result<(), String> {
+        match message {
+            FromWorker::SnapshotApplied { generation } => {
+                if let Some(away) = self.workers.applied(index, generation) {
+                    log::info!(
+                        "worker {index} was replaced and serves after {:.1} ms",
+                        away.as_secs_f64() * 1e3
+                    );
+                }
+                if !self.is_ready && self.workers.all_applied(1) {
+                    self.ready();
+                }
+                self.check_reload();
+            }
+            FromWorker::SnapshotRefused { generation, reason } => {
+                log::error!("worker {index} refused generation {generation}: {reason}");
+                if let Reload::Applying { notes, .. } = &mut self.reload {
+                    notes.push(format!("worker {index}: {reason}"));
+                }
+            }
+            FromWorker::Connections { request, rows } => {
+                if let Some(question) = self.questions.get_mut(&request) {
+                    question.waiting_for.remove(&index);
+                    let room = CONNECTIONS_MAX.saturating_sub(question.rows.len());
+                    question.rows.extend(rows.into_iter().take(room).map(|row| (index, row)));
+                    if question.waiting_for.is_empty() {
+                        self.answer_question(request);
+                    }
+                }
+            }
+            FromWorker::Failed { reason } => {
+                if !self.is_ready && self.ending.is_none() {
+                    return Err(format!("worker {index} cannot start: {reason}"));
+                }
+                self.workers.failed(index, reason);
+            }
+        }
+        Ok(())
+    }
+
+    fn worker_ended(
+        &mut self,
+        index: u32,
+        incarnation: u64,
+        death: &crate::process::supervisor::Death,
+    ) -> Result<(), String> {
+        let crate::process::supervisor::Death { reason, is_clean, delay } = death;
+        for request in self.questions.keys().copied().collect::<Vec<_>>() {
+            if let Some(question) = self.questions.get_mut(&request) {
+                question.waiting_for.remove(&index);
+                if question.waiting_for.is_empty() {
+                    self.answer_question(request);
+                }
+            }
+        }
+        if self.ending.is_some() {
+            if *is_clean {
+                log::info!("worker {index} has ended");
+            } else {
+                log::warn!("worker {index} ended out of order: it {reason}");
+            }
+            return Ok(());
+        }
+        if !self.is_ready {
+            return Err(format!("worker {index} ended during the start: it {reason}"));
+        }
+        let after = delay.as_millis();
+        log::error!("worker {index} died: it {reason}; its successor starts in {after} ms");
+        if delay.is_zero() {
+            self.respawn(index);
+        } else {
+            self.later(*delay, Event::Respawn { index, incarnation });
+        }
+        self.check_reload();
+        Ok(())
+    }
+
+    fn ready(&mut self) {
+        self.is_ready = true;
+        let listeners = self.banks.addresses();
+        let shown: Vec<String> = listeners.iter().map(|listener| listener.bound.to_string()).collect();
+        log::info!(
+            "blitz {} serves on {} with {} workers (mode {}, io {}) after {:.1} ms; admin {}",
+            env!("CARGO_PKG_VERSION"),
+            shown.join(", "),
+            self.workers.count(),
+            self.options.mode,
+            self.options.io,
+            self.started.elapsed().as_secs_f64() * 1e3,
+            self.admin.map_or_else(|| "off".to_owned(), |admin| format!("http://{admin}/")),
+        );
+        self.publish();
+        if let Some(on_ready) = self.options.on_ready.take() {
+            // Nobody may be interested any more.
+            let _unheard =
+                on_ready.send(Startup { listeners, admin: self.admin, segment: self.segment.clone() });
+        }
+    }
+
+    // Helpers.
+
+    fn later(&self, delay: Duration, event: Event) {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            let _ended = events.send(event).await;
+        });
+    }
+
+    /// Shows the admin API what is in effect.
+    fn publish(&self) {
+        let config = &self.current.config;
+        let name =
+            |upstream: usize| config.upstreams.get(upstream).map_or("", |upstream| upstream.name.as_str());
+        let label = |(upstream, resolved): (usize, crate::process::ResolvedAddress)| EndpointLabels {
+            row: resolved.row,
+            upstream: name(upstream).to_owned(),
+            address: resolved.address.to_string(),
+        };
+        // The same address twice in one upstream (two names for one host) has two rows; labels must be unique, so the
+        // second is shown by `/upstreams` alone.
+        let mut seen = BTreeSet::new();
+        let labels = self.current.endpoints.iter().map(label);
+        let labels =
+            labels.filter(|label| seen.insert((label.upstream.clone(), label.address.clone()))).collect();
+        let failures = super::reload::names(config).into_iter();
+        let failures =
+            failures.filter_map(|name| Some((name.clone(), self.names.failure(&name)?.to_owned()))).collect();
+        self.shared.publish(View {
+            config: Arc::clone(config),
+            source: self.options.origin.path.clone(),
+            generation: self.current.generation,
+            endpoints: self.current.endpoints.clone(),
+            labels,
+            name_failures: failures,
+            listeners: self.banks.addresses(),
+            last_reload: self.last_reload.clone(),
+            is_ready: self.is_ready,
+            ending: self.ending,
+            mode: self.options.mode,
+            io: self.options.io,
+        });
+    }
+}
+
+/// Every listener's configured address.
+fn listener_addresses(config: &Config) -> Vec<SocketAddr> {
+    config.listeners.iter().map(|listener| listener.address).collect()
+}
+
+/// Upstreams with the addresses that their endpoints have now.
+fn addresses(config: &Config, names: &Names) -> Vec<(String, Vec<EndpointAddresses>)> {
+    let resolve = |endpoint: &Endpoint| {
+        let (host, addresses) = match &endpoint.host {
+            EndpointHost::Address(address) => (address.to_string(), vec![*address]),
+            EndpointHost::Name(name) => (name.clone(), names.addresses(name).to_vec()),
+        };
+        let port = endpoint.port;
+        let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
+        EndpointAddresses { endpoint: format!("{host}:{port}"), addresses }
+    };
+    let upstreams = config.upstreams.iter();
+    upstreams.map(|up| (up.name.clone(), up.endpoints.iter().map(resolve).collect())).collect()
+}
+
+fn watch_signals(events: &mpsc::Sender<Event>) -> Result<(), String> {
+    let kinds = [
+        (SignalKind::hangup(), Signal::Reload),
+        (SignalKind::terminate(), Signal::Drain),
+        (SignalKind::interrupt(), Signal::Stop),
+        (SignalKind::user_defined2(), Signal::Upgrade),
+    ];
+    for (kind, meaning) in kinds {
+        let mut stream = signal(kind).map_err(|error| format!("cannot watch for signals: {error}"))?;
+        let events = events.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() {
+                if events.send(Event::Signal(meaning)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}

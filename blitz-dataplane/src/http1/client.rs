@@ -1,0 +1,240 @@
+//! The upstream end of an HTTP/1.1 connection.
+//!
+//! Owns: one connection to an endpoint and one exchange on it at a time. Does not own: which endpoint
+//! (`proxy/balance.rs`), when the connection is pooled (`proxy/pool.rs`), what is forwarded
+//! (`exchange/forward.rs`).
+
+use std::time::Duration;
+
+use super::io::{ReadError, Unread, broken, writable};
+use super::{
+    BodyDecoder, BodyFraming, HeadKind, HeadLimits, HeadScanner, read_response, write_chunk_end,
+    write_chunk_head, write_last_chunk, write_request_head,
+};
+use crate::exchange::stream::{AnswerSource, BodySink, BodySource, UpstreamExchange};
+use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead};
+use crate::fields::Fields;
+use crate::runtime::{Chunk, Deadline, TcpStream};
+
+/// How long a connection waits, and how large an answer's head may be.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientLimits {
+    /// From the end of the request to the first byte of the final head.
+    pub first_byte: Duration,
+    /// Between two bytes of a body, in either direction.
+    pub progress: Duration,
+    /// Bounds on the head.
+    pub head: HeadLimits,
+}
+
+/// A connection to an endpoint.
+pub struct ClientConnection {
+    stream: TcpStream,
+    deadline: Deadline,
+    unread: Unread,
+    limits: ClientLimits,
+    /// The endpoint keeps the connection after this answer.
+    keeps: bool,
+    request_ended: bool,
+    answer: BodyDecoder,
+    has_answer: bool,
+}
+
+impl ClientConnection {
+    /// An exchange-ready connection over `stream`.
+    pub fn new(stream: TcpStream, limits: ClientLimits) -> Self {
+        let deadline = Deadline::new(stream.handle());
+        Self {
+            stream,
+            deadline,
+            unread: Unread::default(),
+            limits,
+            keeps: true,
+            request_ended: false,
+            answer: BodyDecoder::Empty,
+            has_answer: false,
+        }
+    }
+
+    /// Takes over the limits of a newer configuration.
+    pub fn set_limits(&mut self, limits: ClientLimits) {
+        self.limits = limits;
+    }
+
+    /// Whether it can carry another exchange: both messages are complete, the endpoint keeps it, and it sent nothing
+    /// that was not asked for.
+    pub fn is_reusable(&self) -> bool {
+        self.keeps
+            && self.request_ended
+            && self.has_answer
+            && self.answer.is_complete()
+            && self.unread.is_empty()
+            && !self.stream.has_news()
+    }
+
+    /// Whether the endpoint has closed it, or sent something, while nobody asked.
+    pub fn is_stale(&self) -> bool {
+        self.stream.has_news()
+    }
+
+    /// The exchange is over: an idle connection holds no buffer and watches for its end.
+    pub fn settle(&mut self) {
+        self.answer = BodyDecoder::Empty;
+        self.has_answer = false;
+        self.request_ended = false;
+        self.stream.settle();
+    }
+}
+
+impl UpstreamExchange for ClientConnection {
+    type Sink<'a> = RequestSink<'a>;
+    type Source<'a> = ResponseSource<'a>;
+
+    fn open(
+        &mut self,
+        head: &RequestHead,
+        length: BodyLength,
+    ) -> Result<(RequestSink<'_>, ResponseSource<'_>), ProxyError> {
+        let mut framing = BodyFraming::Empty;
+        self.stream
+            .write_with(|out| framing = write_request_head(out, head, length))
+            .map_err(|error| broken(ErrorKind::UpstreamClosedBeforeAnswer, &error))?;
+        self.request_ended = matches!(framing, BodyFraming::Empty | BodyFraming::Exact(0));
+        self.has_answer = false;
+        let sink = RequestSink {
+            stream: &self.stream,
+            chunked: framing == BodyFraming::Chunked,
+            ended: &mut self.request_ended,
+            progress: self.limits.progress,
+        };
+        let source = ResponseSource {
+            stream: &self.stream,
+            deadline: &mut self.deadline,
+            unread: &mut self.unread,
+            limits: &self.limits,
+            keeps: &mut self.keeps,
+            decoder: &mut self.answer,
+            has_answer: &mut self.has_answer,
+            length: BodyLength::Empty,
+        };
+        Ok((sink, source))
+    }
+}
+
+/// The request's body on its way to the endpoint.
+pub struct RequestSink<'a> {
+    stream: &'a TcpStream,
+    chunked: bool,
+    ended: &'a mut bool,
+    progress: Duration,
+}
+
+impl RequestSink<'_> {
+    fn failed(error: &std::io::Error) -> ProxyError {
+        broken(ErrorKind::UpstreamClosedBeforeAnswer, error)
+    }
+}
+
+impl BodySink for RequestSink<'_> {
+    async fn data(&mut self, chunk: Chunk) -> Result<(), ProxyError> {
+        write_body(self.stream, chunk, self.chunked).map_err(|error| Self::failed(&error))?;
+        let (closed, expired) = (ErrorKind::UpstreamClosedBeforeAnswer, ErrorKind::UpstreamSendTimeout);
+        writable(self.stream, self.progress, closed, expired).await
+    }
+
+    fn end(&mut self, trailers: Option<&Fields>) -> Result<(), ProxyError> {
+        if self.chunked {
+            self.stream
+                .write_with(|out| write_last_chunk(out, trailers))
+                .map_err(|error| Self::failed(&error))?;
+        }
+        *self.ended = true;
+        Ok(())
+    }
+}
+
+/// Adds a piece of a body, framed when the body is chunked.
+pub(super) fn write_body(stream: &TcpStream, chunk: Chunk, chunked: bool) -> std::io::Result<()> {
+    if !chunked {
+        return stream.write_chunk(chunk);
+    }
+    if chunk.is_empty() {
+        // An empty chunk would end the body.
+        return Ok(());
+    }
+    stream.write_with(|out| write_chunk_head(out, chunk.len()))?;
+    stream.write_chunk(chunk)?;
+    stream.write_with(write_chunk_end)
+}
+
+/// The answer on its way from the endpoint.
+pub struct ResponseSource<'a> {
+    stream: &'a TcpStream,
+    deadline: &'a mut Deadline,
+    unread: &'a mut Unread,
+    limits: &'a ClientLimits,
+    keeps: &'a mut bool,
+    decoder: &'a mut BodyDecoder,
+    has_answer: &'a mut bool,
+    length: BodyLength,
+}
+
+impl AnswerSource for ResponseSource<'_> {
+    async fn head(&mut self, request_method: Method, head: &mut ResponseHead) -> Result<(), ProxyError> {
+        let limits = &self.limits.head;
+        let mut scanner = HeadScanner::new(HeadKind::Response, limits.head_bytes_max);
+        let parse = |bytes: &[u8]| read_response(&mut scanner, bytes, limits, &request_method, head);
+        let read = self.unread.head(self.stream, self.deadline, self.limits.first_byte, parse).await;
+        let framing = read.map_err(|error| {
+            let closed = if scanner.has_begun() {
+                ErrorKind::UpstreamClosedMidAnswer
+            } else {
+                ErrorKind::UpstreamClosedBeforeAnswer
+            };
+            match error {
+                ReadError::Closed => ProxyError::new(closed),
+                ReadError::Broken(error) => broken(closed, &error),
+                ReadError::Expired => ProxyError::new(ErrorKind::UpstreamFirstByteTimeout),
+                ReadError::Malformed(error) => error.in_response(),
+            }
+        })?;
+        if head.is_interim() {
+            return Ok(());
+        }
+        if head.status == 101 {
+            // Nothing was asked to switch: Upgrade is not forwarded.
+            return Err(ProxyError::new(ErrorKind::UpstreamUpgradeFailed));
+        }
+        *self.keeps = framing.keep_alive;
+        self.length = framing.body_length();
+        *self.decoder = framing.body.decoder();
+        *self.has_answer = true;
+        Ok(())
+    }
+}
+
+impl BodySource for ResponseSource<'_> {
+    fn length(&self) -> BodyLength {
+        self.length
+    }
+
+    fn is_complete(&self) -> bool {
+        self.decoder.is_complete()
+    }
+
+    async fn next(&mut self) -> Result<Option<Chunk>, ProxyError> {
+        let read = self.unread.body(self.stream, self.deadline, self.limits.progress, self.decoder).await;
+        read.map_err(|error| match error {
+            ReadError::Closed => ProxyError::new(ErrorKind::UpstreamClosedMidAnswer),
+            ReadError::Broken(error) => broken(ErrorKind::UpstreamClosedMidAnswer, &error),
+            ReadError::Expired => ProxyError::new(ErrorKind::UpstreamBodyTimeout),
+            ReadError::Malformed(error) => {
+                ProxyError::new(ErrorKind::UpstreamFraming).with_detail(error.label())
+            }
+        })
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.decoder.trailers()
+    }
+}

@@ -1,0 +1,294 @@
+//! Every metric name of the data plane, a table per family.
+//!
+//! Owns: names, labels, help texts, kinds, bucket bounds, and the slot of each in a worker's row of the
+//! shared segment. Does not own: the values (see `crate::segment`) or the text format (see
+//! [`super::exposition`]).
+//!
+//! To add a metric: add a line to its family below (or a family, and name it in `FAMILIES`). Slots are
+//! numbered by position; the layout check of the segment covers their count, and workers and supervisor
+//! are always the same binary.
+
+use std::fmt;
+
+/// What kind of value a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows. Kept when a worker is replaced.
+    Counter,
+    /// Goes up and down. Zeroed when its worker is replaced.
+    Gauge,
+}
+
+/// One metric: a row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Description {
+    /// Full Prometheus name.
+    pub name: &'static str,
+    /// Counter or gauge.
+    pub kind: Kind,
+    /// One sentence for `# HELP`; equal for all rows of one name.
+    pub help: &'static str,
+    /// Label names and values, at most two.
+    pub labels: &'static [(&'static str, &'static str)],
+}
+
+macro_rules! metrics {
+    ($( $(#[$family:meta])* family $name:literal $kind:ident $help:literal {
+        $( $variant:ident $( { $($label:ident = $value:literal),+ } )? ; )+
+    } )+) => {
+        /// One slot of a worker's row: a metric with fixed label values.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u16)]
+        pub enum Metric {
+            $( $(
+                #[doc = concat!("`", $name, "`", $( $(" ", stringify!($label), "=\"", $value, "\"",)+ )? ": ", $help)]
+                $variant,
+            )+ )+
+        }
+
+        impl Metric {
+            /// Every metric, in slot order.
+            pub const ALL: &'static [Metric] = &[ $( $( Metric::$variant, )+ )+ ];
+            /// Number of single slots.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The row of the table for this metric.
+            pub const fn description(self) -> Description {
+                match self {
+                    $( $( Metric::$variant => Description {
+                        name: $name,
+                        kind: Kind::$kind,
+                        help: $help,
+                        labels: &[ $( $( (stringify!($label), $value) ),+ )? ],
+                    }, )+ )+
+                }
+            }
+
+            const fn variant_name(self) -> &'static str {
+                match self { $( $( Metric::$variant => stringify!($variant), )+ )+ }
+            }
+        }
+    };
+}
+
+metrics! {
+    // Downstream connections.
+    family "blitz_downstream_connections_total" Counter "Client connections accepted." {
+        DownstreamAccepted;
+    }
+    family "blitz_downstream_connections_active" Gauge "Client connections open now." {
+        DownstreamActive;
+    }
+    family "blitz_downstream_connections_closed_total" Counter "Client connections closed, by what ended them." {
+        DownstreamClosedByClient { reason = "client" };
+        DownstreamClosedAfterAnswer { reason = "answered" };
+        DownstreamClosedIdle { reason = "idle" };
+        DownstreamClosedDeadline { reason = "deadline" };
+        DownstreamClosedError { reason = "error" };
+        DownstreamClosedOverload { reason = "overload" };
+        DownstreamClosedDrain { reason = "drain" };
+        DownstreamClosedPanic { reason = "panic" };
+    }
+    family "blitz_accept_errors_total" Counter "Failed accept calls, by cause." {
+        AcceptErrorDescriptors { cause = "descriptors" };
+        AcceptErrorMemory { cause = "memory" };
+        AcceptErrorOther { cause = "other" };
+    }
+
+    // Requests.
+    family "blitz_requests_total" Counter "Requests answered, by protocol and class of status." {
+        RequestsH1Status1xx { protocol = "h1", status = "1xx" };
+        RequestsH1Status2xx { protocol = "h1", status = "2xx" };
+        RequestsH1Status3xx { protocol = "h1", status = "3xx" };
+        RequestsH1Status4xx { protocol = "h1", status = "4xx" };
+        RequestsH1Status5xx { protocol = "h1", status = "5xx" };
+    }
+    family "blitz_requests_active" Gauge "Requests between the end of their head and the end of their answer." {
+        RequestsActive;
+    }
+    family "blitz_downstream_received_bytes_total" Counter "Bytes received from clients, heads and bodies." {
+        DownstreamReceivedBytes;
+    }
+    family "blitz_downstream_sent_bytes_total" Counter "Bytes sent to clients, heads and bodies." {
+        DownstreamSentBytes;
+    }
+    family "blitz_request_body_bytes_total" Counter "Bytes of request bodies, without their framing." {
+        RequestBodyBytes;
+    }
+    family "blitz_response_body_bytes_total" Counter "Bytes of answer bodies, without their framing." {
+        ResponseBodyBytes;
+    }
+    family "blitz_deadline_expiries_total" Counter "Deadlines that passed, by phase." {
+        DeadlineRequestHead { phase = "request_head" };
+        DeadlineRequestBody { phase = "request_body_progress" };
+        DeadlineKeepAlive { phase = "keep_alive" };
+        DeadlineSend { phase = "send_progress" };
+        DeadlineUpstreamConnect { phase = "upstream_connect" };
+        DeadlineUpstreamFirstByte { phase = "upstream_first_byte" };
+        DeadlineUpstreamBody { phase = "upstream_body_progress" };
+        DeadlineUpstreamIdle { phase = "upstream_idle" };
+        DeadlineDrain { phase = "drain" };
+    }
+
+    // Upstreams.
+    family "blitz_upstream_requests_total" Counter "Requests sent to endpoints, retries included." {
+        UpstreamRequests;
+    }
+    family "blitz_upstream_connects_total" Counter "Connections opened to endpoints, by result." {
+        UpstreamConnectsOk { result = "ok" };
+        UpstreamConnectsFailed { result = "failed" };
+    }
+    family "blitz_upstream_reuses_total" Counter "Requests that went over a pooled connection." {
+        UpstreamReuses;
+    }
+    family "blitz_upstream_retries_total" Counter "Requests sent a second time." {
+        UpstreamRetries;
+    }
+    family "blitz_upstream_connections_active" Gauge "Connections to endpoints open now, pooled ones included." {
+        UpstreamActive;
+    }
+    family "blitz_upstream_connections_idle" Gauge "Pooled connections to endpoints that carry no request." {
+        UpstreamIdle;
+    }
+    family "blitz_upstream_pool_closes_total" Counter "Pooled connections closed without a request on them, by reason." {
+        PoolClosedStale { reason = "stale" };
+        PoolClosedIdle { reason = "idle" };
+        PoolClosedFull { reason = "full" };
+        PoolClosedRemoved { reason = "removed" };
+    }
+    family "blitz_upstream_ejections_total" Counter "Times an endpoint was taken out by passive health." {
+        UpstreamEjections;
+    }
+    family "blitz_upstream_unavailable_total" Counter "Requests for which no endpoint had an address or was healthy." {
+        UpstreamUnavailable;
+    }
+
+    // Runtime.
+    family "blitz_buffer_pool_exhausted_total" Counter "Times an operation had to wait for a buffer." {
+        BufferPoolExhausted;
+    }
+    family "blitz_completion_queue_overflows_total" Counter "Times the kernel's completion queue overflowed." {
+        CompletionQueueOverflows;
+    }
+    family "blitz_panics_total" Counter "Panics caught; each ended one connection." {
+        Panics;
+    }
+    family "blitz_orders_refused_total" Counter "Orders that a worker's full mailbox refused." {
+        OrdersRefused;
+    }
+
+    // Control side; written by the supervisor only.
+    family "blitz_config_reloads_total" Counter "Configuration reloads that took effect." {
+        ConfigReloads;
+    }
+    family "blitz_config_reload_failures_total" Counter "Configuration reloads that were refused and changed nothing." {
+        ConfigReloadFailures;
+    }
+    family "blitz_config_generation" Gauge "Generation of the configuration in effect; grows with every change." {
+        ConfigGeneration;
+    }
+    family "blitz_worker_restarts_total" Counter "Workers replaced after their death." {
+        WorkerRestarts;
+    }
+    family "blitz_dns_lookups_total" Counter "Names of endpoints looked up, by result." {
+        DnsLookupsOk { result = "ok" };
+        DnsLookupsFailed { result = "failed" };
+    }
+    family "blitz_dns_changes_total" Counter "Lookups that changed the addresses of a name." {
+        DnsChanges;
+    }
+    family "blitz_admin_requests_total" Counter "Requests to the admin API." {
+        AdminRequests;
+    }
+    family "blitz_admin_connections_refused_total" Counter "Admin connections closed at once because the most allowed were open." {
+        AdminConnectionsRefused;
+    }
+}
+
+impl Metric {
+    /// The slot of `blitz_requests_total` for an HTTP/1 answer. A status outside 100..=599 counts as 5xx.
+    pub const fn requests_h1(status: u16) -> Self {
+        match status / 100 {
+            1 => Self::RequestsH1Status1xx,
+            2 => Self::RequestsH1Status2xx,
+            3 => Self::RequestsH1Status3xx,
+            4 => Self::RequestsH1Status4xx,
+            _ => Self::RequestsH1Status5xx,
+        }
+    }
+
+    /// Slot of this metric in a worker's row.
+    pub const fn slot(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Debug for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.variant_name())
+    }
+}
+
+/// Most error kinds that can be told apart in `blitz_errors_total{kind}`.
+pub const ERROR_KINDS_MAX: usize = 64;
+/// Name of the error family; its label values come from the proxy's table of error kinds.
+pub const ERRORS_NAME: &str = "blitz_errors_total";
+/// Help text of the error family.
+pub const ERRORS_HELP: &str = "Errors of connections and exchanges, by kind.";
+
+/// A distribution of durations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Histogram {
+    /// `blitz_request_duration_seconds`: end of the request head to the last byte of the answer handed to
+    /// the kernel.
+    RequestDuration,
+    /// `blitz_upstream_first_byte_seconds`: last byte of the request head sent to the endpoint to the first
+    /// byte of its final answer.
+    UpstreamFirstByte,
+}
+
+impl Histogram {
+    /// Every histogram, in slot order.
+    pub const ALL: &'static [Histogram] = &[Self::RequestDuration, Self::UpstreamFirstByte];
+
+    /// Full Prometheus name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RequestDuration => "blitz_request_duration_seconds",
+            Self::UpstreamFirstByte => "blitz_upstream_first_byte_seconds",
+        }
+    }
+
+    /// One sentence for `# HELP`.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::RequestDuration => "From the end of the request head to the last byte of its answer.",
+            Self::UpstreamFirstByte => {
+                "From the request sent to an endpoint to the first byte of its answer."
+            }
+        }
+    }
+
+    /// First slot of this histogram: its buckets, then the sum in microseconds.
+    pub(crate) const fn first_slot(self) -> usize {
+        HISTOGRAM_SLOTS_BASE + self as usize * HISTOGRAM_SLOTS
+    }
+}
+
+/// Upper bounds of the buckets in microseconds, inclusive; one more bucket holds what is slower.
+///
+/// A cached or built-in answer takes below 100 us, a request to an upstream in the same rack about 1 ms,
+/// across a continent 50 ms; from there on people notice, and at 60 s the default deadlines end it. Three
+/// steps to a decade keep the error of an interpolated quantile below the factor 2.5.
+pub const BUCKET_BOUNDS_US: [u64; 18] = [
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000, 60_000_000,
+];
+
+/// Slots of one histogram: its bounded buckets, the unbounded one, the sum.
+pub(crate) const HISTOGRAM_SLOTS: usize = BUCKET_BOUNDS_US.len() + 2;
+pub(crate) const ERROR_SLOTS_BASE: usize = Metric::COUNT;
+pub(crate) const HISTOGRAM_SLOTS_BASE: usize = ERROR_SLOTS_BASE + ERROR_KINDS_MAX;
+/// Slots of a worker's row: single metrics, error kinds, histograms.
+pub const SLOTS: usize = HISTOGRAM_SLOTS_BASE + HISTOGRAM_SLOTS * Histogram::ALL.len();

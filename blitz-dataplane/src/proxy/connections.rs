@@ -1,0 +1,249 @@
+//! The registry of a worker's downstream connections.
+//!
+//! Owns: who is connected, since when, and the wish that a connection should end. Does not own: the
+//! connections themselves (each is a task; see `http1/server.rs`).
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use crate::exchange::Forwarding;
+
+/// How a downstream connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The client closed it between two requests.
+    ByClient,
+    /// The last answer said so.
+    AfterAnswer,
+    /// No request came in time.
+    Idle,
+    /// A deadline of an exchange passed.
+    Deadline,
+    /// Broken framing, a broken connection, a cut answer.
+    Error,
+    /// Room was needed for another.
+    Overload,
+    /// The worker is draining.
+    Drain,
+}
+
+/// Idle connections that are looked at when one has to go (count). The longest idle of them goes:
+/// near the oldest of all, at a cost that does not grow with their number.
+const SAMPLE: usize = 64;
+
+/// What connections know of the listener that accepted them.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its address as configured.
+    pub address: SocketAddr,
+    /// Whether it gives the built-in answers; follows the configuration.
+    pub builtins: Cell<bool>,
+}
+
+/// One downstream connection. Small: an idle connection consists of this, its task and its socket.
+pub struct Connection {
+    id: u64,
+    opened_ms: u64,
+    listener: Rc<Listener>,
+    /// When it became idle; `u64::MAX` during an exchange.
+    idle_since_ms: Cell<u64>,
+    requests: Cell<u32>,
+    asked: Cell<Option<Ended>>,
+    waker: RefCell<Option<Waker>>,
+    addresses: Cell<Option<(SocketAddr, SocketAddr)>>,
+    forwarding: RefCell<Option<(u64, Box<Forwarding>)>>,
+}
+
+impl Connection {
+    /// The listener that accepted it.
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// Notes that a request has begun.
+    pub fn begin_exchange(&self) {
+        self.idle_since_ms.set(u64::MAX);
+    }
+
+    /// Notes that it is over.
+    pub fn end_exchange(&self, now_ms: u64) {
+        self.requests.set(self.requests.get().saturating_add(1));
+        self.idle_since_ms.set(now_ms);
+    }
+
+    /// Whether somebody wants this connection to end; asked while it is idle.
+    pub fn poll_asked_to_close(&self, cx: &Context<'_>) -> Poll<Ended> {
+        if let Some(ended) = self.asked.get() {
+            return Poll::Ready(ended);
+        }
+        let mut waker = self.waker.borrow_mut();
+        match &mut *waker {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            other => *other = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    fn ask_to_close(&self, ended: Ended) {
+        self.asked.set(Some(ended));
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Peer and local address; asked of the kernel once, when first needed.
+    pub fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.addresses.get()
+    }
+
+    /// Stores what the kernel said.
+    pub fn set_addresses(&self, peer: SocketAddr, local: SocketAddr) {
+        self.addresses.set(Some((peer, local)));
+    }
+
+    /// What is said of requests from here; lent to `use_it`, and made by `make` once per
+    /// configuration generation.
+    pub fn with_forwarding<T, E>(
+        &self,
+        generation: u64,
+        make: impl FnOnce() -> Result<Forwarding, E>,
+        use_it: impl FnOnce(&Forwarding) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut cached = self.forwarding.borrow_mut();
+        let current = match cached.take() {
+            Some(current) if current.0 == generation => current,
+            _ => (generation, Box::new(make()?)),
+        };
+        let (_, forwarding) = cached.insert(current);
+        use_it(forwarding)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.idle_since_ms.get() != u64::MAX
+    }
+}
+
+/// A row of the list that the admin API shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Number of the connection within its worker.
+    pub id: u64,
+    /// Peer and local address, when they were needed so far.
+    pub addresses: Option<(SocketAddr, SocketAddr)>,
+    /// `idle` or `exchange`.
+    pub state: &'static str,
+    /// Exchanges so far.
+    pub requests: u32,
+    /// Milliseconds since accept.
+    pub age_ms: u64,
+}
+
+/// The downstream connections of a worker. At most `connections_per_worker_max` of them.
+#[derive(Default)]
+pub struct Connections {
+    open: RefCell<Vec<Rc<Connection>>>,
+    next_id: Cell<u64>,
+    /// Where the last sample ended.
+    hand: Cell<usize>,
+}
+
+impl Connections {
+    /// Adds a connection.
+    pub fn open(&self, listener: &Rc<Listener>, now_ms: u64) -> Rc<Connection> {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        let connection = Rc::new(Connection {
+            id,
+            opened_ms: now_ms,
+            listener: Rc::clone(listener),
+            idle_since_ms: Cell::new(now_ms),
+            requests: Cell::new(0),
+            asked: Cell::new(None),
+            waker: RefCell::new(None),
+            addresses: Cell::new(None),
+            forwarding: RefCell::new(None),
+        });
+        self.open.borrow_mut().push(Rc::clone(&connection));
+        connection
+    }
+
+    /// Removes a connection. O(connections) at worst, and near the end for short-lived ones.
+    pub fn close(&self, connection: &Rc<Connection>) {
+        let mut open = self.open.borrow_mut();
+        // Ids grow, and removal keeps the order.
+        if let Ok(index) = open.binary_search_by_key(&connection.id, |other| other.id) {
+            open.remove(index);
+        }
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.open.borrow().len()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.open.borrow().is_empty()
+    }
+
+    /// Asks a long idle connection to end. `false` when none of those looked at is idle.
+    pub fn shed_idle(&self) -> bool {
+        let open = self.open.borrow();
+        let start = self.hand.get();
+        self.hand.set(start.wrapping_add(SAMPLE));
+        let sample = (0..SAMPLE.min(open.len())).map(|offset| &open[start.wrapping_add(offset) % open.len()]);
+        let oldest = sample
+            .filter(|connection| connection.is_idle() && connection.asked.get().is_none())
+            .min_by_key(|connection| connection.idle_since_ms.get());
+        match oldest {
+            Some(connection) => {
+                connection.ask_to_close(Ended::Overload);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Asks every idle connection to end; the others do so after their exchange.
+    pub fn drain(&self) {
+        for connection in self.open.borrow().iter() {
+            connection.ask_to_close(Ended::Drain);
+        }
+    }
+
+    /// The first `most` connections.
+    pub fn rows(&self, most: usize, now_ms: u64) -> Vec<Row> {
+        let open = self.open.borrow();
+        let row = |connection: &Rc<Connection>| Row {
+            id: connection.id,
+            addresses: connection.addresses.get(),
+            state: if connection.is_idle() { "idle" } else { "exchange" },
+            requests: connection.requests.get(),
+            age_ms: now_ms.saturating_sub(connection.opened_ms),
+        };
+        open.iter().take(most).map(row).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_idle_of_the_sample_goes_and_busy_ones_stay() {
+        let connections = Connections::default();
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let listener = Rc::new(Listener { address, builtins: Cell::new(false) });
+        let all: Vec<_> = (0..10).map(|i| connections.open(&listener, 100 - i)).collect();
+        all[9].begin_exchange();
+        assert!(connections.shed_idle());
+        assert_eq!(all[8].asked.get(), Some(Ended::Overload));
+        assert_eq!(all[9].asked.get(), None);
+        all.iter().for_each(|connection| connection.begin_exchange());
+        assert!(!connections.shed_idle());
+        all.iter().for_each(|connection| connections.close(connection));
+        assert!(connections.is_empty());
+    }
+}

@@ -1,0 +1,341 @@
+//! The exchange with an endpoint: try, stream both ways, try elsewhere when that is safe.
+//!
+//! A request is tried again only when no byte of its body was taken and either no connection came
+//! about (any method), or a pooled connection ended before a byte of the answer came and the method is
+//! idempotent (RFC 9110 section 9.2.2): then the endpoint may have closed it while it was idle.
+//!
+//! Owns: attempts and the two directions of an exchange. Does not own: wire formats (`http1/`),
+//! which fields pass (`exchange::forward`), health (`balance`).
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use super::balance::{Group, Member, Verdict};
+use super::snapshot::Live;
+use super::{Proxy, trace};
+use crate::exchange::stream::{Answer, AnswerSource, BodySink, BodySource, Origin, UpstreamExchange};
+use crate::exchange::{
+    BodyLength, ErrorKind, Forwarding, MaxForwards, Method, ProxyError, RequestHead, Scheme, Side,
+    VIA_PSEUDONYM, add_forwarding, max_forwards, strip_hop_by_hop,
+};
+use crate::fields::{FieldError, Known};
+use crate::http1::client::ClientConnection;
+use crate::metrics::names::{Histogram, Metric};
+use crate::runtime::{Deadline, TcpStream};
+
+/// Attempts for one request (count): the first, and two elsewhere.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// How long a body waits for the endpoint's 100 before it is sent all the same
+/// (RFC 9110 section 10.1.1 forbids to wait for ever).
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// Forwards a request to a member of `group` and the answer back.
+///
+/// # Errors
+/// What went wrong in the last attempt, or on the client's side.
+pub async fn forward<B: BodySource, A: Answer>(
+    proxy: &Proxy,
+    live: &Rc<Live>,
+    group: &Group,
+    origin: &Origin<'_>,
+    request: &mut RequestHead,
+    body: &mut B,
+    answer: &mut A,
+) -> Result<(), ProxyError> {
+    prepare(live, origin, request)?;
+    let body_taken = Cell::new(false);
+    let mut tried = 0u64;
+    let mut attempts = 0;
+    loop {
+        let now_ms = proxy.handle.now_ms();
+        let Some((index, member)) =
+            group.choose(&proxy.rows, now_ms, tried).and_then(|index| Some((index, group.member(index)?)))
+        else {
+            proxy.rows.add(Metric::UpstreamUnavailable, 1);
+            return Err(ProxyError::new(ErrorKind::NoHealthyEndpoint));
+        };
+        attempts += 1;
+        let mut was_reused = false;
+        let outcome = attempt(proxy, live, member, request, body, answer, &body_taken, &mut was_reused).await;
+        let verdict = match &outcome {
+            Ok(()) => Verdict::Succeeded,
+            // A pooled connection that the endpoint had closed says nothing about its health.
+            Err(error) if was_reused && error.may_retry(true) => Verdict::Unknown,
+            Err(error) if error.side() == Side::Upstream => Verdict::Failed,
+            Err(_) => Verdict::Unknown,
+        };
+        group.note(&proxy.rows, index, verdict, proxy.handle.now_ms());
+        let error = match outcome {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let is_safe = error.may_retry(false) || request.method.is_idempotent();
+        let again = !answer.has_begun()
+            && !body_taken.get()
+            && is_safe
+            && error.may_retry(was_reused)
+            && attempts < ATTEMPTS_MAX;
+        if !again {
+            return Err(error);
+        }
+        proxy.rows.add(Metric::UpstreamRetries, 1);
+        log::debug!("{}: {error}; trying again", member.pool.address);
+        // The same address may serve a fresh connection; one that cannot be reached goes last.
+        if !was_reused && index < 64 && group.len() > 1 {
+            tried |= 1 << index;
+            if tried.count_ones() as usize >= group.len().min(64) {
+                return Err(error);
+            }
+        } else if !was_reused {
+            return Err(error);
+        }
+    }
+}
+
+/// Makes the head what the endpoint shall see.
+fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Result<(), ProxyError> {
+    let too_large = |_: FieldError| ProxyError::new(ErrorKind::RequestHeadTooLarge);
+    match max_forwards(request).map_err(too_large)? {
+        MaxForwards::Unlimited | MaxForwards::Decremented => {}
+        MaxForwards::Exhausted => return Err(ProxyError::new(ErrorKind::NoRoute).with_detail("max_forwards")),
+        MaxForwards::Malformed => {
+            return Err(ProxyError::new(ErrorKind::BadRequestHead).with_detail("max_forwards"));
+        }
+    }
+    let hop = strip_hop_by_hop(&mut request.fields);
+    if hop.accepts_trailers {
+        request.fields.push_known(Known::Te, b"trailers").map_err(too_large)?;
+        request.fields.push_known(Known::Connection, b"te").map_err(too_large)?;
+    }
+    let make = || {
+        let peer = origin.connection.addresses().map(|(peer, _)| peer.ip());
+        let peer = peer.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        let is_trusted = live.snapshot.config.trusted_proxies.iter().any(|prefix| prefix.contains(peer));
+        Forwarding::new(peer, Scheme::Http, is_trusted, origin.protocol)
+    };
+    origin
+        .connection
+        .with_forwarding(live.snapshot.generation, make, |forwarding| add_forwarding(request, forwarding))
+        .map_err(too_large)
+}
+
+/// One attempt on one address.
+#[allow(clippy::too_many_arguments, reason = "the parts of one exchange; a struct would only rename them")]
+async fn attempt<B: BodySource, A: Answer>(
+    proxy: &Proxy,
+    live: &Live,
+    member: &Member,
+    request: &RequestHead,
+    body: &mut B,
+    answer: &mut A,
+    body_taken: &Cell<bool>,
+    was_reused: &mut bool,
+) -> Result<(), ProxyError> {
+    let mut connection = match member.pool.take() {
+        Some(mut connection) => {
+            *was_reused = true;
+            connection.set_limits(live.client);
+            proxy.rows.add(Metric::UpstreamReuses, 1);
+            connection
+        }
+        None => {
+            let connect = live.snapshot.config.timeouts.upstream_connect;
+            let stream = connect_within(proxy, member, connect).await.inspect_err(|_| {
+                proxy.rows.add(Metric::UpstreamConnectsFailed, 1);
+            })?;
+            proxy.rows.add(Metric::UpstreamConnectsOk, 1);
+            proxy.rows.gauge_add(Metric::UpstreamActive, 1);
+            ClientConnection::new(stream, live.client)
+        }
+    };
+    proxy.rows.add(Metric::UpstreamRequests, 1);
+    let in_flight = member.begin(&proxy.rows, *was_reused);
+    // Closed, and counted as closed, however this attempt ends, unless the pool takes it.
+    let open = OpenConnection(proxy);
+    let outcome = converse(proxy, &mut connection, request, body, answer, body_taken).await;
+    drop(in_flight);
+    if outcome.is_ok() && connection.is_reusable() {
+        open.keep();
+        member.pool.put(connection, proxy.handle.now_ms());
+    }
+    outcome
+}
+
+/// An upstream connection that counts as open until dropped.
+struct OpenConnection<'a>(&'a Proxy);
+
+impl OpenConnection<'_> {
+    /// It stays open, in the pool.
+    fn keep(self) {
+        let _kept = std::mem::ManuallyDrop::new(self);
+    }
+}
+
+impl Drop for OpenConnection<'_> {
+    fn drop(&mut self) {
+        self.0.rows.gauge_sub(Metric::UpstreamActive, 1);
+    }
+}
+
+async fn connect_within(proxy: &Proxy, member: &Member, limit: Duration) -> Result<TcpStream, ProxyError> {
+    let mut deadline = Deadline::new(&proxy.handle);
+    deadline.set_after(limit);
+    let connect = TcpStream::connect(&proxy.handle, member.pool.address);
+    match deadline.limit(connect).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => {
+            let kind = match error.kind() {
+                io::ErrorKind::ConnectionRefused => ErrorKind::UpstreamConnectRefused,
+                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+                    ErrorKind::UpstreamUnreachable
+                }
+                io::ErrorKind::TimedOut => ErrorKind::UpstreamConnectTimeout,
+                _ => ErrorKind::UpstreamConnectFailed,
+            };
+            Err(ProxyError::new(kind).with_os_error(error.raw_os_error().unwrap_or(0)))
+        }
+        Err(_) => Err(ProxyError::new(ErrorKind::UpstreamConnectTimeout)),
+    }
+}
+
+/// Sends the request and relays the answer. Request and answer flow at the same time: an endpoint
+/// may answer while the body is still on its way (RFC 9110 section 7.5).
+async fn converse<U: UpstreamExchange, B: BodySource, A: Answer>(
+    proxy: &Proxy,
+    upstream: &mut U,
+    request: &RequestHead,
+    body: &mut B,
+    answer: &mut A,
+    body_taken: &Cell<bool>,
+) -> Result<(), ProxyError> {
+    let (sink, source) = upstream.open(request, body.length())?;
+    if body.length() == BodyLength::Empty {
+        return relay_answer(proxy, source, request.method, answer, None).await;
+    }
+    let gate = Gate::new(request.expects_continue);
+    let upload = relay_body(proxy, &gate, body, sink, body_taken);
+    let download = relay_answer(proxy, source, request.method, answer, Some(&gate));
+    let mut upload = pin!(upload);
+    let mut download = pin!(download);
+    let mut uploading = true;
+    poll_fn(|cx| {
+        if uploading && let Poll::Ready(outcome) = upload.as_mut().poll(cx) {
+            uploading = false;
+            match outcome {
+                Ok(()) => {}
+                // The endpoint may have answered and closed without reading on: its answer counts.
+                Err(error) if error.side() == Side::Upstream => gate.upload_failed.set(Some(error)),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        download.as_mut().poll(cx).map(|outcome| match (outcome, gate.upload_failed.get()) {
+            // The endpoint took nothing for too long: that, and not the silence after it, is the cause.
+            (Err(_), Some(first)) if first.kind == ErrorKind::UpstreamSendTimeout => Err(first),
+            (outcome, _) => outcome,
+        })
+    })
+    .await
+}
+
+/// What the two directions tell each other.
+struct Gate {
+    /// The body waits for the endpoint's 100.
+    holds: Cell<bool>,
+    waiter: Cell<Option<Waker>>,
+    upload_failed: Cell<Option<ProxyError>>,
+}
+
+impl Gate {
+    fn new(holds: bool) -> Self {
+        Self { holds: Cell::new(holds), waiter: Cell::new(None), upload_failed: Cell::new(None) }
+    }
+
+    fn open(&self) {
+        self.holds.set(false);
+        if let Some(waker) = self.waiter.take() {
+            waker.wake();
+        }
+    }
+
+    async fn passed(&self, proxy: &Proxy) {
+        if !self.holds.get() {
+            return;
+        }
+        let mut deadline = Deadline::new(&proxy.handle);
+        deadline.set_after(CONTINUE_WAIT);
+        poll_fn(|cx| {
+            if !self.holds.get() || deadline.poll_expired(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            self.waiter.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+async fn relay_body<B: BodySource, S: BodySink>(
+    proxy: &Proxy,
+    gate: &Gate,
+    body: &mut B,
+    mut sink: S,
+    taken: &Cell<bool>,
+) -> Result<(), ProxyError> {
+    gate.passed(proxy).await;
+    taken.set(true);
+    while let Some(chunk) = body.next().await? {
+        proxy.rows.add(Metric::RequestBodyBytes, chunk.len() as u64);
+        sink.data(chunk).await?;
+    }
+    sink.end(body.trailers())
+}
+
+async fn relay_answer<S: AnswerSource, A: Answer>(
+    proxy: &Proxy,
+    mut source: S,
+    method: Method,
+    answer: &mut A,
+    gate: Option<&Gate>,
+) -> Result<(), ProxyError> {
+    let asked_ns = proxy.handle.now_ns();
+    let mut head = proxy.take_response();
+    loop {
+        source.head(method, &mut head).await?;
+        if !head.is_interim() {
+            break;
+        }
+        strip_hop_by_hop(&mut head.fields);
+        answer.interim(head.status, &head.fields)?;
+        if head.status == 100
+            && let Some(gate) = gate
+        {
+            gate.open();
+        }
+    }
+    let waited_us = proxy.handle.now_ns().saturating_sub(asked_ns) / 1000;
+    proxy.rows.observe(Histogram::UpstreamFirstByte, waited_us);
+    if proxy.is_tracing {
+        log::info!("< {}", trace::response(&head));
+    }
+    strip_hop_by_hop(&mut head.fields);
+    let via: [&[u8]; 2] = [b"1.1 ", VIA_PSEUDONYM.as_bytes()];
+    head.fields
+        .push_known_parts(Known::Via, &via)
+        .map_err(|_| ProxyError::new(ErrorKind::UpstreamHeadTooLarge))?;
+    answer.head(&head, source.length())?;
+    proxy.put_response(head);
+    while let Some(chunk) = source.next().await? {
+        proxy.rows.add(Metric::ResponseBodyBytes, chunk.len() as u64);
+        if answer.takes_body() {
+            answer.data(chunk).await?;
+        }
+    }
+    answer.end(source.trailers())
+}

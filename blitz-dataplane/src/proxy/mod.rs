@@ -1,0 +1,247 @@
+//! What happens to a request, whatever protocol it came by.
+//!
+//! Owns: routing ([`router`]), balancing ([`balance`]), pools ([`pool`]), the exchange with an
+//! endpoint ([`forward`]), built-in answers ([`builtin`]), the registry of connections
+//! ([`connections`]). Does not own: codecs (`http1/`), the loop (`worker.rs`).
+#![forbid(unsafe_code)]
+
+pub mod accept;
+pub mod balance;
+pub mod builtin;
+pub mod connections;
+pub mod forward;
+pub mod pool;
+pub mod router;
+pub mod snapshot;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use crate::date::{DateCache, IMF_FIXDATE_BYTES};
+use crate::exchange::refusal::refuse;
+use crate::exchange::stream::{Answer, BodySource, Origin, ServerLimits, Service};
+use crate::exchange::{ErrorKind, Method, ProxyError, RequestHead, ResponseHead, authority};
+use crate::metrics::names::{Histogram, Metric};
+use crate::runtime::Handle;
+use crate::segment::WorkerRows;
+
+use connections::{Connection, Connections};
+use pool::Pools;
+use router::Match;
+use snapshot::{Live, Snapshot};
+
+/// Heads a worker keeps for reuse (count). A head holds some kilobytes; beyond it they are freed.
+const HEADS_KEPT: usize = 256;
+
+/// A head that has grown beyond this many bytes is freed rather than kept.
+const HEAD_KEPT_BYTES: usize = 16 * 1024;
+
+/// Everything that the connections of one worker share.
+pub struct Proxy {
+    /// The runtime.
+    pub handle: Handle,
+    /// This worker's counters.
+    pub rows: WorkerRows,
+    /// The downstream connections.
+    pub connections: Connections,
+    /// The idle upstream connections.
+    pub pools: Pools,
+    live: RefCell<Rc<Live>>,
+    date: RefCell<DateCache>,
+    is_draining: Cell<bool>,
+    #[allow(clippy::vec_box, reason = "heads travel boxed: moving one is moving a pointer")]
+    requests: RefCell<Vec<Box<RequestHead>>>,
+    #[allow(clippy::vec_box, reason = "as above")]
+    responses: RefCell<Vec<Box<ResponseHead>>>,
+    /// Heads and sizes of exchanges go to the log, secrets redacted.
+    is_tracing: bool,
+}
+
+impl Proxy {
+    /// A proxy with its first configuration.
+    pub fn new(handle: Handle, rows: WorkerRows, snapshot: Snapshot, is_tracing: bool) -> Rc<Self> {
+        let pools = Pools::new(rows.clone());
+        let live = Live::new(snapshot, &pools);
+        let date = DateCache::new(handle.unix_seconds());
+        Rc::new(Self {
+            handle,
+            rows,
+            connections: Connections::default(),
+            pools,
+            live: RefCell::new(live),
+            date: RefCell::new(date),
+            is_draining: Cell::new(false),
+            requests: RefCell::new(Vec::new()),
+            responses: RefCell::new(Vec::new()),
+            is_tracing,
+        })
+    }
+
+    /// The configuration in use. An exchange keeps the one it began with.
+    pub fn live(&self) -> Rc<Live> {
+        Rc::clone(&self.live.borrow())
+    }
+
+    /// Uses another configuration from the next exchange on.
+    pub fn swap(&self, snapshot: Snapshot) {
+        let next = Live::new(snapshot, &self.pools);
+        // The old one may own the last hold on pools, whose end touches other cells: drop it last.
+        let old = self.live.replace(next);
+        drop(old);
+    }
+
+    /// Lets connections end after their exchange, idle ones at once.
+    pub fn drain(&self) {
+        self.is_draining.set(true);
+        self.connections.drain();
+    }
+
+    /// Closes idle upstream connections that are too old or were closed by their endpoint.
+    pub fn sweep(&self) {
+        let idle_ms_max = u64::try_from(self.live().upstream_idle().as_millis()).unwrap_or(u64::MAX);
+        self.pools.sweep(self.handle.now_ms(), idle_ms_max);
+    }
+
+    fn take_response(&self) -> Box<ResponseHead> {
+        self.responses.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn put_response(&self, mut head: Box<ResponseHead>) {
+        let mut kept = self.responses.borrow_mut();
+        if kept.len() < HEADS_KEPT && head.fields.bytes_len() <= HEAD_KEPT_BYTES {
+            head.clear();
+            kept.push(head);
+        }
+    }
+
+    /// Routes a request and answers it.
+    async fn serve<B: BodySource, A: Answer>(
+        &self,
+        origin: &Origin<'_>,
+        request: &mut RequestHead,
+        body: &mut B,
+        answer: &mut A,
+    ) -> Result<(), ProxyError> {
+        let live = self.live();
+        let (host, _) = authority::split(&request.authority);
+        match live.snapshot.router.find(host, request.path_only(), request.method) {
+            Match::Route(route) => {
+                let upstream = live.snapshot.config.routes.get(route).map(|route| route.upstream);
+                let group = upstream.and_then(|upstream| live.groups.get(upstream));
+                let Some(group) = group else { return Err(ProxyError::new(ErrorKind::Configuration)) };
+                // Boxed: an idle connection shall not carry the room for an exchange.
+                Box::pin(forward::forward(self, &live, group, origin, request, body, answer)).await
+            }
+            Match::MethodNotAllowed => {
+                let allowed = live.snapshot.router.allowed(host, request.path_only());
+                self.refuse_method(&allowed, answer).await
+            }
+            Match::None => match builtin::find(origin.connection, request) {
+                Some(builtin) => builtin::answer(self, builtin, request, body, answer).await,
+                None => Err(ProxyError::new(ErrorKind::NoRoute)),
+            },
+        }
+    }
+
+    /// 405 with the `Allow` that RFC 9110 section 15.5.6 asks for.
+    async fn refuse_method<A: Answer>(&self, allowed: &[Method], answer: &mut A) -> Result<(), ProxyError> {
+        let error = ProxyError::new(ErrorKind::MethodNotAllowed);
+        let mut allow = Vec::new();
+        for method in allowed {
+            if !allow.is_empty() {
+                allow.extend_from_slice(b", ");
+            }
+            allow.extend_from_slice(method.as_bytes());
+        }
+        self.note(&error);
+        let mut head = ResponseHead { status: error.status(), ..ResponseHead::default() };
+        if head.fields.push(b"Allow", &allow).is_err() {
+            // More methods than a field section holds: the plain answer must do.
+            return refuse(answer, &error).await;
+        }
+        answer.head(&head, crate::exchange::BodyLength::Empty)?;
+        answer.end(None)
+    }
+
+    fn trace_request(&self, connection: &Connection, request: &RequestHead) {
+        if self.is_tracing {
+            log::info!("> {}", trace::request(connection, request));
+        }
+    }
+}
+
+impl Service for Proxy {
+    async fn exchange<B: BodySource, A: Answer>(
+        &self,
+        origin: &Origin<'_>,
+        request: &mut RequestHead,
+        body: &mut B,
+        answer: &mut A,
+    ) -> Result<(), ProxyError> {
+        self.trace_request(origin.connection, request);
+        let began_ns = self.handle.now_ns();
+        self.rows.gauge_add(Metric::RequestsActive, 1);
+        let active = Active(self);
+        let outcome = self.serve(origin, request, body, answer).await;
+        drop(active);
+        let took_us = self.handle.now_ns().saturating_sub(began_ns) / 1000;
+        self.rows.observe(Histogram::RequestDuration, took_us);
+        outcome
+    }
+
+    fn limits(&self) -> ServerLimits {
+        self.live.borrow().server
+    }
+
+    fn date(&self) -> [u8; IMF_FIXDATE_BYTES] {
+        *self.date.borrow_mut().at(self.handle.unix_seconds())
+    }
+
+    fn is_draining(&self) -> bool {
+        self.is_draining.get()
+    }
+
+    fn take_request(&self) -> Box<RequestHead> {
+        self.requests.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn put_request(&self, mut request: Box<RequestHead>) {
+        let mut kept = self.requests.borrow_mut();
+        if kept.len() < HEADS_KEPT && request.fields.bytes_len() <= HEAD_KEPT_BYTES {
+            request.clear();
+            kept.push(request);
+        }
+    }
+
+    fn note(&self, error: &ProxyError) {
+        self.rows.error(error.kind as u8);
+        let expired = match error.kind {
+            ErrorKind::RequestHeadTimeout => Some(Metric::DeadlineRequestHead),
+            ErrorKind::RequestBodyTimeout => Some(Metric::DeadlineRequestBody),
+            ErrorKind::DownstreamSendTimeout | ErrorKind::UpstreamSendTimeout => Some(Metric::DeadlineSend),
+            ErrorKind::UpstreamConnectTimeout => Some(Metric::DeadlineUpstreamConnect),
+            ErrorKind::UpstreamFirstByteTimeout => Some(Metric::DeadlineUpstreamFirstByte),
+            ErrorKind::UpstreamBodyTimeout => Some(Metric::DeadlineUpstreamBody),
+            _ => None,
+        };
+        if let Some(metric) = expired {
+            self.rows.add(metric, 1);
+        }
+        log::debug!("{error}");
+    }
+
+    fn answered(&self, status: u16) {
+        self.rows.add(Metric::requests_h1(status), 1);
+    }
+}
+
+/// Counts an exchange as active until it is dropped, however it ends.
+struct Active<'a>(&'a Proxy);
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.rows.gauge_sub(Metric::RequestsActive, 1);
+    }
+}
+
+mod trace;

@@ -1,0 +1,130 @@
+//! Idle connections to endpoints, per worker and address.
+//!
+//! The last one in is the first one out, so that a falling load lets the rest grow old. Nobody waits
+//! on an idle connection: its armed receive notes when the endpoint closes it, which is looked at when
+//! it is taken and at each sweep.
+//!
+//! Owns: the idle connections. Does not own: those in use, or which address is used (`balance.rs`).
+#![forbid(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+
+use crate::http1::client::ClientConnection;
+use crate::metrics::names::Metric;
+use crate::segment::WorkerRows;
+
+/// The idle connections of one address.
+pub struct Pool {
+    /// Where they lead.
+    pub address: SocketAddr,
+    idle: RefCell<Vec<Idle>>,
+    idle_max: Cell<usize>,
+    rows: WorkerRows,
+}
+
+struct Idle {
+    connection: ClientConnection,
+    since_ms: u64,
+}
+
+impl Pool {
+    /// Takes a connection that the endpoint has not closed meanwhile.
+    pub fn take(&self) -> Option<ClientConnection> {
+        loop {
+            let Idle { connection, .. } = self.idle.borrow_mut().pop()?;
+            self.rows.gauge_sub(Metric::UpstreamIdle, 1);
+            if !connection.is_stale() {
+                return Some(connection);
+            }
+            self.close(connection, Metric::PoolClosedStale);
+        }
+    }
+
+    /// Keeps a connection for the next exchange; beyond the bound the oldest is closed.
+    pub fn put(&self, mut connection: ClientConnection, now_ms: u64) {
+        connection.settle();
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() >= self.idle_max.get() {
+            if self.idle_max.get() == 0 {
+                return self.close(connection, Metric::PoolClosedFull);
+            }
+            let oldest = idle.remove(0);
+            self.rows.gauge_sub(Metric::UpstreamIdle, 1);
+            self.close(oldest.connection, Metric::PoolClosedFull);
+        }
+        idle.push(Idle { connection, since_ms: now_ms });
+        self.rows.gauge_add(Metric::UpstreamIdle, 1);
+    }
+
+    fn close(&self, connection: ClientConnection, reason: Metric) {
+        drop(connection);
+        self.rows.gauge_sub(Metric::UpstreamActive, 1);
+        self.rows.add(reason, 1);
+    }
+
+    fn sweep(&self, now_ms: u64, idle_ms_max: u64) {
+        let mut idle = self.idle.borrow_mut();
+        let expired = |entry: &Idle| now_ms.saturating_sub(entry.since_ms) >= idle_ms_max;
+        for entry in idle.extract_if(.., |entry| expired(entry) || entry.connection.is_stale()) {
+            let reason = if expired(&entry) { Metric::PoolClosedIdle } else { Metric::PoolClosedStale };
+            self.rows.gauge_sub(Metric::UpstreamIdle, 1);
+            self.close(entry.connection, reason);
+        }
+    }
+}
+
+impl Drop for Pool {
+    /// The address has left the configuration, or the worker ends.
+    fn drop(&mut self) {
+        for entry in std::mem::take(self.idle.get_mut()) {
+            self.rows.gauge_sub(Metric::UpstreamIdle, 1);
+            self.close(entry.connection, Metric::PoolClosedRemoved);
+        }
+    }
+}
+
+/// The pools of a worker. A pool lives while a configuration in use knows its address.
+pub struct Pools {
+    by_address: RefCell<HashMap<(String, SocketAddr), Weak<Pool>>>,
+    rows: WorkerRows,
+}
+
+impl Pools {
+    /// No pool yet.
+    pub fn new(rows: WorkerRows) -> Self {
+        Self { by_address: RefCell::new(HashMap::new()), rows }
+    }
+
+    /// The pool of an address of an upstream, kept over configurations. Upstreams do not share:
+    /// they may differ in how they speak to the same address.
+    pub fn of(&self, upstream: &str, address: SocketAddr, idle_max: usize) -> Rc<Pool> {
+        let mut pools = self.by_address.borrow_mut();
+        let slot = pools.entry((upstream.to_owned(), address)).or_default();
+        let pool = slot.upgrade().unwrap_or_else(|| {
+            let pool = Rc::new(Pool {
+                address,
+                idle: RefCell::new(Vec::new()),
+                idle_max: Cell::new(idle_max),
+                rows: self.rows.clone(),
+            });
+            *slot = Rc::downgrade(&pool);
+            pool
+        });
+        pool.idle_max.set(idle_max);
+        pool
+    }
+
+    /// Closes what is idle for too long or was closed by its endpoint; forgets pools nobody uses.
+    pub fn sweep(&self, now_ms: u64, idle_ms_max: u64) {
+        self.by_address.borrow_mut().retain(|_, pool| match pool.upgrade() {
+            Some(pool) => {
+                pool.sweep(now_ms, idle_ms_max);
+                true
+            }
+            None => false,
+        });
+    }
+}

@@ -1,0 +1,94 @@
+//! A configuration compiled for the loop.
+//!
+//! Owns: what is compiled beside the loop ([`Snapshot`], plain data) and what becomes of it on the
+//! worker's thread ([`Live`]: the same with pools and cursors). Does not own: reading files
+//! (`blitz_config`), or handing snapshots over (`process::orders`).
+#![forbid(unsafe_code)]
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use blitz_config::Config;
+
+use super::balance::Group;
+use super::pool::Pools;
+use super::router::Router;
+use crate::exchange::stream::ServerLimits;
+use crate::http1::HeadLimits;
+use crate::http1::client::ClientLimits;
+use crate::process::endpoints::ResolvedEndpoints;
+
+/// A compiled configuration. Made on the helper thread, sent to the loop.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Number of this configuration.
+    pub generation: u64,
+    /// The validated model.
+    pub config: Config,
+    /// The routes.
+    pub router: Router,
+    /// The addresses of each upstream's endpoints.
+    pub endpoints: ResolvedEndpoints,
+}
+
+impl Snapshot {
+    /// Compiles a configuration.
+    ///
+    /// # Errors
+    /// None today: validation has refused everything that cannot be compiled. The result is a
+    /// `Result` because the supervisor's test run asks before the workers do.
+    pub fn compile(config: &Config, endpoints: &ResolvedEndpoints, generation: u64) -> Result<Self, String> {
+        let router = Router::new(&config.routes);
+        Ok(Self { generation, config: config.clone(), router, endpoints: endpoints.clone() })
+    }
+}
+
+/// A snapshot in use by a worker.
+pub struct Live {
+    /// The compiled configuration.
+    pub snapshot: Snapshot,
+    /// One group of addresses per upstream, in the order of the configuration.
+    pub groups: Vec<Group>,
+    /// Bounds for downstream connections.
+    pub server: ServerLimits,
+    /// Bounds for upstream connections.
+    pub client: ClientLimits,
+}
+
+impl Live {
+    /// Puts a snapshot to use. Pools of addresses that stay are kept.
+    pub fn new(snapshot: Snapshot, pools: &Pools) -> Rc<Self> {
+        let upstreams = snapshot.config.upstreams.iter().enumerate();
+        let groups = upstreams
+            .map(|(index, upstream)| Group::new(upstream, index, &snapshot.endpoints, pools))
+            .collect();
+        let (timeouts, http) = (snapshot.config.timeouts, snapshot.config.http);
+        let server = ServerLimits {
+            request_head: timeouts.request_head,
+            body_progress: timeouts.request_body_progress,
+            keep_alive: timeouts.keep_alive,
+            send_progress: timeouts.send_progress,
+            body_bytes_max: http.request_body_bytes_max,
+            head: HeadLimits {
+                head_bytes_max: http.request_head_bytes_max,
+                fields_max: http.request_fields_max,
+                target_bytes_max: http.target_bytes_max,
+            },
+        };
+        let client = ClientLimits {
+            first_byte: timeouts.upstream_first_byte,
+            progress: timeouts.upstream_body_progress,
+            head: HeadLimits {
+                head_bytes_max: http.response_head_bytes_max,
+                fields_max: crate::http1::FIELDS_MAX,
+                target_bytes_max: 0,
+            },
+        };
+        Rc::new(Self { snapshot, groups, server, client })
+    }
+
+    /// How long an idle upstream connection is kept.
+    pub fn upstream_idle(&self) -> Duration {
+        self.snapshot.config.timeouts.upstream_idle
+    }
+}

@@ -1,0 +1,362 @@
+//! Receive memory: the shared pool of small slots, heap buffers for bulk, and the [`Chunk`] that
+//! hands either to a reader.
+//!
+//! ```text
+//! pool   | slot 0 | slot 1 | ... | slot n-1 |      n x slot_bytes, mapped once
+//!          ^ owned by the kernel (in the buffer ring), or by `refs[slot]` chunks
+//! ```
+//! Invariant: a slot is in the kernel's ring (or the free list) exactly when `refs[slot] == 0`.
+//!
+//! Owns: the memory and who holds it. Does not own: which socket receives what (see `reactor`).
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use io_uring::types::BufRingEntry;
+
+use crate::sys::mapping::Mapping;
+
+/// Largest buffer a bulk receive uses, in bytes. One system call moves this much.
+pub(super) const BULK_BYTES: usize = 64 * 1024;
+
+/// Bulk buffers a worker keeps for reuse (count): 32 x 64 KiB = 2 MiB. Beyond it they are freed.
+const BULK_KEPT: usize = 32;
+
+/// The pool of receive slots of one runtime.
+pub(super) struct Pool {
+    memory: Mapping,
+    slot_bytes: u32,
+    slots: u16,
+    refs: Box<[Cell<u16>]>,
+    taken: Cell<u16>,
+    free: Free,
+}
+
+enum Free {
+    /// Free slots lie in the ring that the kernel takes from.
+    Ring { ring: Mapping, tail: Cell<u16> },
+    /// Free slots lie here; the driver takes from it before a receive.
+    List(RefCell<Vec<u16>>),
+}
+
+impl Pool {
+    /// A pool whose free slots the driver takes itself.
+    pub(super) fn listed(slots: u16, slot_bytes: u32) -> io::Result<Rc<Self>> {
+        let pool = Self::new(slots, slot_bytes, Free::List(RefCell::new((0..slots).rev().collect())))?;
+        Ok(Rc::new(pool))
+    }
+
+    /// A pool whose free slots lie in a kernel buffer ring. `slots` is a power of two.
+    pub(super) fn ringed(slots: u16, slot_bytes: u32) -> io::Result<Rc<Self>> {
+        let ring = Mapping::anonymous(usize::from(slots) * size_of::<BufRingEntry>())?;
+        let pool = Self::new(slots, slot_bytes, Free::Ring { ring, tail: Cell::new(0) })?;
+        for slot in 0..slots {
+            pool.offer(slot);
+        }
+        Ok(Rc::new(pool))
+    }
+
+    fn new(slots: u16, slot_bytes: u32, free: Free) -> io::Result<Self> {
+        let memory = Mapping::anonymous(usize::from(slots) * slot_bytes as usize)?;
+        let refs = (0..slots).map(|_| Cell::new(0)).collect();
+        Ok(Self { memory, slot_bytes, slots, refs, taken: Cell::new(0), free })
+    }
+
+    /// Address of the buffer ring and its entries, to register with the kernel.
+    pub(super) fn ring(&self) -> Option<(u64, u16)> {
+        match &self.free {
+            Free::Ring { ring, .. } => Some((ring.as_ptr() as u64, self.slots)),
+            Free::List(_) => None,
+        }
+    }
+
+    pub(super) fn slot_bytes(&self) -> u32 {
+        self.slot_bytes
+    }
+
+    /// Slots held by chunks (count).
+    pub(super) fn taken(&self) -> u16 {
+        self.taken.get()
+    }
+
+    /// Slots in all (count).
+    pub(super) fn slots(&self) -> u16 {
+        self.slots
+    }
+
+    /// Takes a slot from the list, for a driver that receives by itself. It stays out of the list
+    /// until [`Pool::give_back`] or the last chunk on it.
+    pub(super) fn take_slot(&self) -> Option<u16> {
+        match &self.free {
+            Free::List(list) => list.borrow_mut().pop(),
+            Free::Ring { .. } => None,
+        }
+    }
+
+    /// Returns a slot that was taken and not filled.
+    pub(super) fn give_back(&self, slot: u16) {
+        self.offer(slot);
+    }
+
+    /// Start of a slot's memory.
+    pub(super) fn slot_ptr(&self, slot: u16) -> *mut u8 {
+        let offset = usize::from(slot % self.slots) * self.slot_bytes as usize;
+        // SAFETY: offset < slots * slot_bytes, the length of the mapping, because of the modulo above.
+        unsafe { self.memory.as_ptr().add(offset) }
+    }
+
+    /// Turns a slot that the driver has filled with `len` bytes into a chunk.
+    ///
+    /// A slot number that is out of range or already held is a broken driver: it yields no data.
+    pub(super) fn filled(self: &Rc<Self>, slot: u16, len: u32) -> Option<Chunk> {
+        let refs = self.refs.get(usize::from(slot))?;
+        if refs.get() != 0 || len > self.slot_bytes {
+            debug_assert!(false, "slot {slot} with {len} bytes is not the driver's to give");
+            return None;
+        }
+        refs.set(1);
+        self.taken.set(self.taken.get() + 1);
+        Some(Chunk { memory: Memory::Slot { pool: Rc::clone(self), slot }, start: 0, end: len })
+    }
+
+    fn retain(&self, slot: u16) {
+        let refs = &self.refs[usize::from(slot)];
+        refs.set(refs.get().checked_add(1).expect("fewer than 65,536 chunks share one slot of 4 KiB"));
+    }
+
+    fn release(&self, slot: u16) {
+        let refs = &self.refs[usize::from(slot)];
+        refs.set(refs.get() - 1);
+        if refs.get() == 0 {
+            self.taken.set(self.taken.get() - 1);
+            self.offer(slot);
+        }
+    }
+
+    /// Makes a slot available for the next receive.
+    fn offer(&self, slot: u16) {
+        match &self.free {
+            Free::List(list) => list.borrow_mut().push(slot),
+            Free::Ring { ring, tail } => {
+                let index = usize::from(tail.get() & (self.slots - 1));
+                let entries = ring.as_ptr().cast::<BufRingEntry>();
+                // SAFETY: index < slots, and the ring mapping holds `slots` entries.
+                let entry = unsafe { entries.add(index) };
+                // SAFETY: the entry lies in our mapping; the kernel reads only entries below the
+                // tail that is published further down, so nobody reads this one now.
+                let entry = unsafe { &mut *entry };
+                entry.set_addr(self.slot_ptr(slot) as u64);
+                entry.set_len(self.slot_bytes);
+                entry.set_bid(slot);
+                tail.set(tail.get().wrapping_add(1));
+                // SAFETY: the mapping holds at least one entry, in which the ABI keeps the tail.
+                let shared_tail = unsafe { BufRingEntry::tail(entries) }.cast_mut();
+                // SAFETY: the tail field is two aligned bytes inside our mapping; the kernel only
+                // reads it, and reads it atomically.
+                let shared_tail = unsafe { std::sync::atomic::AtomicU16::from_ptr(shared_tail) };
+                shared_tail.store(tail.get(), std::sync::atomic::Ordering::Release);
+            }
+        }
+    }
+
+    /// A slot's bytes.
+    fn bytes(&self, slot: u16) -> &[u8] {
+        // SAFETY: the slot's memory is `slot_bytes` long, initialised (anonymous mapping), and not
+        // written while a chunk holds it: the kernel only writes slots that were offered to it.
+        unsafe { std::slice::from_raw_parts(self.slot_ptr(slot), self.slot_bytes as usize) }
+    }
+}
+
+/// Bulk buffers of one runtime, kept for reuse.
+pub(super) struct BulkCache {
+    kept: RefCell<Vec<Vec<u8>>>,
+}
+
+impl BulkCache {
+    pub(super) fn new() -> Rc<Self> {
+        Rc::new(Self { kept: RefCell::new(Vec::new()) })
+    }
+
+    /// An empty buffer with capacity [`BULK_BYTES`].
+    pub(super) fn take(&self) -> Vec<u8> {
+        self.kept.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BULK_BYTES))
+    }
+
+    /// Takes a buffer back.
+    pub(super) fn put(&self, mut buffer: Vec<u8>) {
+        let mut kept = self.kept.borrow_mut();
+        if kept.len() < BULK_KEPT && buffer.capacity() >= BULK_BYTES {
+            buffer.clear();
+            kept.push(buffer);
+        }
+    }
+}
+
+/// A heap buffer shared by chunks; goes back to its cache with the last of them.
+struct Shared {
+    data: Vec<u8>,
+    cache: Option<Rc<BulkCache>>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(cache) = &self.cache {
+            cache.put(std::mem::take(&mut self.data));
+        }
+    }
+}
+
+#[derive(Clone)]
+enum Bytes {
+    Heap(Rc<Shared>),
+    Static(&'static [u8]),
+}
+
+enum Memory {
+    Slot { pool: Rc<Pool>, slot: u16 },
+    Other(Bytes),
+}
+
+/// Received bytes, readable and divisible without copying. Holds its slot or buffer until dropped.
+pub struct Chunk {
+    memory: Memory,
+    start: u32,
+    end: u32,
+}
+
+impl Chunk {
+    /// Bytes that live for ever.
+    pub fn from_static(bytes: &'static [u8]) -> Self {
+        let end = u32::try_from(bytes.len()).expect("static answers are far below 4 GiB");
+        Self { memory: Memory::Other(Bytes::Static(bytes)), start: 0, end }
+    }
+
+    /// A chunk over a buffer of its own. At most 4 GiB; longer input is cut.
+    pub fn from_vec(data: Vec<u8>) -> Self {
+        Self::heap(data, None)
+    }
+
+    pub(super) fn bulk(data: Vec<u8>, cache: &Rc<BulkCache>) -> Self {
+        Self::heap(data, Some(Rc::clone(cache)))
+    }
+
+    fn heap(data: Vec<u8>, cache: Option<Rc<BulkCache>>) -> Self {
+        let end = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        Self { memory: Memory::Other(Bytes::Heap(Rc::new(Shared { data, cache }))), start: 0, end }
+    }
+
+    /// Whether it occupies a slot of the shared pool.
+    pub(super) fn is_pooled(&self) -> bool {
+        matches!(self.memory, Memory::Slot { .. })
+    }
+
+    /// Moves the bytes out of the shared pool, so that a slow reader does not hold its neighbours' slots.
+    pub(super) fn spill(&mut self) {
+        if self.is_pooled() {
+            *self = Self::from_vec(self.to_vec());
+        }
+    }
+
+    /// Drops the first `n` bytes (all when there are fewer).
+    pub fn advance(&mut self, n: usize) {
+        self.start += (n.min(self.len())) as u32;
+    }
+
+    /// Cuts to the first `n` bytes.
+    pub fn truncate(&mut self, n: usize) {
+        self.end = self.start + (n.min(self.len())) as u32;
+    }
+
+    /// Takes the first `n` bytes (all when there are fewer) off as a chunk of their own.
+    pub fn split_to(&mut self, n: usize) -> Chunk {
+        let n = n.min(self.len()) as u32;
+        let memory = match &self.memory {
+            Memory::Slot { pool, slot } => {
+                pool.retain(*slot);
+                Memory::Slot { pool: Rc::clone(pool), slot: *slot }
+            }
+            Memory::Other(bytes) => Memory::Other(bytes.clone()),
+        };
+        let front = Chunk { memory, start: self.start, end: self.start + n };
+        self.start += n;
+        front
+    }
+}
+
+impl Deref for Chunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let whole = match &self.memory {
+            Memory::Slot { pool, slot } => pool.bytes(*slot),
+            Memory::Other(Bytes::Heap(shared)) => &shared.data,
+            Memory::Other(Bytes::Static(bytes)) => bytes,
+        };
+        // start <= end <= len by construction: every change above clamps.
+        &whole[self.start as usize..self.end as usize]
+    }
+}
+
+impl std::fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Chunk({} bytes)", self.len())
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        if let Memory::Slot { pool, slot } = &self.memory {
+            pool.release(*slot);
+        }
+    }
+}
+
+/// Keeps the start of a heap buffer's memory valid across moves of its owner, for the kernel to read.
+pub(super) fn heap_ptr(chunk: &[u8]) -> NonNull<u8> {
+    NonNull::from(chunk).cast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_returns_with_the_last_chunk_on_it() {
+        let pool = Pool::listed(2, 64).unwrap();
+        let slot = pool.take_slot().unwrap();
+        let mut chunk = pool.filled(slot, 10).unwrap();
+        let front = chunk.split_to(4);
+        assert_eq!((front.len(), chunk.len()), (4, 6));
+        drop(chunk);
+        assert_eq!(pool.taken(), 1);
+        drop(front);
+        assert_eq!(pool.taken(), 0);
+        assert!(pool.take_slot().is_some() && pool.take_slot().is_some());
+        assert!(pool.take_slot().is_none());
+    }
+
+    #[test]
+    fn spilling_frees_the_slot_and_keeps_the_bytes() {
+        let pool = Pool::listed(1, 64).unwrap();
+        let slot = pool.take_slot().unwrap();
+        // SAFETY: slot memory is 64 bytes and no chunk holds it yet.
+        unsafe { pool.slot_ptr(slot).write(b'x') };
+        let mut chunk = pool.filled(slot, 1).unwrap();
+        chunk.spill();
+        assert_eq!(pool.taken(), 0);
+        assert_eq!(&*chunk, b"x");
+    }
+
+    #[test]
+    fn bulk_buffers_are_reused() {
+        let cache = BulkCache::new();
+        let buffer = cache.take();
+        let address = buffer.as_ptr();
+        drop(Chunk::bulk(buffer, &cache));
+        let again = cache.take();
+        assert_eq!(again.as_ptr(), address);
+    }
+}

@@ -1,0 +1,49 @@
+//! Anonymous memory mappings (mmap(2)), for memory that the kernel writes into.
+
+use std::io;
+use std::ptr::NonNull;
+
+/// Zero-filled private pages, unmapped when dropped. Not inherited by a forked child.
+pub struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps at least `len` bytes, rounded up to whole pages.
+    ///
+    /// # Errors
+    /// What mmap(2) says; `ENOMEM` when the address space or the memory limit is used up.
+    pub fn anonymous(len: usize) -> io::Result<Self> {
+        let len = len.max(1).next_multiple_of(4096);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of ours.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        match NonNull::new(start.cast()) {
+            Some(start) => Ok(Self { start, len }),
+            None => Err(io::Error::other("mmap returned a null page")),
+        }
+    }
+
+    /// Start of the mapping.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Length in bytes, a multiple of the page size.
+    #[allow(clippy::len_without_is_empty, reason = "a mapping is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: start and len are those of a mapping that we made and have not unmapped.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}

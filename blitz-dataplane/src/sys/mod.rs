@@ -1,0 +1,17 @@
+//! The fence around system calls: every `unsafe` that is not the runtime's lies below here.
+//!
+//! Owns: thin, checked wrappers that return `io::Result`. Does not own: policy.
+
+pub mod affinity;
+pub mod clock;
+pub mod eventfd;
+pub mod fdpass;
+pub mod mapping;
+pub mod memfd;
+pub mod mmap;
+pub mod net;
+pub mod privilege;
+pub mod rlimit;
+pub mod signal;
+pub mod socket;
+pub mod wipe;

@@ -1,0 +1,267 @@
+//! The loop of a worker: the runtime, the proxy on it, and the orders from outside.
+//!
+//! Owns: what a worker does from boot to end. Does not own: how workers are started
+//! (`process::supervisor`), or what happens to a connection (`proxy`).
+#![forbid(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use blitz_config::Config;
+
+use crate::exchange::ErrorKind;
+use crate::metrics::names::Metric;
+use crate::process::endpoints::ResolvedEndpoints;
+use crate::process::{Boot, BoundListener, ConnectionRow, IoMode, Order, Orders, WorkerCode, WorkerError};
+use crate::proxy::Proxy;
+use crate::proxy::accept;
+use crate::proxy::connections::Listener;
+use crate::proxy::snapshot::Snapshot;
+use crate::runtime::{self, Handle, Runtime, Sizes, Stats, TcpListener};
+use crate::segment::WorkerState;
+
+/// How often counters are published, idle pools swept and the sign of life given.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How often a draining worker looks whether it is done.
+const DRAIN_TICK: Duration = Duration::from_millis(10);
+
+/// How long a draining worker still takes connections that were queued before.
+const DRAIN_ACCEPT: Duration = Duration::from_millis(20);
+
+/// The data plane, as the process model starts it.
+pub struct DataPlane;
+
+impl WorkerCode for DataPlane {
+    type Snapshot = Snapshot;
+
+    const ERROR_LABELS: &'static [&'static str] = &{
+        let mut labels = [""; ErrorKind::ALL.len()];
+        let mut at = 0;
+        while at < labels.len() {
+            labels[at] = ErrorKind::ALL[at].label();
+            at += 1;
+        }
+        labels
+    };
+
+    fn compile(config: &Config, endpoints: &ResolvedEndpoints, generation: u64) -> Result<Snapshot, String> {
+        Snapshot::compile(config, endpoints, generation)
+    }
+
+    fn run(boot: Boot<Snapshot>, orders: Orders<Snapshot>) -> Result<(), WorkerError> {
+        let mode = match boot.io {
+            IoMode::Auto => runtime::IoMode::Auto,
+            IoMode::Uring => runtime::IoMode::Uring,
+            IoMode::Epoll => runtime::IoMode::Epoll,
+        };
+        let mut runtime = Runtime::new(mode, Sizes::RECOMMENDED)
+            .map_err(|error| WorkerError(format!("the runtime cannot start: {error}")))?;
+        if boot.worker == 0 && boot.incarnation == 1 {
+            match runtime.fallback_reason() {
+                Some(reason) => log::warn!("io: {} ({reason})", runtime.io_name()),
+                None => log::info!("io: {}", runtime.io_name()),
+            }
+        }
+        let handle = runtime.handle().clone();
+        runtime.block_on(work(handle, boot, orders))
+    }
+}
+
+async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) -> Result<(), WorkerError> {
+    let generation = boot.generation;
+    let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace);
+    let mut listeners = Listeners { proxy: Rc::clone(&proxy), open: Vec::new() };
+    for listener in boot.listeners {
+        listeners.open(listener)?;
+    }
+    orders.applied(generation);
+    log::debug!("serving: worker {} of {}", boot.worker, boot.workers);
+
+    let mut published = Stats::default();
+    let mut mail = handle.readiness(orders.as_fd().as_raw_fd());
+    loop {
+        let Some(arrived) = first(mail.ready(), handle.sleep(TICK)).await else {
+            tick(&proxy, &mut published);
+            continue;
+        };
+        arrived.map_err(|error| WorkerError(format!("the mailbox cannot be watched: {error}")))?;
+        for order in orders.take() {
+            match order {
+                Order::Snapshot { generation, snapshot } => {
+                    proxy.swap(*snapshot);
+                    listeners.follow_configuration();
+                    orders.applied(generation);
+                }
+                Order::Listeners { added, removed } => {
+                    removed.iter().for_each(|address| listeners.close(*address));
+                    for listener in added {
+                        listeners.open(listener)?;
+                    }
+                }
+                Order::ListConnections(reply) => {
+                    let rows = proxy.connections.rows(reply.rows_max(), handle.now_ms());
+                    reply.send(rows.into_iter().map(connection_row).collect());
+                }
+                Order::Stop => return Ok(()),
+                Order::Drain { deadline } => {
+                    drain(&proxy, &mut listeners, &orders, deadline, &mut published).await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// The result of `a`, or nothing when `b` is done first.
+async fn first<T>(a: impl Future<Output = T>, b: impl Future<Output = ()>) -> Option<T> {
+    let (mut a, mut b) = (pin!(a), pin!(b));
+    poll_fn(|cx| match a.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => b.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
+/// Stops accepting, ends connections after their exchange, and returns when none is left or the time is up.
+async fn drain(
+    proxy: &Rc<Proxy>,
+    listeners: &mut Listeners,
+    orders: &Orders<Snapshot>,
+    deadline: Instant,
+    published: &mut Stats,
+) {
+    proxy.rows.status().set_state(WorkerState::Draining);
+    // New connections are told to close after their first answer.
+    proxy.drain();
+    proxy.handle.sleep(DRAIN_ACCEPT).await;
+    listeners.close_all();
+    while !proxy.connections.is_empty() {
+        if Instant::now() >= deadline {
+            log::warn!("drain: {} connections were cut at the deadline", proxy.connections.len());
+            proxy.rows.add(Metric::DeadlineDrain, proxy.connections.len() as u64);
+            break;
+        }
+        proxy.handle.sleep(DRAIN_TICK).await;
+        tick(proxy, published);
+        if orders.take().iter().any(|order| matches!(order, Order::Stop)) {
+            break;
+        }
+    }
+    tick(proxy, published);
+}
+
+/// Publishes what the runtime has counted, sweeps the pools, gives the sign of life.
+fn tick(proxy: &Proxy, published: &mut Stats) {
+    let rows = &proxy.rows;
+    let stats = proxy.handle.stats();
+    let since = |now: u64, before: u64| now.saturating_sub(before);
+    rows.add(Metric::BufferPoolExhausted, since(stats.pool_exhausted, published.pool_exhausted));
+    rows.add(
+        Metric::CompletionQueueOverflows,
+        since(stats.completion_overflows, published.completion_overflows),
+    );
+    let accepts = (stats.accept_errors, published.accept_errors);
+    rows.add(Metric::AcceptErrorDescriptors, since(accepts.0.descriptors, accepts.1.descriptors));
+    rows.add(Metric::AcceptErrorMemory, since(accepts.0.memory, accepts.1.memory));
+    rows.add(Metric::AcceptErrorOther, since(accepts.0.other, accepts.1.other));
+    rows.add(Metric::Panics, since(stats.panics, published.panics));
+    *published = stats;
+    proxy.sweep();
+    let status = rows.status();
+    let connections = u32::try_from(proxy.connections.len()).unwrap_or(u32::MAX);
+    status.connections.store(connections, Ordering::Relaxed);
+    status.heartbeat_ms.store(proxy.handle.now_ms(), Ordering::Relaxed);
+}
+
+fn connection_row(row: crate::proxy::connections::Row) -> ConnectionRow {
+    let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+    let (peer, local) = row.addresses.unwrap_or((unknown, unknown));
+    ConnectionRow {
+        id: row.id,
+        peer,
+        local,
+        state: row.state.to_owned(),
+        requests: u64::from(row.requests),
+        age_ms: row.age_ms,
+    }
+}
+
+/// The listening sockets of the worker.
+struct Listeners {
+    proxy: Rc<Proxy>,
+    open: Vec<(Rc<Listener>, Rc<Stop>)>,
+}
+
+impl Listeners {
+    fn open(&mut self, listener: BoundListener) -> Result<(), WorkerError> {
+        let address = listener.address.configured;
+        let socket = TcpListener::adopt(&self.proxy.handle, listener.fd)
+            .map_err(|error| WorkerError(format!("the listener {address} cannot be used: {error}")))?;
+        let info = Rc::new(Listener { address, builtins: Cell::new(false) });
+        let stop = Rc::new(Stop::default());
+        let accepting = accept::accept(Rc::clone(&self.proxy), socket, Rc::clone(&info));
+        let stopped = Rc::clone(&stop);
+        self.proxy.handle.spawn(async move {
+            let _stopped = first(accepting, stopped.asked()).await;
+        });
+        self.open.push((info, stop));
+        self.follow_configuration();
+        Ok(())
+    }
+
+    fn follow_configuration(&self) {
+        let live = self.proxy.live();
+        for (info, _) in &self.open {
+            let configured =
+                live.snapshot.config.listeners.iter().find(|listener| listener.address == info.address);
+            if let Some(configured) = configured {
+                info.builtins.set(configured.builtin_answers);
+            }
+        }
+    }
+
+    fn close(&mut self, address: SocketAddr) {
+        for (_, stop) in self.open.extract_if(.., |(info, _)| info.address == address) {
+            stop.ask();
+        }
+    }
+
+    fn close_all(&mut self) {
+        self.open.drain(..).for_each(|(_, stop)| stop.ask());
+    }
+}
+
+/// Ends the task of a listener.
+#[derive(Default)]
+struct Stop {
+    asked: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Stop {
+    fn ask(&self) {
+        self.asked.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    async fn asked(&self) {
+        poll_fn(|cx| {
+            if self.asked.get() {
+                return Poll::Ready(());
+            }
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
