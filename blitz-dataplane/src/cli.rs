@@ -1,9 +1,10 @@
 //! The command line of `blitz`.
 //!
-//! Owns: flags, help, exit codes, `--check`, the way from flags to a start. Does not own: the configuration's rules (see
-//! `blitz_config`) or the start itself (see [`crate::control::run`]).
+//! Owns: flags, help, exit codes, `--check`, the way from flags to a start. Does not own: the configuration's
+//! rules (see `blitz_config`) or the start itself (see [`crate::control::run`]).
 //!
-//! Exit codes: 0 for a clean end, 1 when the start failed or workers had to be killed, 2 for a wrong command line.
+//! Exit codes: 0 for a clean end, 1 when the start failed or workers had to be killed, 2 for a wrong command
+//! line.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
@@ -28,7 +29,7 @@ use crate::sys::{affinity, privilege, rlimit};
 
 /// A kernel-accelerated edge gateway.
 #[derive(Debug, Parser)]
-#[command(name = "blitz", version, about, max_term_width = 100, after_help = EXAMPLES, args_override_self = false)]
+#[command(name = "blitz", version, max_term_width = 100, after_help = EXAMPLES, args_override_self = false)]
 pub struct Arguments {
     /// Send requests to this endpoint; repeat it for several, which then take turns
     #[arg(short = 'b', long = "backend", value_name = "HOST:PORT")]
@@ -97,8 +98,8 @@ Examples:
 Signals: HUP reads the configuration again, TERM lets connections end and stops, INT stops at once.
 Exit codes: 0 ended as told, 1 the start failed or workers had to be killed, 2 wrong command line.";
 
-/// The program: a worker when the supervisor started it as one, else what the command line says. `C` is what workers
-/// execute.
+/// The program: a worker when the supervisor started it as one, else what the command line says. `C` is what
+/// workers execute.
 pub fn main<C: WorkerCode>() -> ExitCode {
     if let Some(channel) = launch::inherited_channel() {
         return worker_process::<C>(channel);
@@ -120,7 +121,8 @@ pub fn main<C: WorkerCode>() -> ExitCode {
     }
 }
 
-/// Runs as a worker process. The supervisor tells why it ended, so nothing is printed here but what it cannot know.
+/// Runs as a worker process. The supervisor tells why it ended, so nothing is printed here but what it cannot
+/// know.
 fn worker_process<C: WorkerCode>(channel: Result<(std::os::unix::net::UnixStream, u32), String>) -> ExitCode {
     logging::install(LogLevel::default().into());
     let (channel, supervisor) = match channel {
@@ -250,8 +252,9 @@ fn origin(arguments: &Arguments) -> (ConfigOrigin, AdminChoice) {
     (ConfigOrigin { path: arguments.config.clone(), overrides }, choice)
 }
 
-/// The processor of each worker. By default as many workers as processors that may be used, fewer where a control group
-/// grants less time than that (`parallelism`). More workers than processors are not pinned: the kernel balances them.
+/// The processor of each worker. By default as many workers as processors that may be used, fewer where a
+/// control group grants less time than that (`parallelism`). More workers than processors are not pinned: the
+/// kernel balances them.
 fn cores(wanted: Option<u32>, allowed: &[usize], parallelism: Option<NonZeroUsize>) -> Vec<Option<usize>> {
     let granted = parallelism.map_or(usize::MAX, NonZeroUsize::get);
     let default = allowed.len().min(granted).clamp(1, WORKERS_MAX as usize);

@@ -1,14 +1,16 @@
 //! The log: one line per record on standard error, with a fixed prefix.
 //!
-//! Owns: the prefix, the escaping of control characters, the limit on repeated lines, panics as lines. Does not own:
-//! what is said. Payloads are never logged; fields that carry secrets are told apart by [`is_secret_field`].
+//! Owns: the prefix, the escaping of control characters, the limit on repeated lines, panics as lines. Does
+//! not own: what is said. Payloads are never logged; fields that carry secrets are told apart by
+//! [`is_secret_field`].
 //!
 //! ```text
 //! 2026-03-04T05:06:07.089Z info ctl reloaded generation 7 in 12 ms
 //! 2026-03-04T05:06:07.090Z warn w3 upstream api 127.0.0.1:9001 taken out for 10 s (12 such lines left out)
 //! ```
-//! A line of code that logs more than [`BURST`] lines at once is cut to [`LINES_PER_SECOND`]; how many were left out
-//! is said in its next line. Lines of target [`TRACE_TARGET`] are exempt: whoever asks for `-t` wants all of them.
+//! A line of code that logs more than [`BURST`] lines at once is cut to [`LINES_PER_SECOND`]; how many were
+//! left out is said in its next line. Lines of target [`TRACE_TARGET`] are exempt: whoever asks for `-t`
+//! wants all of them.
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
@@ -27,10 +29,11 @@ pub const LINES_PER_SECOND: u32 = 2;
 /// Target of `-t` lines.
 pub const TRACE_TARGET: &str = "trace";
 
-/// Buckets of the limiter (count). Places in the code share buckets by hash: with a few hundred of them, rarely.
+/// Buckets of the limiter (count). Places in the code share buckets by hash: with a few hundred of them,
+/// rarely.
 const BUCKETS: usize = 512;
-/// Bytes of one line; what is beyond is cut. Below PIPE_BUF (4096), so that lines of several workers in one pipe
-/// never mix.
+/// Bytes of one line; what is beyond is cut. Below PIPE_BUF (4096), so that lines of several workers in one
+/// pipe never mix.
 const LINE_BYTES_MAX: usize = 4000;
 
 /// Who speaks.
@@ -67,8 +70,8 @@ pub fn install(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-/// Whether a field's value must not be shown: credentials and session identifiers (RFC 9110 sections 11.6 and 11.7,
-/// RFC 6265).
+/// Whether a field's value must not be shown: credentials and session identifiers (RFC 9110 sections 11.6 and
+/// 11.7, RFC 6265).
 pub fn is_secret_field(name: &[u8]) -> bool {
     const NAMES: [&[u8]; 7] = [
         b"authorization",
@@ -158,8 +161,9 @@ fn line(time: SystemTime, level: Level, who: Who, message: &str, left_out: u64) 
 fn timestamp(line: &mut String, time: SystemTime) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Days to year, month, day: the year is counted from March, so that the leap day is its last. An era of the
-    // Gregorian calendar has 400 years or 146,097 days; 719,468 days lie between 0000-03-01 and 1970-01-01.
+    // Days to year, month, day: the year is counted from March, so that the leap day is its last. An era of
+    // the Gregorian calendar has 400 years or 146,097 days; 719,468 days lie between 0000-03-01 and
+    // 1970-01-01.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

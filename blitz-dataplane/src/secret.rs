@@ -4,7 +4,8 @@
 //!
 //! 32 random bytes in a file of mode 0600. Looked for at `--secret-file`, else
 //! `$STATE_DIRECTORY/master.secret` (systemd), else `$XDG_STATE_HOME/blitz/master.secret`, else
-//! `$HOME/.local/state/blitz/master.secret`; created there when absent. Without any such place it lives in memory only.
+//! `$HOME/.local/state/blitz/master.secret`; created there when absent. Without any such place it lives in
+//! memory only.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
@@ -40,8 +41,8 @@ impl Secret {
         &self.bytes
     }
 
-    /// Eight hex digits that tell two secrets apart in logs: the first four bytes of SipHash-2-4 over the secret.
-    /// 32 bits of a hash say nothing useful about 256 random bits.
+    /// Eight hex digits that tell two secrets apart in logs: the first four bytes of SipHash-2-4 over the
+    /// secret. 32 bits of a hash say nothing useful about 256 random bits.
     pub fn id(&self) -> String {
         #[allow(
             deprecated,
@@ -179,14 +180,16 @@ fn read(mut file: File, shown: &str) -> Result<Secret, String> {
     }
     if metadata.mode() & 0o077 != 0 {
         return Err(format!(
-            "the master secret {shown} has mode {:04o}, so others may know it; remove it (a new one is created, sessions \
+            "the master secret {shown} has mode {:04o}, so others may know it; remove it (a new one is \
+             created, sessions \
              do not resume), or chmod 600 it if you trust them",
             metadata.mode() & 0o7777
         ));
     }
     if metadata.len() != SECRET_BYTES as u64 {
         return Err(format!(
-            "the master secret {shown} has {} bytes where {SECRET_BYTES} are expected; remove it, and a new one is created",
+            "the master secret {shown} has {} bytes where {SECRET_BYTES} are expected; remove it, and a \
+             new one is created",
             metadata.len()
         ));
     }
@@ -196,8 +199,8 @@ fn read(mut file: File, shown: &str) -> Result<Secret, String> {
     Ok(secret)
 }
 
-/// Creates the file under a name of its own and links it into place, so that nobody ever sees half a secret and an
-/// existing one is never replaced.
+/// Creates the file under a name of its own and links it into place, so that nobody ever sees half a secret
+/// and an existing one is never replaced.
 fn create(path: &Path) -> io::Result<Secret> {
     if let Some(directory) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;

@@ -1,7 +1,7 @@
 //! The admin API's HTTP side.
 //!
-//! Owns: the listener, its bounds, the table of paths. Does not own: what the answers say (see [`super::views`]), who may
-//! ask (see `admission`), or what an order does (see [`super::run`]).
+//! Owns: the listener, its bounds, the table of paths. Does not own: what the answers say (see
+//! [`super::views`]), who may ask (see `admission`), or what an order does (see [`super::run`]).
 #![forbid(unsafe_code)]
 
 use std::convert::Infallible;

@@ -1,10 +1,12 @@
 //! Who may use the admin API over a browser. Pure.
 //!
-//! Owns: the checks against other web pages in the operator's browser. Does not own: routes (see [`super::admin`]).
+//! Owns: the checks against other web pages in the operator's browser. Does not own: routes (see
+//! [`super::admin`]).
 //!
-//! The API has no password; it listens on loopback. A page on the web can still make a browser on this machine send
-//! requests to it: directly (then the browser adds `Origin`), or under a name of its own that resolves to 127.0.0.1
-//! (then `Host` is that name). The first is refused where it would change something, the second on loopback always.
+//! The API has no password; it listens on loopback. A page on the web can still make a browser on this
+//! machine send requests to it: directly (then the browser adds `Origin`), or under a name of its own that
+//! resolves to 127.0.0.1 (then `Host` is that name). The first is refused where it would change something,
+//! the second on loopback always.
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;

@@ -1,7 +1,7 @@
 //! Where a configuration comes from, and the one place where its text becomes a [`Config`].
 //!
-//! Owns: reading the file, the call into `blitz_config`, the form that travels to the workers. Does not own: the
-//! model and its rules (see `blitz_config`).
+//! Owns: reading the file, the call into `blitz_config`, the form that travels to the workers. Does not own:
+//! the model and its rules (see `blitz_config`).
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -31,8 +31,8 @@ pub struct ConfigText {
     text: Option<String>,
 }
 
-/// [`ConfigText`] without the text, as it travels to a worker; the text goes beside it as a sealed memfd, once for
-/// all workers.
+/// [`ConfigText`] without the text, as it travels to a worker; the text goes beside it as a sealed memfd,
+/// once for all workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigHead {
     /// Path of the file, for messages.

@@ -3,8 +3,9 @@
 //! Owns: what may change while Blitz runs, and who may ask. Does not own: workers and sockets (see
 //! [`crate::process`]).
 //!
-//! Everything that happens reaches one loop ([`run`]) as an [`Event`], one after the other; no handler waits. What takes
-//! time (parsing, looking names up, writing to a worker) runs beside it and comes back as an event.
+//! Everything that happens reaches one loop ([`run`]) as an [`Event`], one after the other; no handler waits.
+//! What takes time (parsing, looking names up, writing to a worker) runs beside it and comes back as an
+//! event.
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -55,6 +56,11 @@ pub enum Event {
     Name(NameUpdate),
     /// The slow part of a reload is done.
     Prepared(Result<Box<Prepared>, String>),
+    /// The workers have had their time to compile a generation.
+    StageDeadline {
+        /// The generation.
+        generation: u64,
+    },
     /// The workers have had their time to apply a generation.
     ReloadDeadline {
         /// The generation.

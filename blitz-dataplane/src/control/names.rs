@@ -1,12 +1,13 @@
 //! Names of endpoints: looked up at start, again when their time to live is over.
 //!
-//! Owns: the lookups, their schedule, the last good answer of every name. Does not own: the rows that addresses get (see
-//! [`crate::process::endpoints`]) or the orders that follow a change (see [`super::run`]).
+//! Owns: the lookups, their schedule, the last good answer of every name. Does not own: the rows that
+//! addresses get (see [`crate::process::endpoints`]) or the orders that follow a change (see [`super::run`]).
 //!
-//! Order of sources, as with a usual `nsswitch.conf`: `/etc/hosts`, then the servers of `/etc/resolv.conf` (without that
-//! file 127.0.0.1, as resolv.conf(5) says). Both files are read at every lookup, so edits take effect. `localhost` is the
-//! loopback addresses when no file names it (RFC 6761 section 6.3). A and AAAA are asked side by side and fail apart: a
-//! family that fails keeps its last good addresses; one that has none is empty.
+//! Order of sources, as with a usual `nsswitch.conf`: `/etc/hosts`, then the servers of `/etc/resolv.conf`
+//! (without that file 127.0.0.1, as resolv.conf(5) says). Both files are read at every lookup, so edits take
+//! effect. `localhost` is the loopback addresses when no file names it (RFC 6761 section 6.3). A and AAAA are
+//! asked side by side and fail apart: a family that fails keeps its last good addresses; one that has none is
+//! empty.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +29,8 @@ use tokio::time;
 
 use super::Event;
 
-/// Addresses of one name that are used (count): the lowest ones, so that a long answer in random order means no change.
+/// Addresses of one name that are used (count): the lowest ones, so that a long answer in random order means
+/// no change.
 pub const ADDRESSES_MAX: usize = 16;
 /// Lookups under way at once (count); further ones wait.
 const LOOKUPS_MAX: usize = 32;
@@ -47,8 +49,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Every 5 s to 5 min. A time to live below 5 s is used for failover by health, not by DNS; one above 5 min would let a
-    /// mistake in a zone outlive its correction for long.
+    /// Every 5 s to 5 min. A time to live below 5 s is used for failover by health, not by DNS; one above 5
+    /// min would let a mistake in a zone outlive its correction for long.
     pub const RECOMMENDED: Self = Self {
         min: Duration::from_secs(5),
         max: Duration::from_secs(300),
@@ -111,8 +113,8 @@ impl Outcome {
 
     /// The addresses to use, given those used before: sorted, without repeats, at most [`ADDRESSES_MAX`].
     pub fn addresses(&self, before: &[IpAddr]) -> Vec<IpAddr> {
-        // A name whose zone says "nothing" keeps its last good addresses: an empty zone is more often a mistake than a wish,
-        // and an endpoint that is really gone fails its health checks.
+        // A name whose zone says "nothing" keeps its last good addresses: an empty zone is more often a
+        // mistake than a wish, and an endpoint that is really gone fails its health checks.
         if self.failure().is_some() {
             return before.to_vec();
         }
@@ -143,7 +145,8 @@ impl Lookup {
         Self { sources: Arc::new(sources), schedule, permits: Arc::new(Semaphore::new(LOOKUPS_MAX)) }
     }
 
-    /// Looks all of `names` up side by side. Bounded in time by a multiple of the schedule's timeout for each 32 names.
+    /// Looks all of `names` up side by side. Bounded in time by a multiple of the schedule's timeout for each
+    /// 32 names.
     pub async fn all(&self, names: &BTreeSet<String>) -> BTreeMap<String, Outcome> {
         let mut tasks = tokio::task::JoinSet::new();
         for name in names {
@@ -310,8 +313,8 @@ impl Names {
         names.iter().filter(|name| !self.known.contains_key(*name)).cloned().collect()
     }
 
-    /// Keeps exactly `names`: known ones go on as they are, new ones begin with their outcome, others are forgotten. A
-    /// new name without an outcome begins without addresses and is looked up at once.
+    /// Keeps exactly `names`: known ones go on as they are, new ones begin with their outcome, others are
+    /// forgotten. A new name without an outcome begins without addresses and is looked up at once.
     pub fn adopt(&mut self, names: &BTreeSet<String>, mut outcomes: BTreeMap<String, Outcome>) {
         self.known.retain(|name, _| names.contains(name));
         for name in names {

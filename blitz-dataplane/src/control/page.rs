@@ -1,6 +1,7 @@
 //! The live page at `/` of the admin API.
 //!
-//! Owns: one HTML document that polls `/config` and `/upstreams`. Does not own: the data (see [`super::views`]).
+//! Owns: one HTML document that polls `/config` and `/upstreams`. Does not own: the data (see
+//! [`super::views`]).
 #![forbid(unsafe_code)]
 
 /// The page. Text from the API is set as text, never as markup.
@@ -10,10 +11,12 @@ pub const LIVE_PAGE: &str = r#"<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Blitz</title>
 <style>
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color-scheme: light dark; }
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
+:root { color-scheme: light dark; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin-top: 1.5rem; }
 table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .2rem .6rem .2rem 0; border-bottom: 1px solid #8884; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .2rem .6rem .2rem 0; border-bottom: 1px solid #8884; }
+td { font-variant-numeric: tabular-nums; }
 .bad { color: #c22; }
 </style>
 <h1>Blitz <span id="version"></span></h1>
@@ -41,14 +44,16 @@ function table(id, head, rows) {
 }
 async function refresh() {
   try {
-    const [config, upstreams] = await Promise.all(["/config", "/upstreams"].map(async path => (await fetch(path)).json()));
+    const get = async path => (await fetch(path)).json();
+    const [config, upstreams] = await Promise.all(["/config", "/upstreams"].map(get));
     byId("version").textContent = config.version;
     const addresses = config.listeners.map(l => l.name + " on " + (l.bound || l.address)).join(", ");
     let state = config.state + ", generation " + config.generation + ", up " + config.uptime_s + " s; " + addresses;
     if (config.last_reload && !config.last_reload.ok) state += "; last reload refused: " + config.last_reload.message;
     byId("state").textContent = state;
     table("workers", ["worker", "pid", "state", "starts", "generation", "connections"],
-      config.workers.map(w => [[w.worker, w.pid, w.state, w.starts, w.generation, w.connections], w.state !== "serving"]));
+      config.workers.map(w =>
+        [[w.worker, w.pid, w.state, w.starts, w.generation, w.connections], w.state !== "serving"]));
     const rows = [];
     for (const upstream of upstreams) for (const endpoint of upstream.endpoints) {
       if (!endpoint.addresses.length)

@@ -1,11 +1,11 @@
 //! The slow part of taking a configuration, and what is told about it.
 //!
-//! Owns: reading, parsing, validating, looking names up, a test compile. Does not own: the commit, which happens in one
-//! step of the control loop (see [`super::run`]).
+//! Owns: reading, parsing, validating, looking names up, a test compile. Does not own: the commit, which
+//! happens in one step of the control loop (see [`super::run`]).
 //!
-//! A reload is all or nothing: until the commit nothing has changed, and whatever is wrong is found before it. What the
-//! commit itself can still refuse (an address that cannot be bound, endpoint rows used up) is checked before the first
-//! worker hears of it.
+//! A reload is all or nothing: until the commit nothing has changed, and whatever is wrong is found before
+//! it. What the commit itself can still refuse (an address that cannot be bound, endpoint rows used up) is
+//! checked before the first worker hears of it.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,8 +24,10 @@ use crate::process::endpoints::ResolvedEndpoints;
 
 /// Longest wait for the names of a new configuration. What has no address by then is looked up again later.
 pub const NAMES_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for the workers to apply a generation. After it the reload is reported as incomplete; workers that are
-/// late still apply it.
+/// Longest wait for the workers to compile a configuration. After it the reload is refused.
+pub const STAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for the workers to apply a generation. After it the reload is reported as incomplete; workers
+/// that are late still apply it.
 pub const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A configuration that is ready to be committed.
@@ -56,8 +58,10 @@ pub struct Timings {
     pub compile_us: u64,
     /// Looking new names up.
     pub names_us: u64,
-    /// From the commit to the last worker that uses it, each worker's own parse and compile included.
-    pub apply_us: u64,
+    /// Until the last worker has parsed and compiled it beside its loop.
+    pub stage_us: u64,
+    /// From the order to swap until the last worker uses it.
+    pub swap_us: u64,
     /// All of it.
     pub total_us: u64,
 }

@@ -1,8 +1,8 @@
 //! The control loop: one event after the other, from the start to the end.
 //!
-//! Owns: the state, the start, what becomes of workers; in its two parts the commit of a configuration and the end.
-//! Does not own: preparing a configuration ([`super::reload`]),
-//! starting workers ([`crate::process::supervisor`]), the admin API's HTTP ([`super::admin`]).
+//! Owns: the state, the start, what becomes of workers; in its two parts the commit of a configuration and
+//! the end. Does not own: preparing a configuration ([`super::reload`]), starting workers
+//! ([`crate::process::supervisor`]), the admin API's HTTP ([`super::admin`]).
 #![forbid(unsafe_code)]
 
 mod commit;
@@ -29,7 +29,7 @@ use super::{EVENTS_MAX, EndStage, Event, Signal};
 use crate::metrics::{EndpointLabels, Exposition, Metric};
 use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
 use crate::process::launch::{Launcher, Mode};
-use crate::process::listeners::Banks;
+use crate::process::listeners::{Bank, Banks};
 use crate::process::messages::{
     BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress, LogLevel, ToWorker,
 };
@@ -131,8 +131,8 @@ pub enum Outcome {
     Forced,
 }
 
-/// Starts everything, serves until told to end, ends everything. Blocks the calling thread, which must live as long as the
-/// process: the workers die with it.
+/// Starts everything, serves until told to end, ends everything. Blocks the calling thread, which must live
+/// as long as the process: the workers die with it.
 ///
 /// # Errors
 /// A sentence with cause and remedy: the configuration is wrong, an address cannot be bound, a worker cannot start.
@@ -172,6 +172,9 @@ struct Control {
 
     current: Current,
     reload: Reload,
+    next_generation: u64,
+    /// Whether names have changed since the addresses of the configuration in effect were computed.
+    are_names_stale: bool,
     last_reload: Option<Arc<ReloadReport>>,
     is_ready: bool,
     ending: Option<EndStage>,
@@ -200,16 +203,41 @@ enum Reload {
         waiting: Vec<oneshot::Sender<Arc<ReloadReport>>>,
         again: Again,
     },
-    Applying {
-        generation: u64,
-        started: Instant,
-        committed: Instant,
-        timings: Timings,
-        notes: Vec<String>,
-        removed: Vec<SocketAddr>,
-        waiting: Vec<oneshot::Sender<Arc<ReloadReport>>>,
+    /// Workers compile; nothing has changed yet.
+    Staging {
+        staged: Box<Staged>,
+        since: Instant,
+        progress: Progress,
         again: Again,
     },
+    /// Workers were told to swap.
+    Applying {
+        generation: u64,
+        since: Instant,
+        removed: Vec<SocketAddr>,
+        progress: Progress,
+        again: Again,
+    },
+}
+
+/// What the report of a reload will say, and to whom.
+struct Progress {
+    started: Instant,
+    timings: Timings,
+    notes: Vec<String>,
+    waiting: Vec<oneshot::Sender<Arc<ReloadReport>>>,
+}
+
+/// A configuration that workers compile.
+struct Staged {
+    next: Current,
+    /// The table of rows as it will be.
+    rows: RowTable,
+    names: BTreeSet<String>,
+    new_banks: Vec<Bank>,
+    removed: Vec<SocketAddr>,
+    /// Workers that have not answered.
+    awaited: BTreeSet<u32>,
 }
 
 /// Whether another reload was asked for meanwhile, and by whom.
@@ -218,9 +246,6 @@ struct Again {
     is_wanted: bool,
     waiting: Vec<oneshot::Sender<Arc<ReloadReport>>>,
 }
-
-/// What one worker is to be told, with the descriptors that travel along.
-type WorkerOrder = (u32, ToWorker, Vec<OwnedFd>);
 
 /// A question for connections.
 struct Question {
@@ -282,6 +307,8 @@ impl Control {
             names,
             current,
             reload: Reload::Idle,
+            next_generation: generation + 1,
+            are_names_stale: false,
             last_reload: None,
             is_ready: false,
             ending: None,
@@ -320,6 +347,7 @@ impl Control {
             Event::Worker { .. } | Event::Respawn { .. } => {}
             Event::Name(update) => self.name_updated(&update),
             Event::Prepared(prepared) => self.prepared(prepared),
+            Event::StageDeadline { generation } => self.stage_overdue(generation),
             Event::ReloadDeadline { generation } => {
                 if matches!(&self.reload, Reload::Applying { generation: waiting, .. } if *waiting == generation)
                 {
@@ -384,7 +412,9 @@ impl Control {
             trace: self.options.trace,
             config,
         };
-        self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)
+        self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)?;
+        self.stage_also(index);
+        Ok(())
     }
 
     fn respawn(&mut self, index: u32) {
@@ -393,6 +423,7 @@ impl Control {
         }
         if let Err(error) = self.start_worker(index) {
             log::error!("worker {index} cannot be started: {error}; next try in 1 s");
+            self.no_longer_awaited(index);
             let incarnation = self.workers.next_incarnation(index) - 1;
             self.later(Duration::from_secs(1), Event::Respawn { index, incarnation });
         }
@@ -412,11 +443,10 @@ impl Control {
                 }
                 self.check_reload();
             }
+            FromWorker::SnapshotReady { generation } => self.staged_by(index, generation),
             FromWorker::SnapshotRefused { generation, reason } => {
                 log::error!("worker {index} refused generation {generation}: {reason}");
-                if let Reload::Applying { notes, .. } = &mut self.reload {
-                    notes.push(format!("worker {index}: {reason}"));
-                }
+                self.refused_by(index, generation, &reason);
             }
             FromWorker::Connections { request, rows } => {
                 if let Some(question) = self.questions.get_mut(&request) {
@@ -453,6 +483,7 @@ impl Control {
                 }
             }
         }
+        self.no_longer_awaited(index);
         if self.ending.is_some() {
             if *is_clean {
                 log::info!("worker {index} has ended");
@@ -464,8 +495,8 @@ impl Control {
         if !self.is_ready {
             return Err(format!("worker {index} ended during the start: it {reason}"));
         }
-        let after = delay.as_millis();
-        log::error!("worker {index} died: it {reason}; its successor starts in {after} ms");
+        let when = if delay.is_zero() { "now".to_owned() } else { format!("in {} ms", delay.as_millis()) };
+        log::error!("worker {index} died: it {reason}; its successor starts {when}");
         if delay.is_zero() {
             self.respawn(index);
         } else {
@@ -517,8 +548,8 @@ impl Control {
             upstream: name(upstream).to_owned(),
             address: resolved.address.to_string(),
         };
-        // The same address twice in one upstream (two names for one host) has two rows; labels must be unique, so the
-        // second is shown by `/upstreams` alone.
+        // The same address twice in one upstream (two names for one host) has two rows; labels must be
+        // unique, so the second is shown by `/upstreams` alone.
         let mut seen = BTreeSet::new();
         let labels = self.current.endpoints.iter().map(label);
         let labels =

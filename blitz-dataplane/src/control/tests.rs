@@ -1,7 +1,7 @@
 //! The whole control side with a small loop of its own: start, serve, kill, reload, names, drain.
 //!
-//! The loop answers each line of a client with one line about itself. In mode mp the workers are processes of this test
-//! program, which the test `worker_process` turns into.
+//! The loop answers each line of a client with one line about itself. In mode mp the workers are processes of
+//! this test program, which the test `worker_process` turns into.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -47,8 +47,16 @@ impl WorkerCode for Echo {
         endpoints: &ResolvedEndpoints,
         generation: u64,
     ) -> Result<EchoSnapshot, String> {
-        if config.upstreams.iter().any(|upstream| upstream.name == "uncompilable") {
+        let has = |name: &str| config.upstreams.iter().any(|upstream| upstream.name == name);
+        if has("uncompilable") {
             return Err("this upstream cannot be compiled".to_owned());
+        }
+        // The supervisor's test compile has generation 0, the boot of the first worker 1.
+        if has("uncompilable-later") && generation > 1 {
+            return Err("this worker cannot compile it".to_owned());
+        }
+        if has("slow") && generation > 1 {
+            std::thread::sleep(Duration::from_millis(300));
         }
         let endpoints = endpoints.iter().map(|(_, resolved)| resolved.address).collect();
         Ok(EchoSnapshot { generation, endpoints, routes: config.routes.len() })
@@ -118,7 +126,8 @@ impl WorkerCode for Echo {
                 let (pid, g, routes) = (std::process::id(), snapshot.generation, snapshot.routes);
                 let _lost = writeln!(
                     client,
-                    "worker={worker} incarnation={incarnation} pid={pid} generation={g} routes={routes} port={} endpoints={:?}",
+                    "worker={worker} incarnation={incarnation} pid={pid} generation={g} routes={routes} \
+                     port={} endpoints={:?}",
                     address.configured.port(),
                     snapshot.endpoints
                 );
@@ -328,12 +337,13 @@ fn a_killed_worker_is_replaced_and_leaks_nothing() {
         assert_eq!(row.in_flight.load(Ordering::Relaxed), 0, "round {round}");
         assert_eq!(pid(1), other, "the other worker notices nothing");
     }
-    // 100 ms is the promise for release builds on an idle machine; here the test program boots, unoptimized, beside other
-    // tests.
+    // 100 ms is the promise for release builds on an idle machine; here the test program boots, unoptimized,
+    // beside other tests.
     println!("slowest replacement: {slowest:?}");
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     eventually("all restarts are counted", || (segment.sum(Metric::WorkerRestarts) == 12).then_some(()));
-    // Connections that the dead worker had not accepted are served by its successor: none is refused, none is lost.
+    // Connections that the dead worker had not accepted are served by its successor: none is refused, none is
+    // lost.
     let address = gateway.address();
     let victim = pid(0);
     send_signal(victim, "STOP");
@@ -434,12 +444,18 @@ fn a_reload_is_all_or_nothing() {
         let text = std::fs::read_to_string(&path).expect("read").replace("api", "uncompilable");
         std::fs::write(&path, text).expect("write");
         refused("cannot be compiled");
-        assert_eq!(segment.sum(Metric::ConfigReloadFailures), 5);
+        write_config(&path, &[first], 9001..9002, 1);
+        let text = std::fs::read_to_string(&path).expect("read");
+        let later = text.replace("api", "uncompilable-later");
+        std::fs::write(&path, later).expect("write");
+        refused("this worker cannot compile it");
+        assert_eq!(segment.sum(Metric::ConfigReloadFailures), 6);
 
         // The second listener goes; the kernel then refuses connections to it.
         write_config(&path, &[first], 9002..9003, 1);
         assert_eq!(gateway.admin("POST", "/reload").0, 200);
-        assert_eq!(ask(local(first), "x").expect("answer").number("generation"), 3);
+        let latest = ask(local(first), "x").expect("answer").number("generation");
+        assert!(latest > 2, "{latest}");
         eventually("the removed listener is closed", || {
             TcpStream::connect(local(second)).is_err().then_some(())
         });
@@ -448,15 +464,39 @@ fn a_reload_is_all_or_nothing() {
         if mode == Mode::Mp {
             let victim = segment.status(0).expect("row").pid.load(Ordering::Acquire);
             send_signal(u64::from(victim), "KILL");
-            eventually("the successor uses generation 3", || {
+            eventually("the successor uses the latest generation", || {
                 let status = segment.status(0).expect("row");
                 let is_new = status.pid.load(Ordering::Acquire) != victim;
-                (is_new && status.snapshot_generation.load(Ordering::Acquire) == 3).then_some(())
+                (is_new && status.snapshot_generation.load(Ordering::Acquire) == latest).then_some(())
             });
         }
         assert_eq!(segment.sum(Metric::ConfigReloads), 2);
         assert_eq!(gateway.end(), Outcome::Ended);
     }
+}
+
+#[test]
+fn a_worker_that_dies_while_others_compile_is_replaced_and_swaps_with_them() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("edge.json");
+    let port = free_port();
+    write_config(&path, &[port], 9001..9002, 1);
+    let gateway = Gateway::start(Mode::Mp, 2, file_origin(&path));
+    let segment = gateway.startup.segment.clone();
+    let text = std::fs::read_to_string(&path).expect("read").replace("api", "slow");
+    std::fs::write(&path, text).expect("write");
+    let admin_address = gateway.startup.admin.expect("admin");
+    let reload = std::thread::spawn(move || admin(admin_address, "POST", "/reload"));
+    std::thread::sleep(Duration::from_millis(100));
+    let victim = segment.status(0).expect("row").pid.load(Ordering::Acquire);
+    send_signal(u64::from(victim), "KILL");
+    let (status, report) = reload.join().expect("reload");
+    assert_eq!(status, 200, "{report}");
+    let is_done =
+        |worker| segment.status(worker).expect("row").snapshot_generation.load(Ordering::Acquire) == 2;
+    eventually("both use generation 2", || (is_done(0) && is_done(1)).then_some(()));
+    assert_ne!(segment.status(0).expect("row").pid.load(Ordering::Acquire), victim);
+    assert_eq!(gateway.end(), Outcome::Ended);
 }
 
 #[test]
@@ -526,7 +566,8 @@ impl NameServer {
     }
 }
 
-/// An answer to a query with one question (RFC 1035 section 4.1): the header, the question as it came, at most one record.
+/// An answer to a query with one question (RFC 1035 section 4.1): the header, the question as it came, at
+/// most one record.
 fn reply(query: &[u8], answer: Option<Ipv4Addr>, ttl_s: u32) -> Vec<u8> {
     let labels_end = 12 + query[12..].iter().position(|byte| *byte == 0).expect("root label") + 1;
     let question = &query[12..labels_end + 4];

@@ -1,6 +1,7 @@
 //! What the admin API shows.
 //!
-//! Owns: the state that the control loop publishes and the JSON made of it. Does not own: HTTP (see [`super::admin`]).
+//! Owns: the state that the control loop publishes and the JSON made of it. Does not own: HTTP (see
+//! [`super::admin`]).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -58,7 +59,8 @@ pub struct Shared {
     exposition: Exposition,
     started: Instant,
     view: Mutex<Option<Arc<View>>>,
-    /// The supervisor's own rows. The control thread alone runs what writes them; the lock is what the compiler wants.
+    /// The supervisor's own rows. The control thread alone runs what writes them; the lock is what the
+    /// compiler wants.
     rows: Mutex<WorkerRows>,
 }
 
@@ -130,6 +132,11 @@ impl Shared {
         let upstreams =
             config.upstreams.iter().map(|up| json!({ "name": up.name, "endpoints": up.endpoints.len() }));
         let timeouts = &config.timeouts;
+        let state = match view.ending {
+            Some(_) => "draining",
+            None if view.is_ready => "serving",
+            None => "starting",
+        };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "generation": view.generation,
@@ -137,7 +144,7 @@ impl Shared {
             "uptime_s": self.started.elapsed().as_secs(),
             "mode": view.mode.to_string(),
             "io": view.io.to_string(),
-            "state": match view.ending { Some(_) => "draining", None if view.is_ready => "serving", None => "starting" },
+            "state": state,
             "listeners": listeners.collect::<Vec<_>>(),
             "routes": config.routes.len(),
             "upstreams": upstreams.collect::<Vec<_>>(),

@@ -112,6 +112,9 @@ pub struct Origin<'a> {
     pub connection: &'a crate::proxy::connections::Connection,
     /// The received protocol version as `Via` writes it (RFC 9110 section 7.6.3): `1.1`, `2`.
     pub protocol: &'static str,
+    /// Ready when the client has left while it is owed an answer. To be polled beside whatever the exchange waits for:
+    /// an answer that nobody takes should not keep an endpoint busy.
+    pub poll_gone: &'a dyn Fn(&mut std::task::Context<'_>) -> std::task::Poll<()>,
 }
 
 /// What serves requests. One service stands behind all codecs, so it never sees an HTTP version.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::exchange::refusal::refuse;
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead};
+use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Side};
 use crate::fields::Fields;
 use crate::proxy::connections::{Connection, Ended};
 use crate::runtime::{Chunk, Deadline, TcpStream};
@@ -38,6 +38,11 @@ enum Next {
     Request,
     /// Ends after what was written has left.
     Close(Ended),
+    /// Ends in the middle of an answer: what was written leaves, and the client can tell that it is
+    /// not all. `by_reset` where only a reset can say so (RFC 9112 section 8).
+    Cut {
+        by_reset: bool,
+    },
     /// Ends at once; nothing is worth sending.
     Abort(Ended),
 }
@@ -54,7 +59,11 @@ pub async fn serve<S: Service>(service: &S, stream: &TcpStream, connection: &Con
             stream.settle();
             match first_bytes(stream, connection, &mut deadline, limit).await {
                 Ok(chunk) => unread.put(chunk),
-                Err(ended) => return ended,
+                Err(ended) => {
+                    // The last answer may still be on its way out.
+                    let _gone = flush(service, stream).await;
+                    return ended;
+                }
             }
         }
         is_first = false;
@@ -68,6 +77,12 @@ pub async fn serve<S: Service>(service: &S, stream: &TcpStream, connection: &Con
             Next::Close(ended) => {
                 linger(service, stream, &mut deadline).await;
                 return ended;
+            }
+            Next::Cut { by_reset } => {
+                if flush(service, stream).await.is_err() || by_reset {
+                    stream.reset_on_close();
+                }
+                return Ended::Error;
             }
             Next::Abort(ended) => {
                 stream.reset_on_close();
@@ -135,7 +150,7 @@ async fn exchange<S: Service>(
         }
     };
 
-    let shared = Shared::new(&framing);
+    let shared = Shared::new(&framing, !unread.is_empty());
     let mut body = RequestBody {
         stream,
         deadline,
@@ -155,10 +170,8 @@ async fn exchange<S: Service>(
         send_progress: limits.send_progress,
         shared: &shared,
     };
-    if service.is_draining() {
-        answer.close_after();
-    }
-    let origin = Origin { connection, protocol: framing.version.via_token() };
+    let poll_gone = |cx: &mut std::task::Context<'_>| shared.poll_gone(stream, cx);
+    let origin = Origin { connection, protocol: framing.version.via_token(), poll_gone: &poll_gone };
     let too_large =
         matches!(framing.body_length(), BodyLength::Exact(length) if length > limits.body_bytes_max);
     let outcome = if too_large {
@@ -170,6 +183,9 @@ async fn exchange<S: Service>(
     };
     if let Err(error) = outcome {
         service.note(&error);
+        if answer.has_begun() && error.side() != Side::Downstream {
+            return Next::Cut { by_reset: answer.body == Some(ResponseBody::UntilClose) };
+        }
         if answer.has_begun() || error.status() == 0 || refuse(&mut answer, &error).await.is_err() {
             return Next::Abort(Ended::Error);
         }
@@ -194,8 +210,12 @@ async fn exchange<S: Service>(
 /// Answers a request whose head could not be read.
 async fn refuse_head<S: Service>(service: &S, stream: &TcpStream, limits: &ServerLimits, error: &ProxyError) {
     service.note(error);
-    let shared =
-        Shared { keeps: Cell::new(false), unread_body: Cell::new(None), owes_continue: Cell::new(false) };
+    let shared = Shared {
+        keeps: Cell::new(false),
+        is_pipelined: Cell::new(false),
+        unread_body: Cell::new(None),
+        owes_continue: Cell::new(false),
+    };
     let mut answer = ResponseSink {
         service,
         stream,
@@ -209,12 +229,16 @@ async fn refuse_head<S: Service>(service: &S, stream: &TcpStream, limits: &Serve
     let _gone = refuse(&mut answer, error).await;
 }
 
+/// Waits until the kernel has taken what was written.
+async fn flush<S: Service>(service: &S, stream: &TcpStream) -> Result<(), ProxyError> {
+    let (closed, stalled) = (ErrorKind::DownstreamClosed, ErrorKind::DownstreamSendTimeout);
+    flushed(stream, service.limits().send_progress, closed, stalled).await
+}
+
 /// Sends what is left, ends our side, and listens until the client has ended its own.
 async fn linger<S: Service>(service: &S, stream: &TcpStream, deadline: &mut Deadline) {
-    let limits = service.limits();
     stream.shutdown_write();
-    let (closed, stalled) = (ErrorKind::DownstreamClosed, ErrorKind::DownstreamSendTimeout);
-    if flushed(stream, limits.send_progress, closed, stalled).await.is_err() {
+    if flush(service, stream).await.is_err() {
         return;
     }
     let mut left = LINGER_BYTES_MAX;
@@ -231,6 +255,8 @@ async fn linger<S: Service>(service: &S, stream: &TcpStream, deadline: &mut Dead
 struct Shared {
     /// The connection is kept after the answer.
     keeps: Cell<bool>,
+    /// More bytes have come than this request's: another request follows it.
+    is_pipelined: Cell<bool>,
     /// Bytes of the request's body that were not taken; `None` when nobody knows.
     unread_body: Cell<Option<u64>>,
     /// The client waits for a 100 that was not sent.
@@ -238,7 +264,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(framing: &RequestFraming) -> Self {
+    fn new(framing: &RequestFraming, is_pipelined: bool) -> Self {
         let unread_body = match framing.body_length() {
             BodyLength::Empty => Some(0),
             BodyLength::Exact(length) => Some(length),
@@ -246,9 +272,20 @@ impl Shared {
         };
         Self {
             keeps: Cell::new(framing.keep_alive),
+            is_pipelined: Cell::new(is_pipelined),
             unread_body: Cell::new(unread_body),
             owes_continue: Cell::new(framing.expects_continue && unread_body != Some(0)),
         }
+    }
+
+    /// Whether the client has closed the connection behind its last request. One that only ended its
+    /// sending side cannot be told from one that left; like other gateways we take it for the latter.
+    fn poll_gone(&self, stream: &TcpStream, cx: &mut std::task::Context<'_>) -> Poll<()> {
+        // Before the body is complete its reader notices.
+        if self.unread_body.get() != Some(0) || self.is_pipelined.get() {
+            return Poll::Pending;
+        }
+        stream.poll_gone(cx).map(drop)
     }
 
     /// Whether the rest of the request's body can be read and thrown away.
@@ -298,6 +335,7 @@ impl BodySource for RequestBody<'_> {
         if self.received > self.limits.body_bytes_max {
             return Err(ProxyError::new(ErrorKind::RequestBodyTooLarge));
         }
+        self.shared.is_pipelined.set(!self.unread.is_empty());
         self.shared.unread_body.set(match self.length {
             _ if self.decoder.is_complete() => Some(0),
             BodyLength::Exact(length) => Some(length.saturating_sub(self.received)),

@@ -1,7 +1,7 @@
 //! The text that Prometheus reads.
 //!
-//! Owns: turning the segment's rows into metric families. Does not own: the names (see [`super::names`]) or the
-//! HTTP answer (see [`crate::control`]).
+//! Owns: turning the segment's rows into metric families. Does not own: the names (see [`super::names`]) or
+//! the HTTP answer (see [`crate::control`]).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -11,8 +11,8 @@ use prometheus::proto::{
 };
 use prometheus::{Encoder, TextEncoder, proto};
 
-use super::names::{BUCKET_BOUNDS_US, ERRORS_HELP, ERRORS_NAME, Histogram, Kind, Metric};
-use crate::segment::{EndpointRow, Segment};
+use super::names::{self, BUCKET_BOUNDS_US, Computed, ERRORS_HELP, ERRORS_NAME, Histogram, Kind, Metric};
+use crate::segment::{EndpointRow, Segment, WorkerState};
 use crate::sys::clock;
 
 /// Content type of the text.
@@ -76,13 +76,7 @@ impl Exposition {
         for endpoint in endpoints {
             self.endpoint(&mut families, endpoint);
         }
-        families.push(
-            "blitz_build_info",
-            "The version that runs.",
-            Kind::Gauge,
-            &[("version", self.version)],
-            1.0,
-        );
+        families.computed(names::BUILD_INFO, &[("version", self.version)], 1.0);
         families.0.into_values().collect()
     }
 
@@ -93,15 +87,12 @@ impl Exposition {
             };
             let worker = index.to_string();
             let labels = [("worker", worker.as_str())];
-            let help = "1 while the worker serves, else 0.";
-            let serving = status.state() == crate::segment::WorkerState::Serving;
-            families.push("blitz_worker_serving", help, Kind::Gauge, &labels, f64::from(u8::from(serving)));
-            let help = "Generation of the configuration that the worker uses.";
+            let is_serving = status.state() == WorkerState::Serving;
+            families.computed(names::WORKER_SERVING, &labels, f64::from(u8::from(is_serving)));
             let generation = status.snapshot_generation.load(Ordering::Relaxed) as f64;
-            families.push("blitz_worker_config_generation", help, Kind::Gauge, &labels, generation);
-            let help = "Client connections open now, by worker.";
+            families.computed(names::WORKER_GENERATION, &labels, generation);
             let connections = f64::from(status.connections.load(Ordering::Relaxed));
-            families.push("blitz_worker_connections", help, Kind::Gauge, &labels, connections);
+            families.computed(names::WORKER_CONNECTIONS, &labels, connections);
         }
     }
 
@@ -113,35 +104,18 @@ impl Exposition {
                 as f64
         };
         let labels = [("upstream", endpoint.upstream.as_str()), ("address", endpoint.address.as_str())];
-        let mut push = |name, help, kind, value| families.push(name, help, kind, &labels, value);
-        let counter = Kind::Counter;
         let in_flight = sum(&|row| u64::from(row.in_flight.load(Ordering::Relaxed)));
-        push(
-            "blitz_endpoint_in_flight",
-            "Requests whose answer is not complete, by endpoint.",
-            Kind::Gauge,
-            in_flight,
-        );
+        families.computed(names::ENDPOINT_IN_FLIGHT, &labels, in_flight);
         let requests = sum(&|row| row.requests_total.load(Ordering::Relaxed));
-        push("blitz_endpoint_requests_total", "Requests sent, by endpoint.", counter, requests);
+        families.computed(names::ENDPOINT_REQUESTS, &labels, requests);
         let failures = sum(&|row| row.failures_total.load(Ordering::Relaxed));
-        push("blitz_endpoint_failures_total", "Failed exchanges, by endpoint.", counter, failures);
+        families.computed(names::ENDPOINT_FAILURES, &labels, failures);
         let connects = sum(&|row| row.connects_total.load(Ordering::Relaxed));
-        push("blitz_endpoint_connects_total", "Connections opened, by endpoint.", counter, connects);
+        families.computed(names::ENDPOINT_CONNECTS, &labels, connects);
         let reuses = sum(&|row| row.reuses_total.load(Ordering::Relaxed));
-        push(
-            "blitz_endpoint_reuses_total",
-            "Requests over a pooled connection, by endpoint.",
-            counter,
-            reuses,
-        );
+        families.computed(names::ENDPOINT_REUSES, &labels, reuses);
         let ejected = sum(&|row| u64::from(row.ejected_until_ms.load(Ordering::Relaxed) > now_ms));
-        push(
-            "blitz_endpoint_ejected_workers",
-            "Workers that have taken the endpoint out.",
-            Kind::Gauge,
-            ejected,
-        );
+        families.computed(names::ENDPOINT_EJECTED, &labels, ejected);
     }
 
     fn histogram(&self, histogram: Histogram) -> MetricFamily {
@@ -171,6 +145,10 @@ impl Exposition {
 struct Families(BTreeMap<&'static str, MetricFamily>);
 
 impl Families {
+    fn computed(&mut self, metric: Computed, labels: &[(&str, &str)], value: f64) {
+        self.push(metric.name, metric.help, metric.kind, labels, value);
+    }
+
     fn push(&mut self, name: &'static str, help: &str, kind: Kind, labels: &[(&str, &str)], value: f64) {
         let mut metric =
             proto::Metric::from_label(labels.iter().map(|(name, value)| label(name, value)).collect());

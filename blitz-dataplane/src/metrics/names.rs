@@ -150,7 +150,7 @@ metrics! {
     family "blitz_upstream_connections_idle" Gauge "Pooled connections to endpoints that carry no request." {
         UpstreamIdle;
     }
-    family "blitz_upstream_pool_closes_total" Counter "Pooled connections closed without a request on them, by reason." {
+    family "blitz_upstream_pool_closes_total" Counter "Idle pooled connections closed, by reason." {
         PoolClosedStale { reason = "stale" };
         PoolClosedIdle { reason = "idle" };
         PoolClosedFull { reason = "full" };
@@ -200,7 +200,7 @@ metrics! {
     family "blitz_admin_requests_total" Counter "Requests to the admin API." {
         AdminRequests;
     }
-    family "blitz_admin_connections_refused_total" Counter "Admin connections closed at once because the most allowed were open." {
+    family "blitz_admin_connections_refused_total" Counter "Admin connections closed because too many were open." {
         AdminConnectionsRefused;
     }
 }
@@ -228,6 +228,46 @@ impl fmt::Debug for Metric {
         f.write_str(self.variant_name())
     }
 }
+
+/// A metric that is read from other rows than the metric slots; its labels are known at run time only.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Computed {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) help: &'static str,
+}
+
+const fn computed(kind: Kind, name: &'static str, help: &'static str) -> Computed {
+    Computed { name, kind, help }
+}
+
+/// Labels: version.
+pub(super) const BUILD_INFO: Computed = computed(Kind::Gauge, "blitz_build_info", "The version that runs.");
+
+// Labels: worker.
+pub(super) const WORKER_SERVING: Computed =
+    computed(Kind::Gauge, "blitz_worker_serving", "1 while the worker serves, else 0.");
+pub(super) const WORKER_GENERATION: Computed = computed(
+    Kind::Gauge,
+    "blitz_worker_config_generation",
+    "Generation of the configuration that the worker uses.",
+);
+pub(super) const WORKER_CONNECTIONS: Computed =
+    computed(Kind::Gauge, "blitz_worker_connections", "Client connections open now, by worker.");
+
+// Labels: upstream, address.
+pub(super) const ENDPOINT_IN_FLIGHT: Computed =
+    computed(Kind::Gauge, "blitz_endpoint_in_flight", "Requests whose answer is not complete, by endpoint.");
+pub(super) const ENDPOINT_REQUESTS: Computed =
+    computed(Kind::Counter, "blitz_endpoint_requests_total", "Requests sent, by endpoint.");
+pub(super) const ENDPOINT_FAILURES: Computed =
+    computed(Kind::Counter, "blitz_endpoint_failures_total", "Failed exchanges, by endpoint.");
+pub(super) const ENDPOINT_CONNECTS: Computed =
+    computed(Kind::Counter, "blitz_endpoint_connects_total", "Connections opened, by endpoint.");
+pub(super) const ENDPOINT_REUSES: Computed =
+    computed(Kind::Counter, "blitz_endpoint_reuses_total", "Requests over a pooled connection, by endpoint.");
+pub(super) const ENDPOINT_EJECTED: Computed =
+    computed(Kind::Gauge, "blitz_endpoint_ejected_workers", "Workers that have taken the endpoint out.");
 
 /// Most error kinds that can be told apart in `blitz_errors_total{kind}`.
 pub const ERROR_KINDS_MAX: usize = 64;

@@ -12,8 +12,8 @@
 //! 8..12   bytes of the payload, little endian, at most 16 MiB
 //! 12..    the payload: one JSON value
 //! ```
-//! Descriptors travel as SCM_RIGHTS with the first byte of their frame. Both ends are the same build; the version
-//! is there so that an upgrade notices when they are not.
+//! Descriptors travel as SCM_RIGHTS with the first byte of their frame. Both ends are the same build; the
+//! version is there so that an upgrade notices when they are not.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -27,7 +27,8 @@ use tokio::io::Interest;
 
 use crate::sys::fdpass;
 
-/// Most bytes of a payload: room for about 150,000 routes. A larger configuration is refused where it is encoded.
+/// Most bytes of a payload: room for about 150,000 routes. A larger configuration is refused where it is
+/// encoded.
 pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Most descriptors of a frame.
 pub const FDS_MAX: usize = fdpass::FDS_MAX;
@@ -47,7 +48,8 @@ pub enum ChannelError {
     Truncated,
     /// The peer sent something that is no frame of this version.
     Protocol(String),
-    /// A message to be sent is larger than [`PAYLOAD_BYTES_MAX`], or carries more than [`FDS_MAX`] descriptors.
+    /// A message to be sent is larger than [`PAYLOAD_BYTES_MAX`], or carries more than [`FDS_MAX`]
+    /// descriptors.
     TooLarge(usize),
 }
 

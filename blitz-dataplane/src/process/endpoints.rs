@@ -1,7 +1,8 @@
 //! Endpoints with their addresses, and the segment rows that stand for them.
 //!
-//! Owns: the resolved table that travels to the workers, and the supervisor's allocation of rows. Does not own:
-//! looking names up (see [`crate::control::names`]) or what is in a row ([`crate::segment::EndpointRow`]).
+//! Owns: the resolved table that travels to the workers, and the supervisor's allocation of rows. Does not
+//! own: looking names up (see [`crate::control::names`]) or what is in a row
+//! ([`crate::segment::EndpointRow`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -57,9 +58,9 @@ pub struct EndpointAddresses {
 
 /// The supervisor's allocator of endpoint rows.
 ///
-/// An address that stays keeps its row, so its health and counters survive reloads. A row that nothing stands on
-/// any more is retired with the generation that dropped it, and is cleared and used again only when every worker
-/// has applied that generation and no request is in flight on it.
+/// An address that stays keeps its row, so its health and counters survive reloads. A row that nothing stands
+/// on any more is retired with the generation that dropped it, and is cleared and used again only when every
+/// worker has applied that generation and no request is in flight on it.
 #[derive(Clone, Debug)]
 pub struct RowTable {
     used: HashMap<RowKey, u16>,
@@ -100,8 +101,8 @@ impl RowTable {
         Self { used: HashMap::new(), free: (0..rows).rev().collect(), retired: BTreeMap::new(), capacity }
     }
 
-    /// Gives every address of `upstreams` (name, endpoints) a row and retires rows that are not named any more, as
-    /// of `generation`. On an error nothing has changed.
+    /// Gives every address of `upstreams` (name, endpoints) a row and retires rows that are not named any
+    /// more, as of `generation`. On an error nothing has changed.
     ///
     /// # Errors
     /// [`RowsExhausted`] when there are not enough free rows.
@@ -151,8 +152,9 @@ impl RowTable {
         Ok(ResolvedEndpoints { upstreams: resolved })
     }
 
-    /// Frees retired rows whose generation all workers have passed (`applied` is the lowest generation that a worker
-    /// uses) and which `in_flight` reports as idle. Returns them: the caller clears them in the segment.
+    /// Frees retired rows whose generation all workers have passed (`applied` is the lowest generation that a
+    /// worker uses) and which `in_flight` reports as idle. Returns them: the caller clears them in the
+    /// segment.
     pub fn reclaim(&mut self, applied: u64, in_flight: impl Fn(u16) -> u64) -> Vec<u16> {
         let ready = |(row, generation): (&u16, &u64)| {
             (*generation <= applied && in_flight(*row) == 0).then_some(*row)

@@ -3,9 +3,9 @@
 //! Owns: the two launchers and the end of what they started. Does not own: what a worker does first (see
 //! [`super::worker`]) or when one is started (see [`super::supervisor`]).
 //!
-//! A process gets its end of the channel as standard input: the one descriptor that crosses exec without a moment in
-//! which another child could inherit it too. Its environment holds [`WORKER_VARIABLE`] and nothing else but
-//! `RUST_BACKTRACE`, since the environment of a gateway may carry secrets.
+//! A process gets its end of the channel as standard input: the one descriptor that crosses exec without a
+//! moment in which another child could inherit it too. Its environment holds [`WORKER_VARIABLE`] and nothing
+//! else but `RUST_BACKTRACE`, since the environment of a gateway may carry secrets.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;

@@ -1,11 +1,11 @@
 //! The supervisor's listening sockets: for each address a bank, one socket for each worker.
 //!
-//! Owns: the sockets, for as long as their address is configured. Does not own: accepting from them (the workers do),
-//! or the socket calls (see [`crate::sys::socket`]).
+//! Owns: the sockets, for as long as their address is configured. Does not own: accepting from them (the
+//! workers do), or the socket calls (see [`crate::sys::socket`]).
 //!
-//! The sockets of a bank form one SO_REUSEPORT group, bound in the order of the workers; the kernel spreads new
-//! connections over them. Worker w gets a copy of socket w only. When it dies, its socket and the connections that
-//! wait in it stay here, and its successor gets the same socket.
+//! The sockets of a bank form one SO_REUSEPORT group, bound in the order of the workers; the kernel spreads
+//! new connections over them. Worker w gets a copy of socket w only. When it dies, its socket and the
+//! connections that wait in it stay here, and its successor gets the same socket.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -28,7 +28,8 @@ pub struct Bank {
 }
 
 impl Banks {
-    /// Binds a bank of `workers` sockets for each of `addresses` that has none yet. Nothing is kept when one fails.
+    /// Binds a bank of `workers` sockets for each of `addresses` that has none yet. Nothing is kept when one
+    /// fails.
     ///
     /// # Errors
     /// A sentence that names the address, the cause and the remedy.
@@ -70,9 +71,10 @@ impl Banks {
     }
 
     fn bind(&self, configured: SocketAddr, workers: u32) -> io::Result<Bank> {
-        // Another program of the same user that also sets SO_REUSEPORT (an older Blitz, say) would share the port
-        // without a word. A socket without that option cannot bind beside any listener, so it tells. Our own listener
-        // on an overlapping address (`0.0.0.0:80` beside `127.0.0.1:80`) would refuse it too, and then we know.
+        // Another program of the same user that also sets SO_REUSEPORT (an older Blitz, say) would share the
+        // port without a word. A socket without that option cannot bind beside any listener, so it tells. Our
+        // own listener on an overlapping address (`0.0.0.0:80` beside `127.0.0.1:80`) would refuse it too,
+        // and then we know.
         let is_ours = self.0.keys().any(|address| address.port() == configured.port());
         if !is_ours {
             drop(socket::listen(configured, Share::Alone)?);
@@ -106,8 +108,8 @@ pub fn explain(address: SocketAddr, error: &io::Error) -> String {
     let port = address.port();
     let remedy = match error.kind() {
         io::ErrorKind::AddrInUse => format!(
-            "another program or another blitz listens there (`ss -ltnp 'sport = :{port}'` names it); stop it, or choose \
-             another port"
+            "another program or another blitz listens there (`ss -ltnp 'sport = :{port}'` names it); \
+             stop it, or choose another port"
         ),
         io::ErrorKind::PermissionDenied => format!(
             "ports below net.ipv4.ip_unprivileged_port_start need a right; grant CAP_NET_BIND_SERVICE (systemd: \

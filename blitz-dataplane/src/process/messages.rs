@@ -37,12 +37,19 @@ impl std::fmt::Display for IoMode {
 /// From the supervisor to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// The first message. Descriptors: segment, master secret, text of the configuration, then one listening socket
-    /// for each of [`ConfigMessage::added`].
+    /// The first message. Descriptors: segment, master secret, text of the configuration, then one listening
+    /// socket for each of [`ConfigMessage::added`].
     Boot(Box<BootMessage>),
-    /// A new configuration. Descriptors: its text, then one listening socket for each of [`ConfigMessage::added`].
+    /// A new configuration: compile it, answer with [`FromWorker::SnapshotReady`], use it when
+    /// [`ToWorker::Swap`] comes. Descriptors: its text, then one listening socket for each of
+    /// [`ConfigMessage::added`].
     Config(Box<ConfigMessage>),
-    /// The same configuration with other addresses. No descriptor.
+    /// Use the configuration of this generation, which has been compiled. No descriptor.
+    Swap {
+        /// The generation.
+        generation: u64,
+    },
+    /// The same configuration with other addresses, to be used at once. No descriptor.
     Endpoints {
         /// Grows with every change.
         generation: u64,
@@ -139,6 +146,11 @@ impl From<LogLevel> for log::LevelFilter {
 /// From a worker to the supervisor. None carries a descriptor.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromWorker {
+    /// This generation is compiled and waits for [`ToWorker::Swap`].
+    SnapshotReady {
+        /// The generation.
+        generation: u64,
+    },
     /// The loop uses this generation, or a later one.
     SnapshotApplied {
         /// The generation.

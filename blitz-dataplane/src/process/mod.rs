@@ -1,7 +1,7 @@
 //! The process model: one supervisor that owns the sockets, workers that own what they accept.
 //!
-//! Owns: starting, replacing and stopping workers, the channel to them, the sockets they accept from. Does not own:
-//! what a worker does with a connection (`worker`), or configuration, names and the admin API
+//! Owns: starting, replacing and stopping workers, the channel to them, the sockets they accept from. Does
+//! not own: what a worker does with a connection (`worker`), or configuration, names and the admin API
 //! ([`crate::control`]).
 
 pub mod channel;

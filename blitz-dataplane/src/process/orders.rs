@@ -1,7 +1,8 @@
 //! The mailbox of a worker's loop.
 //!
-//! Owns: orders between the helper thread and the loop, and the loop's answers. Does not own: who carries an order
-//! out (the loop, [`super::worker::WorkerCode::run`]) or where orders come from (see [`super::worker`]).
+//! Owns: orders between the helper thread and the loop, and the loop's answers. Does not own: who carries an
+//! order out (the loop, [`super::worker::WorkerCode::run`]) or where orders come from (see
+//! [`super::worker`]).
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -17,11 +18,12 @@ use super::messages::{ConnectionRow, FromWorker, ListenerAddress};
 use crate::segment::{WorkerRows, WorkerState};
 use crate::sys::eventfd::EventFd;
 
-/// Orders that may wait (count). The loop takes all of them at each turn, so a full mailbox means that it is stuck;
-/// further orders are then refused and the supervisor learns of it.
+/// Orders that may wait (count). The loop takes all of them at each turn, so a full mailbox means that it is
+/// stuck; further orders are then refused and the supervisor learns of it.
 pub const ORDERS_MAX: usize = 64;
 
-/// A listening socket of this worker alone. Its accept queue outlives the worker: the supervisor keeps a copy.
+/// A listening socket of this worker alone. Its accept queue outlives the worker: the supervisor keeps a
+/// copy.
 #[derive(Debug)]
 pub struct BoundListener {
     /// Its address as configured and as bound.
@@ -40,16 +42,16 @@ pub enum Order<S> {
         /// The compiled configuration.
         snapshot: Box<S>,
     },
-    /// Accept from new listeners; accept what is queued on removed ones and close them. Follows the snapshot that
-    /// knows them.
+    /// Accept from new listeners; accept what is queued on removed ones and close them. Follows the snapshot
+    /// that knows them.
     Listeners {
         /// New ones.
         added: Vec<BoundListener>,
         /// Configured addresses of those to be closed.
         removed: Vec<SocketAddr>,
     },
-    /// Accept what is queued, close the listeners, end each connection after its exchange, and return `Ok` from the
-    /// loop when the last has ended or the deadline has passed.
+    /// Accept what is queued, close the listeners, end each connection after its exchange, and return `Ok`
+    /// from the loop when the last has ended or the deadline has passed.
     Drain {
         /// When the rest is cut.
         deadline: Instant,
@@ -123,14 +125,15 @@ pub(super) fn mailbox<S>(
 }
 
 impl<S> Orders<S> {
-    /// Takes all waiting orders, oldest first, and makes the descriptor unreadable. Never blocks on anything but the
-    /// push of one order by the helper thread.
+    /// Takes all waiting orders, oldest first, and makes the descriptor unreadable. Never blocks on anything
+    /// but the push of one order by the helper thread.
     pub fn take(&self) -> VecDeque<Order<S>> {
         self.mailbox.event.take();
         std::mem::take(&mut *self.mailbox.orders.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Says that the loop uses the snapshot of `generation` now: in the segment, for readers, and to the supervisor.
+    /// Says that the loop uses the snapshot of `generation` now: in the segment, for readers, and to the
+    /// supervisor.
     pub fn applied(&self, generation: u64) {
         let status = self.rows.status();
         status.snapshot_generation.store(generation, Ordering::Release);

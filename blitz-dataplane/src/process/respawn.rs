@@ -2,10 +2,11 @@
 //!
 //! Owns: the delay. Does not own: starting (see [`super::supervisor`]).
 //!
-//! A worker that served and died is replaced at once: its clients wait in its accept queue. When the same worker dies
-//! more than [`DEATHS_MAX`] times in [`WINDOW`], each further start waits, twice as long each time: at most
-//! [`SERVED_DELAY_MAX`] when it had served (a request that kills workers must not cost a processor, yet others are to be
-//! served within 100 ms), at most [`BOOT_DELAY_MAX`] when it died before it served. It is never given up.
+//! A worker that served and died is replaced at once: its clients wait in its accept queue. When the same
+//! worker dies more than [`DEATHS_MAX`] times in [`WINDOW`], each further start waits, twice as long each
+//! time: at most [`SERVED_DELAY_MAX`] when it had served (a request that kills workers must not cost a
+//! processor, yet others are to be served within 100 ms), at most [`BOOT_DELAY_MAX`] when it died before it
+//! served. It is never given up.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;

@@ -1,7 +1,8 @@
 //! The supervisor's table of workers: who lives, what each has applied, who is to be started again.
 //!
-//! Owns: starting, replacing, telling and ending workers. Does not own: configurations and sockets that it hands them
-//! (the control loop passes them in, see [`crate::control::run`]), or the launch itself (see [`super::launch`]).
+//! Owns: starting, replacing, telling and ending workers. Does not own: configurations and sockets that it
+//! hands them (the control loop passes them in, see [`crate::control::run`]), or the launch itself (see
+//! [`super::launch`]).
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -20,7 +21,8 @@ use crate::control::Event;
 use crate::metrics::Metric;
 use crate::segment::{Segment, WorkerRows};
 
-/// Frames that wait for a worker to read them (count). A worker that lets so many wait is stuck and is replaced.
+/// Frames that wait for a worker to read them (count). A worker that lets so many wait is stuck and is
+/// replaced.
 const FRAMES_MAX: usize = 64;
 
 /// What a worker's channel brought.
@@ -130,7 +132,8 @@ impl Workers {
         self.slots.get(index as usize).is_some_and(|slot| slot.incarnation == incarnation)
     }
 
-    /// Records that worker `index` uses `generation`. Returns how long the worker had been away, the first time.
+    /// Records that worker `index` uses `generation`. Returns how long the worker had been away, the first
+    /// time.
     pub fn applied(&mut self, index: u32, generation: u64) -> Option<Duration> {
         let slot = self.slots.get_mut(index as usize)?;
         let live = slot.live.as_mut()?;

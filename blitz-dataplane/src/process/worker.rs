@@ -1,11 +1,11 @@
 //! A worker from its first line to its last: boot, helper thread, end.
 //!
-//! Owns: the boot message, what the worker gives up, the thread that compiles configurations. Does not own: the loop
-//! (behind [`WorkerCode`]) or starting and replacing workers (see [`super::supervisor`]).
+//! Owns: the boot message, what the worker gives up, the thread that compiles configurations. Does not own:
+//! the loop (behind [`WorkerCode`]) or starting and replacing workers (see [`super::supervisor`]).
 //!
-//! Threads of a worker: the loop; a helper at low priority, which reads the channel, compiles snapshots and posts
-//! orders; an outbox, which writes to the channel so that the loop never waits for the supervisor. The end of the
-//! channel means that the supervisor is gone or wants no more: the loop is told to stop.
+//! Threads of a worker: the loop; a helper at low priority, which reads the channel, compiles snapshots and
+//! posts orders; an outbox, which writes to the channel so that the loop never waits for the supervisor. The
+//! end of the channel means that the supervisor is gone or wants no more: the loop is told to stop.
 #![forbid(unsafe_code)]
 
 use std::net::Shutdown;
@@ -111,8 +111,8 @@ pub enum Place {
     Thread,
 }
 
-/// Runs a worker to its end. Whatever happens, the channel is shut down as the very last thing: that is how the
-/// supervisor learns of it.
+/// Runs a worker to its end. Whatever happens, the channel is shut down as the very last thing: that is how
+/// the supervisor learns of it.
 ///
 /// # Errors
 /// A sentence, which has also been sent to the supervisor.
@@ -164,6 +164,10 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
     logging::name_thread(logging::Who::Worker(worker));
     if place != Place::Thread {
         log::set_max_level(log_level.into());
+        // Executed as /proc/self/exe, it would be shown as "exe".
+        if let Ok(name) = std::ffi::CString::new(format!("blitz-w{worker}")) {
+            affinity::name_thread(&name).map_err(failed("name the process"))?;
+        }
     }
 
     let mut fds = fds.into_iter();
@@ -191,7 +195,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
     let (orders, postbox) = mailbox(rows.clone(), outbox.clone()).map_err(failed("create the mailbox"))?;
     let (parsed, snapshot) = compile::<C>(&config, text).map_err(WorkerError)?;
     let generation = config.generation;
-    let helper = Helper::<C> { receiver, postbox, outbox, config: parsed };
+    let helper = Helper::<C> { receiver, postbox, outbox, config: parsed, staged: None };
     spawn("helper", worker, move || helper.run())?;
     if let Some(core) = core
         && let Err(error) = affinity::pin(core)
@@ -229,8 +233,8 @@ fn spawn(what: &str, worker: u32, code: impl FnOnce() + Send + 'static) -> Resul
     spawned.map_err(|error| WorkerError(format!("cannot start the {what} thread: {error}")))
 }
 
-/// Stack of the two side threads. Parsing a configuration recurses by its nesting, which the parsers bound; the pages
-/// are touched only when used.
+/// Stack of the two side threads. Parsing a configuration recurses by its nesting, which the parsers bound;
+/// the pages are touched only when used.
 const THREAD_STACK_BYTES: usize = 2 * 1024 * 1024;
 
 fn send_outgoing(channel: &UnixStream, outgoing: &Receiver<FromWorker>) {
@@ -272,6 +276,14 @@ struct Helper<C: WorkerCode> {
     outbox: Sender<FromWorker>,
     /// The configuration in use, for changes that concern addresses only.
     config: Config,
+    /// A configuration that is compiled and waits for the order to use it.
+    staged: Option<Staged<C::Snapshot>>,
+}
+
+struct Staged<S> {
+    generation: u64,
+    config: Config,
+    orders: Vec<Order<S>>,
 }
 
 impl<C: WorkerCode> Helper<C> {
@@ -306,8 +318,17 @@ impl<C: WorkerCode> Helper<C> {
             ToWorker::Boot(_) => Err(plain("a second boot message came".to_owned())),
             ToWorker::Config(message) => {
                 let generation = message.generation;
-                let orders = self.config_orders(*message, fds).map_err(refuse(generation))?;
-                self.postbox.post(orders).map_err(full).map_err(refuse(generation))
+                self.staged = None;
+                self.staged = Some(Self::stage(*message, fds).map_err(refuse(generation))?);
+                let _ended = self.outbox.send(FromWorker::SnapshotReady { generation });
+                Ok(())
+            }
+            ToWorker::Swap { generation } => {
+                let staged = self.staged.take().filter(|staged| staged.generation == generation);
+                let staged = staged.ok_or_else(|| refuse(generation)("it was not compiled".to_owned()))?;
+                self.postbox.post(staged.orders).map_err(full).map_err(refuse(generation))?;
+                self.config = staged.config;
+                Ok(())
             }
             ToWorker::Endpoints { generation, endpoints } => {
                 let snapshot =
@@ -328,22 +349,17 @@ impl<C: WorkerCode> Helper<C> {
         }
     }
 
-    fn config_orders(
-        &mut self,
-        message: ConfigMessage,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Vec<Order<C::Snapshot>>, String> {
+    fn stage(message: ConfigMessage, fds: Vec<OwnedFd>) -> Result<Staged<C::Snapshot>, String> {
         let mut fds = fds.into_iter();
         let text = fds.next().ok_or("the message lacks the configuration")?;
         let added = bound_listeners(&message.added, fds).map_err(|error| error.to_string())?;
         let (config, snapshot) = compile::<C>(&message, text)?;
-        self.config = config;
-        let snapshot = Order::Snapshot { generation: message.generation, snapshot: Box::new(snapshot) };
-        let mut orders = vec![snapshot];
+        let generation = message.generation;
+        let mut orders = vec![Order::Snapshot { generation, snapshot: Box::new(snapshot) }];
         if !added.is_empty() || !message.removed.is_empty() {
             orders.push(Order::Listeners { added, removed: message.removed });
         }
-        Ok(orders)
+        Ok(Staged { generation, config, orders })
     }
 }
 

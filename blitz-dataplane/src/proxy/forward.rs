@@ -63,7 +63,17 @@ pub async fn forward<B: BodySource, A: Answer>(
         };
         attempts += 1;
         let mut was_reused = false;
-        let outcome = attempt(proxy, live, member, request, body, answer, &body_taken, &mut was_reused).await;
+        let outcome = {
+            let attempt = attempt(proxy, live, member, request, body, answer, &body_taken, &mut was_reused);
+            let mut attempt = pin!(attempt);
+            poll_fn(|cx| match attempt.as_mut().poll(cx) {
+                Poll::Ready(outcome) => Poll::Ready(outcome),
+                Poll::Pending => {
+                    (origin.poll_gone)(cx).map(|()| Err(ProxyError::new(ErrorKind::DownstreamClosed)))
+                }
+            })
+            .await
+        };
         let verdict = match &outcome {
             Ok(()) => Verdict::Succeeded,
             // A pooled connection that the endpoint had closed says nothing about its health.

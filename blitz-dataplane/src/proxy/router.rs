@@ -189,10 +189,10 @@ impl Node {
             {
                 return true;
             }
-        } else if self.ends.iter().any(&mut *visit) {
-            return true;
+            // A prefix ends at a slash: `/a/*rest` takes `/a/` and not `/a`.
+            return self.rest.iter().any(visit);
         }
-        self.rest.iter().any(visit)
+        self.ends.iter().any(visit)
     }
 }
 

@@ -738,8 +738,8 @@ impl Reactor {
         Poll::Pending
     }
 
-    /// Ready when the peer has reset the connection or ended it before sending what was due:
-    /// watches without consuming. `Ok` is an orderly end.
+    /// Ready when the peer has reset the connection, or has ended it and all it sent is read: watches
+    /// without consuming. `Ok` is an orderly end.
     pub(super) fn poll_gone(&mut self, key: Key, cx: &Context<'_>) -> Poll<io::Result<()>> {
         let Some(stream) = self.stream(key) else {
             return Poll::Ready(Err(gone()));
@@ -747,7 +747,7 @@ impl Reactor {
         if stream.receive_error != 0 {
             return Poll::Ready(Err(os_error(stream.receive_error)));
         }
-        if stream.ended {
+        if stream.ended && stream.inbox.is_empty() {
             return Poll::Ready(Ok(()));
         }
         register(&mut stream.receive_waker, cx);

@@ -57,7 +57,8 @@ impl std::fmt::Display for SegmentError {
             Self::Io(what, error) => write!(f, "cannot {what} the shared segment: {error}"),
             Self::Shape(shape) => write!(
                 f,
-                "a shared segment for {} workers and {} endpoint rows was asked for; 1 to {WORKERS_MAX} workers and 1 to \
+                "a shared segment for {} workers and {} endpoint rows was asked for; \
+                 1 to {WORKERS_MAX} workers and 1 to \
                  {ENDPOINTS_MAX} rows are possible",
                 shape.workers, shape.endpoints
             ),
@@ -211,9 +212,9 @@ impl Segment {
             .sum()
     }
 
-    /// Makes the rows of a dead worker ready for its successor: in-flight counts, gauges and the status become
-    /// zero; counters and the health of endpoints stay. Only the supervisor calls it, and only between the
-    /// death of one incarnation and the start of the next, so that the row has one writer at any time.
+    /// Makes the rows of a dead worker ready for its successor: in-flight counts, gauges and the status
+    /// become zero; counters and the health of endpoints stay. Only the supervisor calls it, and only between
+    /// the death of one incarnation and the start of the next, so that the row has one writer at any time.
     pub fn zero_in_flight(&self, index: u32) {
         for row in self.endpoints(index).unwrap_or_default() {
             row.in_flight.store(0, Ordering::Relaxed);
@@ -232,8 +233,8 @@ impl Segment {
         }
     }
 
-    /// Makes row `row` ready for another address in every worker. Only the supervisor calls it, once no worker
-    /// uses the row (see [`crate::process::endpoints::RowTable`]).
+    /// Makes row `row` ready for another address in every worker. Only the supervisor calls it, once no
+    /// worker uses the row (see [`crate::process::endpoints::RowTable`]).
     pub fn clear_endpoint(&self, row: u16) {
         for worker in 0..self.shared.shape.workers {
             if let Some(endpoint) = self.endpoint(worker, row) {

@@ -13,8 +13,8 @@ use crate::metrics::names::{
 
 /// The rows of one worker. Cheap to clone; keeps the mapping alive.
 ///
-/// Only one thread may write through the handles of one worker: increments are a load and a store, so a second
-/// writer would lose counts (it would not break memory safety). The type is `Send` but not `Sync`.
+/// Only one thread may write through the handles of one worker: increments are a load and a store, so a
+/// second writer would lose counts (it would not break memory safety). The type is `Send` but not `Sync`.
 #[derive(Clone, Debug)]
 pub struct WorkerRows {
     slots: NonNull<[AtomicU64; SLOTS]>,
@@ -25,8 +25,8 @@ pub struct WorkerRows {
     segment: Segment,
 }
 
-// SAFETY: the pointers lead into a mapping of the process that `segment` keeps alive, and what they lead to is
-// made of atomics, so the handle may move to another thread.
+// SAFETY: the pointers lead into a mapping of the process that `segment` keeps alive, and what they lead to
+// is made of atomics, so the handle may move to another thread.
 unsafe impl Send for WorkerRows {}
 
 impl WorkerRows {
@@ -100,8 +100,8 @@ impl WorkerRows {
     /// This worker's row of endpoint `row`, or `None` when there is no such row.
     #[inline]
     pub fn endpoint(&self, row: u16) -> Option<&EndpointRow> {
-        // SAFETY: the pointer was made from a reference into the mapping, which `self.segment` keeps mapped, and
-        // the result borrows `self`.
+        // SAFETY: the pointer was made from a reference into the mapping, which `self.segment` keeps mapped,
+        // and the result borrows `self`.
         let rows = unsafe { self.endpoints.as_ref() };
         rows.get(usize::from(row))
     }
@@ -139,7 +139,8 @@ pub fn add_u32(counter: &AtomicU32, n: u32) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
 }
 
-/// Takes from a counter that only the calling thread writes. It must hold at least `n`; otherwise it becomes 0.
+/// Takes from a counter that only the calling thread writes. It must hold at least `n`; otherwise it becomes
+/// 0.
 #[inline]
 pub fn sub_u32(counter: &AtomicU32, n: u32) {
     let value = counter.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Processors (sched_setaffinity(2)) and thread priority (setpriority(2)).
+//! Processors (sched_setaffinity(2)), thread priority (setpriority(2)) and thread names.
 //!
 //! Owns: the calls. Does not own: which worker goes where (see `process::supervisor`).
 
@@ -52,6 +52,18 @@ pub fn thread_id() -> u32 {
     u32::try_from(id).unwrap_or(0)
 }
 
+/// Names the calling thread, and the process when it is its first thread, as `ps` and `top` show it. The
+/// kernel keeps 15 bytes.
+///
+/// # Errors
+/// None that a live string can meet.
+pub fn name_thread(name: &std::ffi::CStr) -> io::Result<()> {
+    // SAFETY: `name` is a NUL-terminated string that outlives the call; the kernel reads at most 16 bytes of
+    // it.
+    let result = unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 const CPU_SETSIZE: usize = libc::CPU_SETSIZE as usize;
 
 fn empty_set() -> libc::cpu_set_t {
@@ -72,6 +84,9 @@ mod tests {
             assert_eq!(allowed().expect("affinity"), [last]);
             lower_priority(10).expect("nice");
             assert!(pin(CPU_SETSIZE).is_err());
+            name_thread(c"blitz-w7").expect("name");
+            let shown = std::fs::read_to_string("/proc/thread-self/comm").expect("comm");
+            assert_eq!(shown, "blitz-w7\n");
         })
         .join()
         .expect("thread");

@@ -45,11 +45,12 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io:
         // SAFETY: the data of a header within `control` begins within `control`.
         let data = unsafe { libc::CMSG_DATA(header) };
         // A BorrowedFd is a transparent descriptor number, so the slice is already what the kernel wants.
-        // SAFETY: `control` has room for FDS_MAX descriptors after the header, and there are no more than that.
+        // SAFETY: `control` has room for FDS_MAX descriptors after the header, and there are no more than
+        // that.
         unsafe { std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), data, size_of_val(fds)) };
     }
-    // SAFETY: all pointers in `message` lead to locals or to `bytes`, which live through the call; the kernel only
-    // reads them.
+    // SAFETY: all pointers in `message` lead to locals or to `bytes`, which live through the call; the kernel
+    // only reads them.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
@@ -73,7 +74,8 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>)
     // SAFETY: the kernel has filled msg_control, which is `control`, and set its length.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     while !header.is_null() {
-        // SAFETY: a header that CMSG_FIRSTHDR or CMSG_NXTHDR returns lies whole within `control` and is aligned.
+        // SAFETY: a header that CMSG_FIRSTHDR or CMSG_NXTHDR returns lies whole within `control` and is
+        // aligned.
         let value = unsafe { header.read() };
         if value.cmsg_level == libc::SOL_SOCKET && value.cmsg_type == libc::SCM_RIGHTS {
             // SAFETY: CMSG_LEN only computes.

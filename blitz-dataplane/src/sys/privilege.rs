@@ -34,8 +34,8 @@ pub fn parent() -> u32 {
 /// # Errors
 /// What capset(2) reports; giving up is always permitted, so an error means a filter in the way.
 pub fn drop_capabilities() -> io::Result<()> {
-    // The bounding set first: removing from it takes CAP_SETPCAP, which the next step gives up. A process without
-    // that right keeps its bounding set, which no-new-privileges makes useless.
+    // The bounding set first: removing from it takes CAP_SETPCAP, which the next step gives up. A process
+    // without that right keeps its bounding set, which no-new-privileges makes useless.
     for capability in 0..=CAPABILITY_LAST {
         if prctl(libc::PR_CAPBSET_DROP, capability, 0).is_err() {
             break;
@@ -70,8 +70,8 @@ pub fn capabilities() -> io::Result<(u64, u64)> {
     Ok((join(low.effective, high.effective), join(low.permitted, high.permitted)))
 }
 
-/// Marks every descriptor above standard error as close-on-exec: what this program inherited by accident does not reach
-/// the workers.
+/// Marks every descriptor above standard error as close-on-exec: what this program inherited by accident does
+/// not reach the workers.
 ///
 /// # Errors
 /// ENOSYS or EINVAL before Linux 5.11: the caller may go on, since all that we open ourselves is marked.
@@ -87,15 +87,16 @@ pub fn keep_inherited_from_children() -> io::Result<()> {
 /// `/dev/null` cannot be opened.
 pub fn close_stdin() -> io::Result<()> {
     let null = std::fs::File::open("/dev/null")?;
-    // SAFETY: both numbers are open descriptors; number 0 stays open under another file, so nobody who uses it is left
-    // with a closed or foreign number.
+    // SAFETY: both numbers are open descriptors; number 0 stays open under another file, so nobody who uses
+    // it is left with a closed or foreign number.
     let result = unsafe { libc::dup2(null.as_raw_fd(), libc::STDIN_FILENO) };
     if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h.
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-/// Highest number that the 64-bit sets can hold; the kernel refuses those it does not know, which ends the loop.
+/// Highest number that the 64-bit sets can hold; the kernel refuses those it does not know, which ends the
+/// loop.
 const CAPABILITY_LAST: libc::c_ulong = 63;
 
 #[repr(C)]

@@ -1,11 +1,12 @@
 //! Signals that a worker leaves to its supervisor (signal(2)).
 //!
-//! Owns: ignoring and sending. Does not own: the supervisor's handling, which is tokio's (see `control::signals`).
+//! Owns: ignoring and sending. Does not own: the supervisor's handling, which is tokio's (see
+//! `control::signals`).
 
 use std::io;
 
-/// Ignores SIGINT, SIGTERM, SIGHUP and SIGUSR2 in this process. A terminal and a service manager send these to
-/// every process of the group; only the supervisor may act on them, and it tells its workers what to do.
+/// Ignores SIGINT, SIGTERM, SIGHUP and SIGUSR2 in this process. A terminal and a service manager send these
+/// to every process of the group; only the supervisor may act on them, and it tells its workers what to do.
 ///
 /// # Errors
 /// None that these signal numbers can meet.

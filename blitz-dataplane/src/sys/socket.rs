@@ -1,7 +1,7 @@
 //! Listening sockets (socket(7), tcp(7)).
 //!
-//! Owns: creation, options and binding of one socket. Does not own: banks of them (see `process::listeners`) or
-//! accepting (see `runtime`).
+//! Owns: creation, options and binding of one socket. Does not own: banks of them (see `process::listeners`)
+//! or accepting (see `runtime`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ pub enum Share {
     Alone,
 }
 
-/// A listening TCP socket: close-on-exec, blocking (a runtime that wants otherwise sets it), TCP_NODELAY (accepted
-/// connections inherit it), IPv6 without IPv4 (`[::]` is IPv6 only; list `0.0.0.0` too for both).
+/// A listening TCP socket: close-on-exec, blocking (a runtime that wants otherwise sets it), TCP_NODELAY
+/// (accepted connections inherit it), IPv6 without IPv4 (`[::]` is IPv6 only; list `0.0.0.0` too for both).
 ///
 /// # Errors
 /// What socket(2), setsockopt(2), bind(2) or listen(2) reports: EADDRINUSE, EACCES, EADDRNOTAVAIL.

@@ -1,27 +1,28 @@
 //! From a prepared configuration, or a changed name, to workers that use it.
 //!
-//! Owns: the commit, in one step of the loop, and the report about it. Does not own: preparing (see
+//! Two phases: every worker compiles the new configuration beside its loop and says so (or one refuses, and
+//! nothing has changed); then all are told to swap, which is one pointer each. So a reload is in effect
+//! everywhere or nowhere, and the time in which workers differ is that of a message.
+//!
+//! Owns: both phases and the report about them. Does not own: preparing (see
 //! [`crate::control::reload`]) or what workers do with it (see [`crate::process::worker`]).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use blitz_config::Config;
 use blitz_config::plan::Plan;
 use tokio::sync::oneshot;
 
-use super::{Again, Control, Current, Reload, WorkerOrder, addresses, listener_addresses};
+use super::{Again, Control, Current, Progress, Reload, Staged, addresses, listener_addresses};
 use crate::control::Event;
-use crate::control::load::ConfigHead;
 use crate::control::names::NameUpdate;
-use crate::control::reload::{self, APPLY_TIMEOUT, Prepared, ReloadReport, Timings, micros, prepare};
+use crate::control::reload::{
+    self, APPLY_TIMEOUT, Prepared, ReloadReport, STAGE_TIMEOUT, Timings, micros, prepare,
+};
 use crate::metrics::Metric;
-use crate::process::endpoints::ResolvedEndpoints;
-use crate::process::listeners::Bank;
 use crate::process::messages::{ConfigMessage, ToWorker};
 
 impl Control {
@@ -39,7 +40,9 @@ impl Control {
         match &mut self.reload {
             Reload::Idle => self.start_reload(reply.into_iter().collect()),
             // What is being read now may be older than the wish: do it again afterwards.
-            Reload::Preparing { again, .. } | Reload::Applying { again, .. } => {
+            Reload::Preparing { again, .. }
+            | Reload::Staging { again, .. }
+            | Reload::Applying { again, .. } => {
                 again.is_wanted = true;
                 again.waiting.extend(reply);
             }
@@ -63,108 +66,156 @@ impl Control {
             return;
         };
         let timings = prepared.as_ref().map(|prepared| prepared.timings).unwrap_or_default();
-        let committed = Instant::now();
-        match prepared.and_then(|prepared| self.commit(*prepared)) {
-            Ok((notes, removed)) => {
-                let generation = self.current.generation;
-                self.reload = Reload::Applying {
-                    generation,
-                    started,
-                    committed,
-                    timings,
-                    notes,
-                    removed,
-                    waiting,
-                    again,
-                };
-                self.later(APPLY_TIMEOUT, Event::ReloadDeadline { generation });
-                self.check_reload();
+        let mut progress = Progress { started, timings, notes: Vec::new(), waiting };
+        let prepared = prepared.and_then(|prepared| match self.ending {
+            None => Ok(prepared),
+            Some(_) => Err("the gateway ends".to_owned()),
+        });
+        match prepared.and_then(|prepared| self.stage(*prepared, &mut progress.notes)) {
+            Ok(staged) => {
+                let generation = staged.next.generation;
+                self.reload =
+                    Reload::Staging { staged: Box::new(staged), since: Instant::now(), progress, again };
+                self.later(STAGE_TIMEOUT, Event::StageDeadline { generation });
+                self.check_staged();
             }
-            Err(reason) => {
-                self.own_rows.add(Metric::ConfigReloadFailures, 1);
-                let timings = Timings { total_us: micros(started), ..timings };
-                for line in reason.lines() {
-                    log::error!("reload refused, nothing has changed: {line}");
-                }
-                let report = ReloadReport::new(false, self.current.generation, reason, timings);
-                self.reported(report, waiting, again);
-            }
+            Err(reason) => self.refuse(reason, progress, again),
         }
     }
 
-    /// Makes a prepared configuration the current one and tells the workers. Nothing has changed when it fails. Returns
-    /// remarks for the report, and the addresses to close once the workers have closed them.
-    fn commit(&mut self, prepared: Prepared) -> Result<(Vec<String>, Vec<SocketAddr>), String> {
-        let Prepared { config, head, text, names: wanted, outcomes, .. } = prepared;
-        let generation = self.current.generation + 1;
+    /// Gives a prepared configuration its sockets and rows, and the workers something to compile. Nothing has
+    /// changed when it fails.
+    fn stage(&mut self, prepared: Prepared, notes: &mut Vec<String>) -> Result<Staged, String> {
+        let Prepared { config, head, text, names, outcomes, .. } = prepared;
         let plan = Plan::between(&self.current.config, &config);
-        let notes = plan.requires_restart(&self.current.config).iter().map(ToString::to_string).collect();
+        notes.extend(plan.requires_restart(&self.current.config).iter().map(ToString::to_string));
         let listeners = listener_addresses(&config);
         let new_banks = self.banks.bind_missing(&listeners, self.workers.count())?;
         let removed = self.banks.superfluous(&listeners);
 
-        // Both sets of names stay until nothing can fail any more.
-        let before = reload::names(&self.current.config);
-        let rows_before = self.rows.clone();
-        self.names.adopt(&before.union(&wanted).cloned().collect(), outcomes);
         self.reclaim_rows();
-        let orders = self.orders(&config, &head, &text, generation, &new_banks, &removed);
-        let (endpoints, orders) = match orders {
-            Ok(orders) => orders,
-            Err(reason) => {
+        // Both sets of names stay until it is known which one is needed.
+        let before = reload::names(&self.current.config);
+        self.names.adopt(&before.union(&names).cloned().collect(), outcomes);
+        let generation = self.next_generation;
+        let mut rows = self.rows.clone();
+        let endpoints = match rows.assign(&addresses(&config, &self.names), generation) {
+            Ok(endpoints) => endpoints,
+            Err(error) => {
                 self.names.adopt(&before, BTreeMap::new());
-                self.rows = rows_before;
-                return Err(reason);
+                return Err(error.to_string());
             }
         };
-        self.names.adopt(&wanted, BTreeMap::new());
-        for (index, message, fds) in orders {
+        let next = Current { config, head, text, generation, endpoints };
+        let awaited = self.workers.alive().into_iter().collect();
+        let staged = Staged { next, rows, names, new_banks, removed, awaited };
+        let orders: std::io::Result<Vec<_>> =
+            staged.awaited.iter().map(|index| Ok((*index, staged.order(*index)?))).collect();
+        let orders = match orders {
+            Ok(orders) => orders,
+            Err(error) => {
+                self.names.adopt(&before, BTreeMap::new());
+                return Err(format!(
+                    "no descriptor left for the workers' copies: {error}; raise the limit of open files"
+                ));
+            }
+        };
+        self.next_generation += 1;
+        for (index, (message, fds)) in orders {
             self.workers.tell(index, &message, fds);
         }
-        self.banks.add(new_banks);
-        self.current = Current { config, head, text, generation, endpoints };
-        self.own_rows.gauge_set(Metric::ConfigGeneration, generation);
-        self.publish();
-        Ok((notes, removed))
+        Ok(staged)
     }
 
-    /// Gives the endpoints rows and makes the order for each live worker, with its descriptors.
-    fn orders(
-        &mut self,
-        config: &Config,
-        head: &ConfigHead,
-        text: &OwnedFd,
-        generation: u64,
-        new_banks: &[Bank],
-        removed: &[SocketAddr],
-    ) -> Result<(ResolvedEndpoints, Vec<WorkerOrder>), String> {
-        let endpoints = self
-            .rows
-            .assign(&addresses(config, &self.names), generation)
-            .map_err(|error| error.to_string())?;
-        let order = |index: u32| {
-            let mut fds = vec![text.try_clone()?];
-            let mut added = Vec::new();
-            for bank in new_banks {
-                if let Some(socket) = bank.socket(index) {
-                    added.push(bank.address());
-                    fds.push(socket.try_clone_to_owned()?);
-                }
+    /// Has a worker that was started meanwhile compile what the others compile.
+    pub(super) fn stage_also(&mut self, index: u32) {
+        let Reload::Staging { staged, .. } = &mut self.reload else { return };
+        match staged.order(index) {
+            Ok((message, fds)) => {
+                staged.awaited.insert(index);
+                self.workers.tell(index, &message, fds);
             }
-            let message = ConfigMessage {
-                generation,
-                head: head.clone(),
-                endpoints: endpoints.clone(),
-                added,
-                removed: removed.to_vec(),
-            };
-            Ok((index, ToWorker::Config(Box::new(message)), fds))
+            Err(error) => self.unstage(format!("no descriptor left for worker {index}: {error}")),
+        }
+    }
+
+    pub(super) fn staged_by(&mut self, index: u32, generation: u64) {
+        if matches!(&self.reload, Reload::Staging { staged, .. } if staged.next.generation == generation) {
+            self.no_longer_awaited(index);
+        }
+    }
+
+    pub(super) fn no_longer_awaited(&mut self, index: u32) {
+        if let Reload::Staging { staged, .. } = &mut self.reload {
+            staged.awaited.remove(&index);
+            self.check_staged();
+        }
+    }
+
+    pub(super) fn refused_by(&mut self, index: u32, generation: u64, reason: &str) {
+        match &mut self.reload {
+            Reload::Staging { staged, .. } if staged.next.generation == generation => {
+                self.unstage(format!("worker {index}: {reason}"));
+            }
+            Reload::Applying { generation: applying, progress, .. } if *applying == generation => {
+                progress.notes.push(format!("worker {index}: {reason}"));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn stage_overdue(&mut self, generation: u64) {
+        if let Reload::Staging { staged, .. } = &self.reload
+            && staged.next.generation == generation
+        {
+            let (late, seconds) = (&staged.awaited, STAGE_TIMEOUT.as_secs());
+            self.unstage(format!("workers {late:?} have not compiled it within {seconds} s"));
+        }
+    }
+
+    /// Gives up what is being compiled.
+    fn unstage(&mut self, reason: String) {
+        let Reload::Staging { since, mut progress, again, .. } =
+            std::mem::replace(&mut self.reload, Reload::Idle)
+        else {
+            return;
         };
-        let orders: std::io::Result<Vec<_>> = self.workers.alive().into_iter().map(order).collect();
-        let orders = orders.map_err(|error| {
-            format!("no descriptor left for the workers' copies: {error}; raise the limit of open files")
-        })?;
-        Ok((endpoints, orders))
+        progress.timings.stage_us = micros(since);
+        self.names.adopt(&reload::names(&self.current.config), BTreeMap::new());
+        self.refuse(reason, progress, again);
+        self.renew_addresses();
+    }
+
+    /// Makes the staged configuration the current one once every worker has compiled it. Nothing can fail
+    /// here.
+    fn check_staged(&mut self) {
+        if !matches!(&self.reload, Reload::Staging { staged, .. } if staged.awaited.is_empty()) {
+            return;
+        }
+        let Reload::Staging { staged, since, mut progress, again } =
+            std::mem::replace(&mut self.reload, Reload::Idle)
+        else {
+            return;
+        };
+        progress.timings.stage_us = micros(since);
+        if self.ending.is_some() {
+            self.refuse("the gateway ends".to_owned(), progress, again);
+            return;
+        }
+        let Staged { next, rows, names, new_banks, removed, .. } = *staged;
+        let generation = next.generation;
+        let since = Instant::now();
+        self.workers.tell_all(&ToWorker::Swap { generation });
+        self.names.adopt(&names, BTreeMap::new());
+        self.rows = rows;
+        self.banks.add(new_banks);
+        self.current = next;
+        self.own_rows.gauge_set(Metric::ConfigGeneration, generation);
+        self.publish();
+        self.reload = Reload::Applying { generation, since, removed, progress, again };
+        self.later(APPLY_TIMEOUT, Event::ReloadDeadline { generation });
+        self.check_reload();
+        self.renew_addresses();
     }
 
     pub(super) fn check_reload(&mut self) {
@@ -175,18 +226,19 @@ impl Control {
     }
 
     pub(super) fn reload_done(&mut self, late: Option<String>) {
-        let Reload::Applying { generation, started, committed, timings, mut notes, removed, waiting, again } =
+        let Reload::Applying { generation, since, removed, mut progress, again } =
             std::mem::replace(&mut self.reload, Reload::Idle)
         else {
             return;
         };
         self.banks.close(&removed);
         self.own_rows.add(Metric::ConfigReloads, 1);
-        let timings = Timings { apply_us: micros(committed), total_us: micros(started), ..timings };
+        let timings =
+            Timings { swap_us: micros(since), total_us: micros(progress.started), ..progress.timings };
         let ms = |us: u64| us as f64 / 1e3;
         log::info!(
-            "reloaded: generation {generation}, {} listeners, {} routes, {} upstreams in {:.1} ms (read {:.1}, parse {:.1}, \
-             compile {:.1}, names {:.1}, workers {:.1})",
+            "reloaded: generation {generation}, {} listeners, {} routes, {} upstreams in {:.1} ms (read {:.1}, \
+             parse {:.1}, compile {:.1}, names {:.1}, workers' compile {:.1}, swap {:.1})",
             self.current.config.listeners.len(),
             self.current.config.routes.len(),
             self.current.config.upstreams.len(),
@@ -195,14 +247,25 @@ impl Control {
             ms(timings.parse_us),
             ms(timings.compile_us),
             ms(timings.names_us),
-            ms(timings.apply_us),
+            ms(timings.stage_us),
+            ms(timings.swap_us),
         );
-        notes.extend(late);
-        for note in &notes {
+        progress.notes.extend(late);
+        for note in &progress.notes {
             log::warn!("reload: {note}");
         }
-        let report = ReloadReport::new(true, generation, notes.join("\n"), timings);
-        self.reported(report, waiting, again);
+        let report = ReloadReport::new(true, generation, progress.notes.join("\n"), timings);
+        self.reported(report, progress.waiting, again);
+    }
+
+    fn refuse(&mut self, reason: String, progress: Progress, again: Again) {
+        self.own_rows.add(Metric::ConfigReloadFailures, 1);
+        let timings = Timings { total_us: micros(progress.started), ..progress.timings };
+        for line in reason.lines() {
+            log::error!("reload refused, nothing has changed: {line}");
+        }
+        let report = ReloadReport::new(false, self.current.generation, reason, timings);
+        self.reported(report, progress.waiting, again);
     }
 
     fn reported(
@@ -229,22 +292,33 @@ impl Control {
             return;
         }
         self.own_rows.add(Metric::DnsChanges, 1);
-        let generation = self.current.generation + 1;
+        let count = self.names.addresses(&update.name).len();
+        log::info!("name {} has {count} addresses now", update.name);
+        self.are_names_stale = true;
+        self.renew_addresses();
+    }
+
+    /// Sends the addresses of changed names to the workers. While they compile a configuration it waits for
+    /// the outcome.
+    fn renew_addresses(&mut self) {
+        if !self.are_names_stale || matches!(self.reload, Reload::Staging { .. }) {
+            return;
+        }
+        self.are_names_stale = false;
         self.reclaim_rows();
+        let generation = self.next_generation;
         match self.rows.assign(&addresses(&self.current.config, &self.names), generation) {
+            // The name was of a configuration that is not used, or came with the one that is.
+            Ok(endpoints) if endpoints == self.current.endpoints => {}
             Ok(endpoints) => {
-                log::info!(
-                    "name {} has {} addresses now; generation {generation}",
-                    update.name,
-                    self.names.addresses(&update.name).len()
-                );
+                self.next_generation += 1;
                 self.current.generation = generation;
                 self.current.endpoints = endpoints.clone();
                 self.own_rows.gauge_set(Metric::ConfigGeneration, generation);
                 self.workers.tell_all(&ToWorker::Endpoints { generation, endpoints });
                 self.publish();
             }
-            Err(error) => log::error!("name {}: {error}; the addresses before stay in use", update.name),
+            Err(error) => log::error!("changed names: {error}; the addresses before stay in use"),
         }
     }
 
@@ -254,5 +328,27 @@ impl Control {
         for row in self.rows.reclaim(applied, |row| segment.in_flight(row)) {
             segment.clear_endpoint(row);
         }
+    }
+}
+
+impl Staged {
+    /// The order for one worker, with its descriptors.
+    fn order(&self, index: u32) -> std::io::Result<(ToWorker, Vec<OwnedFd>)> {
+        let mut fds = vec![self.next.text.try_clone()?];
+        let mut added = Vec::new();
+        for bank in &self.new_banks {
+            if let Some(socket) = bank.socket(index) {
+                added.push(bank.address());
+                fds.push(socket.try_clone_to_owned()?);
+            }
+        }
+        let message = ConfigMessage {
+            generation: self.next.generation,
+            head: self.next.head.clone(),
+            endpoints: self.next.endpoints.clone(),
+            added,
+            removed: self.removed.clone(),
+        };
+        Ok((ToWorker::Config(Box::new(message)), fds))
     }
 }

@@ -1,7 +1,7 @@
 //! What is asked from outside: questions of the admin API, signals, the end.
 //!
-//! Owns: answers to questions, the stages of the end. Does not own: HTTP (see [`crate::control::admin`]) or how a worker
-//! drains (its loop does).
+//! Owns: answers to questions, the stages of the end. Does not own: HTTP (see [`crate::control::admin`]) or
+//! how a worker drains (its loop does).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -66,8 +66,8 @@ impl Control {
         self.ending = Some(EndStage::Drain);
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         self.workers.tell_all(&ToWorker::Drain { deadline_ms });
-        // The workers' copies keep the addresses open until they have taken what is queued; ours would keep the kernel
-        // accepting connections that nobody takes.
+        // The workers' copies keep the addresses open until they have taken what is queued; ours would keep
+        // the kernel accepting connections that nobody takes.
         self.banks.close_all();
         self.later(deadline.saturating_add(DRAIN_GRACE), Event::EndDeadline { stage: EndStage::Drain });
         self.publish();
