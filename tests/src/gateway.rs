@@ -118,6 +118,8 @@ impl Setup {
             command.args(["-p", &address.port().to_string()]);
         }
         command.args(["-w", &self.workers.to_string(), "--admin", &admin.to_string()]);
+        // Its own, so that no test leaves a secret in the state folder of whoever runs it.
+        command.arg("--secret-file").arg(scratch.path().join("master.secret"));
         command.args(self.cell.flags()).args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         sys::die_with_thread(&mut command);

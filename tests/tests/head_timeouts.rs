@@ -78,6 +78,6 @@ matrix! {
         assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 408"), "{:?}", String::from_utf8_lossy(&said));
         assert!(begun.elapsed() >= NOT_BEFORE, "after {:?}", begun.elapsed());
         wait_until("the upstream is let go", PATIENCE, || upstream.requests().len() == 2);
-        wait_until("nothing is in flight", PATIENCE, || gateway.in_flight().unwrap_or(0) == 0);
+        wait_until("nothing is in flight", PATIENCE, || gateway.in_flight() == Some(0));
     }
 }

@@ -9,7 +9,7 @@ matrix! {
         let nginx = Nginx::start();
         let gateway = Setup::new(cell).backend(nginx.address).start();
         Wrk::assert_clean(&Wrk::start(&format!("http://{}/", gateway.address), 64, 5).finish());
-        wait_until("nothing is in flight", PATIENCE, || gateway.in_flight().unwrap_or(0) == 0);
+        wait_until("nothing is in flight", PATIENCE, || gateway.in_flight() == Some(0));
         gateway.stop();
     }
 }
