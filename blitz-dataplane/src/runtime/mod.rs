@@ -11,6 +11,7 @@
 
 pub mod buf;
 mod driver;
+mod queue;
 mod reactor;
 pub mod sim;
 mod slab;

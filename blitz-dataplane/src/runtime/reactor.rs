@@ -26,6 +26,7 @@ use std::time::Duration;
 use super::Handle;
 use super::buf::{BULK_BYTES, BulkCache, Chunk, Pool, heap_ptr};
 use super::driver::{Completion, Driver, GATHER_MAX, Kind, Message, Token};
+use super::queue::Queue;
 use super::slab::{Key, Slab};
 use super::timer::Wheel;
 use crate::sys::net::RawAddress;
@@ -118,6 +119,7 @@ struct Entry {
     body: Body,
 }
 
+#[allow(clippy::large_enum_variant, reason = "nearly every entry is a stream")]
 enum Body {
     Listener(Listener),
     Stream(Stream),
@@ -143,7 +145,7 @@ struct Stream {
     bulk: bool,
     ended: bool,
     receive_error: i32,
-    inbox: VecDeque<Chunk>,
+    inbox: Queue<Chunk>,
     unread: usize,
     receive_waker: Option<Waker>,
     /// What a bulk receive in flight fills.
@@ -169,7 +171,7 @@ struct Connect {
 
 #[derive(Default)]
 struct Outbox {
-    pieces: VecDeque<Piece>,
+    pieces: Queue<Piece>,
     /// Bytes of the first piece that have left.
     sent_of_first: usize,
     /// Unsent bytes.
@@ -409,7 +411,7 @@ impl Reactor {
         if done && let Some(entry) = self.entries.remove(key) {
             self.driver.close(entry.fd);
             if let Body::Stream(mut stream) = entry.body {
-                for piece in stream.out.pieces.drain(..) {
+                while let Some(piece) = stream.out.pieces.pop() {
                     self.recycle(piece);
                 }
             }
@@ -631,7 +633,7 @@ impl Reactor {
                 };
                 if let Some(chunk) = chunk {
                     stream.unread += chunk.len();
-                    stream.inbox.push_back(chunk);
+                    stream.inbox.push(chunk);
                 }
             }
             0 => stream.ended = true,
@@ -646,7 +648,7 @@ impl Reactor {
         if too_much && was == Receive::Pooled {
             stream.bulk = true;
             // The slots beyond the bound would be held for as long as the reader is slow.
-            if let Some(last) = stream.inbox.back_mut() {
+            if let Some(last) = stream.inbox.last_mut() {
                 last.spill();
             }
         }
@@ -661,7 +663,7 @@ impl Reactor {
             stream.receive = Receive::Cancelling;
             self.cancel(key, fd, Kind::Receive);
         } else if too_much && was == Receive::Cancelling {
-            if let Some(last) = stream.inbox.back_mut() {
+            if let Some(last) = stream.inbox.last_mut() {
                 last.spill();
             }
         } else if !more && !stream.bulk && !stream.ended && stream.receive_error == 0 {
@@ -721,7 +723,7 @@ impl Reactor {
         let Some(stream) = self.stream(key) else {
             return Poll::Ready(Err(gone()));
         };
-        if let Some(chunk) = stream.inbox.pop_front() {
+        if let Some(chunk) = stream.inbox.pop() {
             stream.unread -= chunk.len();
             return Poll::Ready(Ok(Some(chunk)));
         }
@@ -769,10 +771,6 @@ impl Reactor {
             && stream.inbox.is_empty()
         {
             stream.bulk = false;
-            // The queue's own memory goes too: an idle connection owns no buffer.
-            if stream.inbox.capacity() > 0 {
-                stream.inbox = VecDeque::new();
-            }
         }
     }
 
@@ -789,13 +787,13 @@ impl Reactor {
             return Err(os_error(out.error));
         }
         let appendable = out.pieces.len() > out.in_flight
-            && matches!(out.pieces.back(), Some(Piece::Owned(buffer)) if buffer.len() < OUT_BUFFER_BYTES / 2);
+            && matches!(out.pieces.last(), Some(Piece::Owned(buffer)) if buffer.len() < OUT_BUFFER_BYTES / 2);
         let mut unused = spare;
         if !appendable {
             let buffer = unused.take().unwrap_or_else(|| Vec::with_capacity(OUT_BUFFER_BYTES));
-            out.pieces.push_back(Piece::Owned(buffer));
+            out.pieces.push(Piece::Owned(buffer));
         }
-        if let Some(Piece::Owned(buffer)) = out.pieces.back_mut() {
+        if let Some(Piece::Owned(buffer)) = out.pieces.last_mut() {
             let before = buffer.len();
             write(buffer);
             out.bytes += buffer.len().saturating_sub(before);
@@ -823,7 +821,7 @@ impl Reactor {
             return Err(os_error(out.error));
         }
         out.bytes += chunk.len();
-        out.pieces.push_back(Piece::Chunk(chunk));
+        out.pieces.push(Piece::Chunk(chunk));
         if !std::mem::replace(&mut out.dirty, true) {
             self.dirty.push(key);
         }
@@ -863,7 +861,8 @@ impl Reactor {
         let token = Token { key, kind: Kind::Send };
         let skip = out.sent_of_first;
         if out.pieces.len() == 1 {
-            let bytes = out.pieces[0].bytes().get(skip..).unwrap_or_default();
+            let bytes =
+                out.pieces.first().map(Piece::bytes).and_then(|bytes| bytes.get(skip..)).unwrap_or_default();
             out.in_flight = 1;
             let (memory, len) = (heap_ptr(bytes).as_ptr(), bytes.len());
             // SAFETY: a piece in flight is neither changed nor dropped until the completion, and its
@@ -901,7 +900,7 @@ impl Reactor {
         if let Ok(mut left) = usize::try_from(result) {
             out.sent += left as u64;
             out.bytes = out.bytes.saturating_sub(left);
-            while let Some(first) = out.pieces.front() {
+            while let Some(first) = out.pieces.first() {
                 let unsent = first.bytes().len() - out.sent_of_first;
                 if left < unsent {
                     out.sent_of_first += left;
@@ -909,7 +908,7 @@ impl Reactor {
                 }
                 left -= unsent;
                 out.sent_of_first = 0;
-                let piece = out.pieces.pop_front();
+                let piece = out.pieces.pop();
                 if matches!(piece, Some(Piece::Owned(_))) {
                     done = piece;
                 }
@@ -918,7 +917,6 @@ impl Reactor {
                 }
             }
             if out.bytes == 0 {
-                out.pieces.shrink_to(0);
                 out.message = None;
             }
         } else if !matches!(-result, libc::EINTR | libc::EAGAIN) {
@@ -1219,7 +1217,7 @@ impl Stream {
             bulk: false,
             ended: false,
             receive_error: 0,
-            inbox: VecDeque::new(),
+            inbox: Queue::default(),
             unread: 0,
             receive_waker: None,
             out: Outbox::default(),
