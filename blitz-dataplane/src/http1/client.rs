@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::io::{ReadError, Unread, broken, writable};
+use super::io::{Arm, ReadError, Unread, broken, writable};
 use super::{
     BodyDecoder, BodyFraming, HeadKind, HeadLimits, HeadScanner, read_response, write_chunk_end,
     write_chunk_head, write_last_chunk, write_request_head,
@@ -184,7 +184,8 @@ impl AnswerSource for ResponseSource<'_> {
         let limits = &self.limits.head;
         let mut scanner = HeadScanner::new(HeadKind::Response, limits.head_bytes_max);
         let parse = |bytes: &[u8]| read_response(&mut scanner, bytes, limits, &request_method, head);
-        let read = self.unread.head(self.stream, self.deadline, self.limits.first_byte, parse).await;
+        let mut arm = Arm::new(self.limits.first_byte);
+        let read = self.unread.head(self.stream, self.deadline, &mut arm, parse).await;
         let framing = read.map_err(|error| {
             let closed = if scanner.has_begun() {
                 ErrorKind::UpstreamClosedMidAnswer

@@ -4,15 +4,16 @@
 //! Owns: bytes received and not yet consumed. Does not own: the sans-IO parsers it drives, or what a
 //! message means (`server.rs`, `client.rs`).
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::Step;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::http1::H1Error;
-use crate::runtime::{Chunk, Deadline, TcpStream};
+use crate::runtime::{Chunk, Deadline, Expired, TcpStream};
 
 /// Why nothing could be read.
 #[derive(Debug)]
@@ -46,8 +47,8 @@ impl Unread {
     }
 
     /// Reads a head to its end with `parse`, which sees all of its bytes so far and says how many
-    /// were the head's. Usually it lies in one receive and is parsed where it is. `deadline` is set to
-    /// `limit` when waiting is needed first, once for the whole head, so that a byte now and then
+    /// were the head's. Usually it lies in one receive and is parsed where it is. `arm` sets the
+    /// deadline when waiting is needed first, once for the whole head, so that a byte now and then
     /// does not prolong it.
     ///
     /// # Cancel safety
@@ -56,11 +57,10 @@ impl Unread {
         &mut self,
         stream: &TcpStream,
         deadline: &mut Deadline,
-        limit: Duration,
+        arm: &mut Arm<'_>,
         mut parse: impl FnMut(&[u8]) -> Result<Option<(T, usize)>, H1Error>,
     ) -> Result<T, ReadError> {
         let mut gathered = Vec::new();
-        let mut arm = Some(limit);
         loop {
             if let Some(mut chunk) = self.chunk.take() {
                 let before = gathered.len();
@@ -80,7 +80,7 @@ impl Unread {
                     gathered.extend_from_slice(&chunk);
                 }
             }
-            self.chunk = Some(receive(stream, deadline, arm.take()).await?);
+            self.chunk = Some(receive(stream, deadline, arm).await?);
         }
     }
 
@@ -120,7 +120,7 @@ impl Unread {
             if decoder.is_complete() {
                 return Ok(None);
             }
-            match receive(stream, deadline, Some(progress)).await {
+            match receive(stream, deadline, &mut Arm::new(progress)).await {
                 Ok(chunk) => self.chunk = Some(chunk),
                 Err(ReadError::Closed) => {
                     decoder.on_eof().map_err(|_| ReadError::Closed)?;
@@ -132,23 +132,48 @@ impl Unread {
     }
 }
 
-/// Receives until the deadline. `arm` sets it when waiting is needed, and only then: bytes that are
-/// there already cost no look at the wheel. `None` leaves a deadline that is set as it is.
+/// Sets a deadline once, when waiting is needed first and not before: bytes that are there already
+/// cost no look at the wheel.
+pub(super) struct Arm<'a> {
+    /// Absent once the deadline is set.
+    limit: Option<Duration>,
+    /// While true the time does not run yet.
+    holds: Option<&'a Cell<bool>>,
+}
+
+impl<'a> Arm<'a> {
+    pub(super) const fn new(limit: Duration) -> Self {
+        Self { limit: Some(limit), holds: None }
+    }
+
+    /// The time runs from when `holds` is false. Who changes it polls this wait afterwards.
+    pub(super) const fn held(limit: Duration, holds: &'a Cell<bool>) -> Self {
+        Self { limit: Some(limit), holds: Some(holds) }
+    }
+
+    fn poll_expired(&mut self, deadline: &mut Deadline, cx: &mut Context<'_>) -> Poll<Expired> {
+        if let Some(limit) = self.limit {
+            if self.holds.is_some_and(Cell::get) {
+                return Poll::Pending;
+            }
+            self.limit = None;
+            deadline.set_after(limit);
+        }
+        deadline.poll_expired(cx)
+    }
+}
+
+/// Receives until the deadline, which `arm` sets.
 pub(super) async fn receive(
     stream: &TcpStream,
     deadline: &mut Deadline,
-    mut arm: Option<Duration>,
+    arm: &mut Arm<'_>,
 ) -> Result<Chunk, ReadError> {
     poll_fn(|cx| match stream.poll_receive(cx) {
         Poll::Ready(Ok(Some(chunk))) => Poll::Ready(Ok(chunk)),
         Poll::Ready(Ok(None)) => Poll::Ready(Err(ReadError::Closed)),
         Poll::Ready(Err(error)) => Poll::Ready(Err(ReadError::Broken(error))),
-        Poll::Pending => {
-            if let Some(limit) = arm.take() {
-                deadline.set_after(limit);
-            }
-            deadline.poll_expired(cx).map(|_| Err(ReadError::Expired))
-        }
+        Poll::Pending => arm.poll_expired(deadline, cx).map(|_| Err(ReadError::Expired)),
     })
     .await
 }
@@ -178,7 +203,7 @@ async fn wait_for_room(
     progress: Duration,
     closed: ErrorKind,
     expired: ErrorKind,
-    mut poll: impl FnMut(&mut std::task::Context<'_>) -> Poll<io::Result<()>>,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<io::Result<()>>,
 ) -> Result<(), ProxyError> {
     let mut deadline: Option<Deadline> = None;
     let mut sent = stream.bytes_sent();

@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::client::write_body;
-use super::io::{ReadError, Unread, broken, flushed, receive, writable};
+use super::io::{Arm, ReadError, Unread, broken, flushed, receive, writable};
 use super::{
     BodyDecoder, ConnectionField, H1Error, HeadKind, HeadScanner, RequestFraming, ResponseBody, Version,
     read_request, refuse_method, write_interim_head, write_last_chunk, write_response_head,
@@ -133,7 +133,7 @@ async fn exchange<S: Service>(
     }
     let mut scanner = HeadScanner::new(HeadKind::Request, limits.head.head_bytes_max);
     let parse = |bytes: &[u8]| read_request(&mut scanner, bytes, &limits.head, request);
-    let framing = match unread.head(stream, deadline, limits.request_head, parse).await {
+    let framing = match unread.head(stream, deadline, &mut Arm::new(limits.request_head), parse).await {
         Ok(framing) => framing,
         Err(ReadError::Closed | ReadError::Broken(_)) => {
             if scanner.has_begun() {
@@ -244,8 +244,8 @@ async fn linger<S: Service>(service: &S, stream: &TcpStream, deadline: &mut Dead
         return;
     }
     let mut left = LINGER_BYTES_MAX;
-    let mut arm = Some(LINGER);
-    while let Ok(chunk) = receive(stream, deadline, arm.take()).await {
+    let mut arm = Arm::new(LINGER);
+    while let Ok(chunk) = receive(stream, deadline, &mut arm).await {
         left = left.saturating_sub(chunk.len() as u64);
         if left == 0 {
             return;

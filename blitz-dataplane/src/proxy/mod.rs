@@ -245,4 +245,6 @@ impl Drop for Active<'_> {
     }
 }
 
+#[cfg(test)]
+mod tests;
 mod trace;

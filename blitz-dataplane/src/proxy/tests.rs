@@ -1,0 +1,161 @@
+//! The proxy between a scripted client and a scripted endpoint, on a calm simulated network.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use blitz_config::{Format, Overrides};
+
+use super::Proxy;
+use super::accept::accept;
+use super::connections::Listener;
+use super::snapshot::Snapshot;
+use crate::metrics::names::Metric;
+use crate::process::endpoints::{EndpointAddresses, RowTable};
+use crate::runtime::sim::{Profile, World};
+use crate::runtime::{Handle, Runtime, TcpListener, TcpStream};
+use crate::segment::{Segment, Shape};
+
+const GATEWAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 9)), 80);
+const ENDPOINT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 1)), 8001);
+
+const GET: &str = "GET /up/ HTTP/1.1\r\nHost: h\r\n\r\n";
+const HELLO: &str = "GET /hello HTTP/1.1\r\nHost: h\r\n\r\n";
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// Milliseconds of the deadlines: request head, request body, keep-alive, first byte.
+const HEAD: u64 = 200;
+const BODY: u64 = 300;
+const KEEP_ALIVE: u64 = 10_000;
+const FIRST_BYTE: u64 = 500;
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+struct Bench {
+    handle: Handle,
+    proxy: Rc<Proxy>,
+    segment: Segment,
+}
+
+impl Bench {
+    fn value(&self, metric: Metric) -> u64 {
+        self.segment.value(0, metric)
+    }
+
+    async fn connect(&self) -> Peer {
+        Peer { stream: TcpStream::connect(&self.handle, GATEWAY).await.unwrap(), text: String::new() }
+    }
+
+    /// Serves every connection to the endpoint with `script`.
+    fn endpoint<F: Future<Output = ()> + 'static>(&self, script: impl Fn(Peer, Handle) -> F + 'static) {
+        let listener = TcpListener::simulated(&self.handle, ENDPOINT).unwrap();
+        let handle = self.handle.clone();
+        self.handle.spawn(async move {
+            while let Ok(stream) = listener.accept().await {
+                handle.spawn(script(Peer { stream, text: String::new() }, handle.clone()));
+            }
+        });
+    }
+}
+
+/// One end of a connection that speaks text.
+struct Peer {
+    stream: TcpStream,
+    text: String,
+}
+
+impl Peer {
+    fn say(&self, text: &str) {
+        let _gone = self.stream.write_with(|out| out.extend_from_slice(text.as_bytes()));
+    }
+
+    /// Reads until `end` was seen, and takes everything up to it; what came before an end or a reset.
+    async fn hear(&mut self, end: &str) -> String {
+        loop {
+            if let Some(at) = self.text.find(end) {
+                let rest = self.text.split_off(at + end.len());
+                return std::mem::replace(&mut self.text, rest);
+            }
+            match self.stream.receive().await {
+                Ok(Some(chunk)) => self.text.push_str(std::str::from_utf8(&chunk).unwrap()),
+                _ => return std::mem::take(&mut self.text),
+            }
+        }
+    }
+}
+
+fn run<F: Future<Output = ()>>(profile: Profile, http: &str, test: impl FnOnce(Rc<Bench>) -> F) {
+    let mut runtime = Runtime::simulated(&World::with_profile(7, profile));
+    let handle = runtime.handle().clone();
+    let text = format!(
+        "[[listeners]]\nname = \"edge\"\naddress = \"{GATEWAY}\"\nbuiltin_answers = true\n\
+         [upstreams.up]\nendpoints = [{{ address = \"{ENDPOINT}\" }}]\n\
+         [[routes]]\npath = \"/up/*rest\"\nupstream = \"up\"\n\
+         [timeouts]\nrequest_head_ms = {HEAD}\nrequest_body_progress_ms = {BODY}\nkeep_alive_ms = {KEEP_ALIVE}\n\
+         upstream_first_byte_ms = {FIRST_BYTE}\n[http]\n{http}\n"
+    );
+    let config = blitz_config::load(&text, Format::Toml, "test", &Overrides::default()).unwrap();
+    let addresses = vec![EndpointAddresses { endpoint: ENDPOINT.to_string(), addresses: vec![ENDPOINT] }];
+    let resolved = RowTable::new(4).assign(&[("up".to_owned(), addresses)], 1).unwrap();
+    let segment = Segment::create(Shape { workers: 1, endpoints: 4 }).unwrap();
+    let snapshot = Snapshot::compile(&config, &resolved, 1).unwrap();
+    let proxy = Proxy::new(handle.clone(), segment.worker(0).unwrap(), snapshot, false);
+    let bench = Rc::new(Bench { handle: handle.clone(), proxy: Rc::clone(&proxy), segment });
+    runtime.block_on_stepped(
+        async {
+            let listener = TcpListener::simulated(&handle, GATEWAY).unwrap();
+            let info = Rc::new(Listener { address: GATEWAY, builtins: Cell::new(true) });
+            handle.spawn(accept(proxy, listener, info));
+            test(bench).await;
+        },
+        |handle| handle.check_invariants().unwrap(),
+    );
+}
+
+/// Answers every request after a while.
+async fn slow(mut peer: Peer, handle: Handle) {
+    while !peer.hear("\r\n\r\n").await.is_empty() {
+        handle.sleep(ms(100)).await;
+        peer.say(OK);
+    }
+}
+
+#[test]
+fn a_head_that_trickles_ends_at_its_deadline_also_when_several_pieces_wait_already() {
+    run(Profile::CALM, "", |bench| async move {
+        bench.endpoint(slow);
+        let mut client = bench.connect().await;
+        client.say(GET);
+        bench.handle.sleep(ms(50)).await;
+        // Lies in three slots before the server looks at it.
+        client.say(&format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\nY: ", "x".repeat(9_000)));
+        assert!(client.hear("ok").await.starts_with("HTTP/1.1 200"));
+        let began = bench.handle.now_ms();
+        let answer = client.hear("head_timeout").await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+        let took = bench.handle.now_ms() - began;
+        assert!((HEAD..HEAD + 50).contains(&took), "{took} ms");
+    });
+}
+
+#[test]
+fn a_connection_that_closes_listens_for_two_seconds_and_no_longer() {
+    run(Profile::CALM, "", |bench| async move {
+        bench.endpoint(slow);
+        let mut client = bench.connect().await;
+        client.say(GET);
+        bench.handle.sleep(ms(50)).await;
+        client.say("GET / HTTP/1.1\r\nHost: h\r\nBad\r\n\r\n");
+        client.say(&"x".repeat(9_000));
+        assert!(client.hear("ok").await.starts_with("HTTP/1.1 200"));
+        assert!(client.hear("\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+        bench.handle.sleep(ms(1_900)).await;
+        assert_eq!(bench.proxy.connections.len(), 1);
+        bench.handle.sleep(ms(200)).await;
+        assert_eq!(bench.proxy.connections.len(), 0);
+    });
+}
