@@ -4,6 +4,7 @@
 //! (`proxy/balance.rs`), when the connection is pooled (`proxy/pool.rs`), what is forwarded
 //! (`exchange/forward.rs`).
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::io::{Arm, ReadError, Unread, broken, writable};
@@ -36,6 +37,8 @@ pub struct ClientConnection {
     /// The endpoint keeps the connection after this answer.
     keeps: bool,
     request_ended: bool,
+    /// The request's body is still being sent, under deadlines of its own.
+    is_sending: Cell<bool>,
     answer: BodyDecoder,
     has_answer: bool,
 }
@@ -51,6 +54,7 @@ impl ClientConnection {
             limits,
             keeps: true,
             request_ended: false,
+            is_sending: Cell::new(false),
             answer: BodyDecoder::Empty,
             has_answer: false,
         }
@@ -100,11 +104,13 @@ impl UpstreamExchange for ClientConnection {
             .write_with(|out| framing = write_request_head(out, head, length))
             .map_err(|error| broken(ErrorKind::UpstreamClosedBeforeAnswer, &error))?;
         self.request_ended = matches!(framing, BodyFraming::Empty | BodyFraming::Exact(0));
+        self.is_sending.set(!self.request_ended);
         self.has_answer = false;
         let sink = RequestSink {
             stream: &self.stream,
             chunked: framing == BodyFraming::Chunked,
             ended: &mut self.request_ended,
+            is_sending: &self.is_sending,
             progress: self.limits.progress,
         };
         let source = ResponseSource {
@@ -112,6 +118,8 @@ impl UpstreamExchange for ClientConnection {
             deadline: &mut self.deadline,
             unread: &mut self.unread,
             limits: &self.limits,
+            first_byte: Arm::held(self.limits.first_byte, &self.is_sending),
+            has_interim: false,
             keeps: &mut self.keeps,
             decoder: &mut self.answer,
             has_answer: &mut self.has_answer,
@@ -126,7 +134,15 @@ pub struct RequestSink<'a> {
     stream: &'a TcpStream,
     chunked: bool,
     ended: &'a mut bool,
+    is_sending: &'a Cell<bool>,
     progress: Duration,
+}
+
+impl Drop for RequestSink<'_> {
+    /// Ended or given up: from here on the endpoint is the one that is waited for.
+    fn drop(&mut self) {
+        self.is_sending.set(false);
+    }
 }
 
 impl RequestSink<'_> {
@@ -173,6 +189,9 @@ pub struct ResponseSource<'a> {
     deadline: &'a mut Deadline,
     unread: &'a mut Unread,
     limits: &'a ClientLimits,
+    /// One limit for all heads: interim ones do not prolong it.
+    first_byte: Arm<'a>,
+    has_interim: bool,
     keeps: &'a mut bool,
     decoder: &'a mut BodyDecoder,
     has_answer: &'a mut bool,
@@ -184,10 +203,9 @@ impl AnswerSource for ResponseSource<'_> {
         let limits = &self.limits.head;
         let mut scanner = HeadScanner::new(HeadKind::Response, limits.head_bytes_max);
         let parse = |bytes: &[u8]| read_response(&mut scanner, bytes, limits, &request_method, head);
-        let mut arm = Arm::new(self.limits.first_byte);
-        let read = self.unread.head(self.stream, self.deadline, &mut arm, parse).await;
+        let read = self.unread.head(self.stream, self.deadline, &mut self.first_byte, parse).await;
         let framing = read.map_err(|error| {
-            let closed = if scanner.has_begun() {
+            let closed = if scanner.has_begun() || self.has_interim {
                 ErrorKind::UpstreamClosedMidAnswer
             } else {
                 ErrorKind::UpstreamClosedBeforeAnswer
@@ -200,6 +218,7 @@ impl AnswerSource for ResponseSource<'_> {
             }
         })?;
         if head.is_interim() {
+            self.has_interim = true;
             return Ok(());
         }
         if head.status == 101 {

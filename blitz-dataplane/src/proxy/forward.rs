@@ -32,6 +32,10 @@ use crate::runtime::{Deadline, TcpStream};
 /// Attempts for one request (count): the first, and two elsewhere.
 const ATTEMPTS_MAX: u32 = 3;
 
+/// Interim answers (1xx) to one request (count). Beyond it the endpoint is taken for broken: they go
+/// to the client without backpressure, and each may be as long as a head.
+const INTERIMS_MAX: u32 = 32;
+
 /// How long a body waits for the endpoint's 100 before it is sent all the same
 /// (RFC 9110 section 10.1.1 forbids to wait for ever).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
@@ -316,10 +320,15 @@ async fn relay_answer<S: AnswerSource, A: Answer>(
 ) -> Result<(), ProxyError> {
     let asked_ns = proxy.handle.now_ns();
     let mut head = proxy.take_response();
+    let mut interims = 0;
     loop {
         source.head(method, &mut head).await?;
         if !head.is_interim() {
             break;
+        }
+        interims += 1;
+        if interims > INTERIMS_MAX {
+            return Err(ProxyError::new(ErrorKind::UpstreamBadHead).with_detail("too_many_interim_answers"));
         }
         strip_hop_by_hop(&mut head.fields);
         answer.interim(head.status, &head.fields)?;

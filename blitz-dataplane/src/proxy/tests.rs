@@ -1,6 +1,6 @@
 //! The proxy between a scripted client and a scripted endpoint, on a calm simulated network.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -19,10 +19,10 @@ use crate::runtime::{Handle, Runtime, TcpListener, TcpStream};
 use crate::segment::{Segment, Shape};
 
 const GATEWAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 9)), 80);
-const ENDPOINT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 1)), 8001);
+const ENDPOINT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 1)), 8001);
 
 const GET: &str = "GET /up/ HTTP/1.1\r\nHost: h\r\n\r\n";
-const HELLO: &str = "GET /hello HTTP/1.1\r\nHost: h\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// Milliseconds of the deadlines: request head, request body, keep-alive, first byte.
@@ -157,5 +157,91 @@ fn a_connection_that_closes_listens_for_two_seconds_and_no_longer() {
         assert_eq!(bench.proxy.connections.len(), 1);
         bench.handle.sleep(ms(200)).await;
         assert_eq!(bench.proxy.connections.len(), 0);
+    });
+}
+
+#[test]
+fn the_wait_for_an_answer_begins_when_the_request_has_ended() {
+    run(Profile::CALM, "", |bench| async move {
+        bench.endpoint(|mut peer: Peer, _| async move {
+            peer.hear("0123456789").await;
+            peer.say(OK);
+            // The second one is never answered.
+            peer.hear("nothing more").await;
+        });
+        let mut client = bench.connect().await;
+        for answer in ["HTTP/1.1 200", "HTTP/1.1 504"] {
+            client.say("PUT /up/ HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n");
+            for digit in 0..10 {
+                bench.handle.sleep(ms(BODY - 50)).await;
+                client.say(&digit.to_string());
+            }
+            let began = bench.handle.now_ms();
+            let head = client.hear("\r\n\r\n").await;
+            assert!(head.starts_with(answer), "{head}");
+            let took = bench.handle.now_ms() - began;
+            let expected = if answer.ends_with("504") { FIRST_BYTE } else { 0 };
+            assert!((expected..expected + 50).contains(&took), "{took} ms");
+            if expected == 0 {
+                client.hear("ok").await;
+            }
+        }
+        assert_eq!(bench.value(Metric::DeadlineUpstreamFirstByte), 1);
+    });
+}
+
+#[test]
+fn interim_answers_prolong_nothing_and_are_few() {
+    run(Profile::CALM, "", |bench| async move {
+        bench.endpoint(|mut peer: Peer, handle: Handle| async move {
+            let request = peer.hear("\r\n\r\n").await;
+            let pause = if request.contains("/slow") { 100 } else { 1 };
+            for _ in 0..200 {
+                peer.say("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+                handle.sleep(ms(pause)).await;
+            }
+        });
+        for (path, answer, interims) in [("slow", "HTTP/1.1 504", 5), ("fast", "HTTP/1.1 502", 32)] {
+            let mut client = bench.connect().await;
+            client.say(&format!("GET /up/{path} HTTP/1.1\r\nHost: h\r\n\r\n"));
+            let mut seen = 0;
+            let last = loop {
+                let head = client.hear("\r\n\r\n").await;
+                if !head.starts_with("HTTP/1.1 103") {
+                    break head;
+                }
+                seen += 1;
+            };
+            assert!(last.starts_with(answer), "{last}");
+            assert_eq!(seen, interims);
+        }
+    });
+}
+
+#[test]
+fn a_request_whose_answer_has_begun_with_an_interim_one_is_not_sent_again() {
+    run(Profile::CALM, "", |bench| async move {
+        let requests = Rc::new(Cell::new(0));
+        let count = Rc::clone(&requests);
+        bench.endpoint(move |mut peer: Peer, _| {
+            let count = Rc::clone(&count);
+            async move {
+                for answer in [OK, "HTTP/1.1 103 Early Hints\r\n\r\n"] {
+                    if !peer.hear("\r\n\r\n").await.is_empty() {
+                        count.set(count.get() + 1);
+                        peer.say(answer);
+                    }
+                }
+                let _gone = peer.stream.flushed().await;
+            }
+        });
+        let mut client = bench.connect().await;
+        client.say(GET);
+        client.hear("ok").await;
+        client.say(GET);
+        assert!(client.hear("\r\n\r\n").await.starts_with("HTTP/1.1 103"));
+        let last = client.hear("\r\n\r\n").await;
+        assert!(last.starts_with("HTTP/1.1 502"), "{last}");
+        assert_eq!(requests.get(), 2);
     });
 }
