@@ -245,3 +245,28 @@ fn a_request_whose_answer_has_begun_with_an_interim_one_is_not_sent_again() {
         assert_eq!(requests.get(), 2);
     });
 }
+
+#[test]
+fn a_pooled_connection_is_watched_also_after_a_large_answer() {
+    run(Profile::CALM, "", |bench| async move {
+        bench.endpoint(|mut peer: Peer, handle: Handle| async move {
+            peer.hear("\r\n\r\n").await;
+            peer.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: 600000\r\n\r\n{}end", "x".repeat(599_997)));
+            peer.stream.flushed().await.unwrap();
+            handle.sleep(ms(50)).await;
+        });
+        for _ in 0..3 {
+            let mut client = bench.connect().await;
+            // Not idempotent: it could not be sent again.
+            client.say("POST /up/ HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n");
+            let head = client.hear("\r\n\r\n").await;
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+            // A slow reader: the gateway receives on demand from here on.
+            bench.handle.sleep(ms(50)).await;
+            client.hear("end").await;
+            // The endpoint closes it while it is idle.
+            bench.handle.sleep(ms(100)).await;
+        }
+        assert_eq!(bench.value(Metric::PoolClosedStale), 2);
+    });
+}

@@ -754,6 +754,8 @@ impl Reactor {
         }
         register(&mut stream.receive_waker, cx);
         if stream.receive == Receive::Off && stream.inbox.is_empty() {
+            // Watching needs no buffer of the socket's own.
+            stream.bulk = false;
             self.arm_receive(key);
         }
         Poll::Pending
@@ -765,12 +767,14 @@ impl Reactor {
             .is_none_or(|stream| stream.ended || stream.receive_error != 0 || !stream.inbox.is_empty())
     }
 
-    /// A message boundary: the next message is expected to be small again.
+    /// A message boundary: the next message is expected to be small again. From here on the peer's
+    /// end is noticed although nobody waits for it.
     pub(super) fn settle(&mut self, key: Key) {
         if let Some(stream) = self.stream(key)
             && stream.inbox.is_empty()
         {
             stream.bulk = false;
+            self.arm_receive(key);
         }
     }
 
