@@ -39,9 +39,10 @@ impl Unread {
         self.chunk.is_none()
     }
 
-    pub(super) fn put(&mut self, chunk: Chunk) {
+    pub(super) fn put(&mut self, mut chunk: Chunk) {
         debug_assert!(self.chunk.is_none());
         if !chunk.is_empty() {
+            chunk.keep();
             self.chunk = Some(chunk);
         }
     }

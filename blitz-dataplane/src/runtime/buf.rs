@@ -82,6 +82,11 @@ impl Pool {
         self.taken.get()
     }
 
+    /// Whether more than half the slots are held by chunks.
+    pub(super) fn is_scarce(&self) -> bool {
+        u32::from(self.taken()) * 2 > u32::from(self.slots())
+    }
+
     /// Slots in all (count).
     pub(super) fn slots(&self) -> u16 {
         self.slots
@@ -257,6 +262,17 @@ impl Chunk {
     pub(super) fn spill(&mut self) {
         if self.is_pooled() {
             *self = Self::from_vec(self.to_vec());
+        }
+    }
+
+    /// Says that the bytes will be kept while their reader waits for something else. Once half the
+    /// slots of the shared pool are taken they move out of it: slots that come back late would
+    /// otherwise stop every socket of the worker.
+    pub fn keep(&mut self) {
+        if let Memory::Slot { pool, .. } = &self.memory
+            && pool.is_scarce()
+        {
+            self.spill();
         }
     }
 

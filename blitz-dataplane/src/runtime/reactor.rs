@@ -6,7 +6,7 @@
 //!
 //! Receiving has two ways. *Pooled*: a multishot receive into small shared slots, for heads and
 //! small messages; nothing to arm per message, and an idle socket owns no memory. *Bulk*: once
-//! [`POOLED_UNREAD_MAX`] bytes lie unread the peer is faster than the reader, so the multishot is
+//! [`POOLED_UNREAD_MAX`] bytes or [`POOLED_UNREAD_COUNT_MAX`] receives lie unread the peer is faster than the reader, so the multishot is
 //! cancelled and one 64 KiB buffer at a time is received on demand: that is the backpressure.
 //! [`Reactor::settle`] goes back to pooled at a message boundary.
 //!
@@ -33,6 +33,9 @@ use crate::sys::net::RawAddress;
 
 /// Unread bytes in the inbox at which a socket leaves the shared pool: four slots of 4 KiB.
 const POOLED_UNREAD_MAX: usize = 16 * 1024;
+
+/// Unread receives at which it leaves as well (count): a slot is held however little is in it.
+const POOLED_UNREAD_COUNT_MAX: usize = 16;
 
 /// Unsent bytes at which a writer must wait: one bulk buffer may be leaving while the next fills.
 pub(super) const OUTBOX_BYTES_MAX: usize = 2 * BULK_BYTES;
@@ -300,6 +303,10 @@ impl Reactor {
     /// One look at the driver; waits for something to happen when `idle`.
     pub(super) fn turn(&mut self, idle: bool) {
         self.kick_dirty();
+        // Before the wait: what the tasks gave back since the last turn would wake nobody.
+        if !self.starved.is_empty() {
+            self.feed_starved();
+        }
         let timeout = if idle { self.timeout_ns() } else { Some(0) };
         let mut completions = std::mem::take(&mut self.completions);
         self.driver.wait(timeout, &mut completions);
@@ -311,9 +318,6 @@ impl Reactor {
             self.complete(completion);
         }
         self.completions = completions;
-        if !self.starved.is_empty() {
-            self.feed_starved();
-        }
         let now_ms = self.now_ns / 1_000_000;
         if !self.paused.is_empty() {
             self.resume_listeners(now_ms);
@@ -644,7 +648,7 @@ impl Reactor {
         if result <= 0 {
             stream.drop_unfilled(&bulk_cache);
         }
-        let too_much = stream.unread >= POOLED_UNREAD_MAX;
+        let too_much = stream.unread >= POOLED_UNREAD_MAX || stream.inbox.len() >= POOLED_UNREAD_COUNT_MAX;
         if too_much && was == Receive::Pooled {
             stream.bulk = true;
             // The slots beyond the bound would be held for as long as the reader is slow.
@@ -698,7 +702,7 @@ impl Reactor {
 
     /// The pool ran empty: unread data moves to the heap, then the receives that failed go on.
     fn feed_starved(&mut self) {
-        if u32::from(self.pool.taken()) * 2 > u32::from(self.pool.slots()) {
+        if self.pool.is_scarce() {
             for key in self.entries.keys() {
                 if let Some(Entry { body: Body::Stream(stream), .. }) = self.entries.get_mut(key) {
                     stream.inbox.iter_mut().for_each(Chunk::spill);
@@ -706,7 +710,7 @@ impl Reactor {
             }
         }
         if self.pool.taken() >= self.pool.slots() {
-            // Readers hold every slot in this very turn; they return them when they run.
+            // Readers hold every slot; when they return one they have run, and a turn follows.
             return;
         }
         for key in std::mem::take(&mut self.starved) {

@@ -209,6 +209,78 @@ fn an_exhausted_pool_delays_and_loses_nothing() {
     });
 }
 
+#[test]
+fn chunks_that_are_kept_do_not_starve_other_sockets() {
+    let sizes = Sizes { pool_slots: 4, pool_slot_bytes: 256, ..SMALL };
+    on_all(sizes, |handle, flavour| async move {
+        let (listener, address) = listener(&handle, flavour);
+        let mut kept = Vec::new();
+        for round in 0..16u8 {
+            let client = TcpStream::connect(&handle, address).await.unwrap();
+            let server = listener.accept().await.unwrap();
+            client.write_with(|out| out.push(round)).unwrap();
+            let mut chunk = server.receive().await.unwrap().unwrap();
+            assert_eq!(*chunk, [round]);
+            chunk.keep();
+            kept.push((client, server, chunk));
+        }
+        assert!(kept.iter().enumerate().all(|(round, (_, _, chunk))| **chunk == [round as u8]));
+    });
+}
+
+#[test]
+fn a_receive_that_found_the_pool_empty_goes_on_when_its_reader_returns_the_slots() {
+    let sizes = Sizes { pool_slots: 4, pool_slot_bytes: 256, ..SMALL };
+    on_all(sizes, |handle, flavour| async move {
+        if matches!(flavour, Flavour::Sim(_)) {
+            // Its pool is as large as its profile says.
+            return;
+        }
+        let (listener, address) = listener(&handle, flavour);
+        let mut pairs = Vec::new();
+        for _ in 0..5 {
+            let client = TcpStream::connect(&handle, address).await.unwrap();
+            pairs.push((client, listener.accept().await.unwrap()));
+        }
+        let mut held = Vec::new();
+        for (client, server) in &pairs[..4] {
+            client.write_with(|out| out.push(1)).unwrap();
+            held.push(server.receive().await.unwrap().unwrap());
+        }
+        let (client, server) = &pairs[4];
+        client.write_with(|out| out.push(2)).unwrap();
+        let mut deadline = Deadline::new(&handle);
+        deadline.set_after(Duration::from_millis(200));
+        assert!(deadline.limit(server.receive()).await.is_err(), "every slot is held");
+        // Nothing else happens from here on: no timer, no completion.
+        deadline.clear();
+        drop(deadline);
+        handle.spawn(async move { drop(held) });
+        assert_eq!(*server.receive().await.unwrap().unwrap(), [2]);
+    });
+}
+
+#[test]
+fn tiny_pieces_that_nobody_reads_hold_few_slots() {
+    let sizes = Sizes { pool_slots: 256, ..SMALL };
+    on_all(sizes, |handle, flavour| async move {
+        let (listener, address) = listener(&handle, flavour);
+        let client = TcpStream::connect(&handle, address).await.unwrap();
+        let server = listener.accept().await.unwrap();
+        poll_fn_once(|cx| server.poll_gone(cx)).await;
+        for _ in 0..100 {
+            client.write_with(|out| out.push(b'x')).unwrap();
+            client.flushed().await.unwrap();
+            handle.sleep(Duration::from_millis(1)).await;
+        }
+        handle.sleep(Duration::from_millis(50)).await;
+        let taken = handle.stats().pool_slots_taken;
+        assert!(taken <= 2 * 16, "{taken} slots hold a byte each");
+        client.shutdown_write();
+        assert_eq!(read_to_end(&server).await.len(), 100);
+    });
+}
+
 async fn poll_fn_once<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) {
     std::future::poll_fn(|cx| {
         let _ = poll(cx);
