@@ -532,7 +532,8 @@ impl Reactor {
                 self.driver.close(result);
             } else {
                 listener.accepted.push_back(result);
-                full = listener.accepted.len() >= ACCEPTED_WAITING_MAX;
+                // Once, when the bound is reached: what was on its way still arrives.
+                full = listener.accepted.len() == ACCEPTED_WAITING_MAX;
                 wake(&mut listener.waker);
             }
         } else if result != -libc::ECANCELED && !closing {
@@ -549,9 +550,10 @@ impl Reactor {
                 return;
             }
         }
+        let has_room = listener.accepted.len() < ACCEPTED_WAITING_MAX;
         if full && more {
             self.cancel(key, fd, Kind::Accept);
-        } else if !more && !full && !closing {
+        } else if !more && has_room && !closing {
             self.arm_accept(key);
         }
     }

@@ -210,6 +210,27 @@ fn an_exhausted_pool_delays_and_loses_nothing() {
 }
 
 #[test]
+fn more_connections_than_may_wait_are_all_accepted_in_the_end() {
+    let mut runtime = Runtime::simulated(&World::with_profile(1, Profile::CALM));
+    let handle = runtime.handle().clone();
+    runtime.block_on_stepped(
+        async {
+            let (listener, address) = listener(&handle, Flavour::Sim(1));
+            poll_fn_once(|cx| std::pin::pin!(listener.accept()).poll(cx)).await;
+            let mut clients = Vec::new();
+            // 1,024 wait at the listener's task, the rest in the backlog; nobody accepts meanwhile.
+            for _ in 0..1_100 {
+                clients.push(TcpStream::connect(&handle, address).await.unwrap());
+            }
+            for _ in 0..clients.len() {
+                listener.accept().await.unwrap();
+            }
+        },
+        |handle| handle.check_invariants().unwrap(),
+    );
+}
+
+#[test]
 fn chunks_that_are_kept_do_not_starve_other_sockets() {
     let sizes = Sizes { pool_slots: 4, pool_slot_bytes: 256, ..SMALL };
     on_all(sizes, |handle, flavour| async move {
