@@ -408,8 +408,10 @@ impl<S: Service> Answer for ResponseSink<'_, S> {
 
     fn head(&mut self, head: &ResponseHead, length: BodyLength) -> Result<(), ProxyError> {
         let body = ResponseBody::choose(head.status, self.is_head_request, length, self.version);
-        let keeps =
-            self.shared.keeps.get() && self.shared.can_skip_body() && body != ResponseBody::UntilClose;
+        let keeps = self.shared.keeps.get()
+            && self.shared.can_skip_body()
+            && body != ResponseBody::UntilClose
+            && !self.service.is_draining();
         self.shared.keeps.set(keeps);
         let connection = ConnectionField::choose(keeps, self.version, body);
         let date = self.service.date();
