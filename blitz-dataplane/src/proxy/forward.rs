@@ -57,6 +57,7 @@ pub async fn forward<B: BodySource, A: Answer>(
     let body_taken = Cell::new(false);
     let mut tried = 0u64;
     let mut attempts = 0;
+    let mut was_reused = false;
     loop {
         let now_ms = proxy.handle.now_ms();
         let Some((index, member)) =
@@ -66,7 +67,6 @@ pub async fn forward<B: BodySource, A: Answer>(
             return Err(ProxyError::new(ErrorKind::NoHealthyEndpoint));
         };
         attempts += 1;
-        let mut was_reused = false;
         let outcome = {
             let attempt = attempt(proxy, live, member, request, body, answer, &body_taken, &mut was_reused);
             let mut attempt = pin!(attempt);
@@ -140,7 +140,8 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
         .map_err(too_large)
 }
 
-/// One attempt on one address.
+/// One attempt on one address. `was_reused` says whether it used a pooled connection; where the one
+/// before did, this one opens its own: what ended that connection may have ended all of them.
 #[allow(clippy::too_many_arguments, reason = "the parts of one exchange; a struct would only rename them")]
 async fn attempt<B: BodySource, A: Answer>(
     proxy: &Proxy,
@@ -152,7 +153,8 @@ async fn attempt<B: BodySource, A: Answer>(
     body_taken: &Cell<bool>,
     was_reused: &mut bool,
 ) -> Result<(), ProxyError> {
-    let mut connection = match member.pool.take() {
+    let pooled = if std::mem::take(was_reused) { None } else { member.pool.take() };
+    let mut connection = match pooled {
         Some(mut connection) => {
             *was_reused = true;
             connection.set_limits(live.client);

@@ -270,3 +270,61 @@ fn a_pooled_connection_is_watched_also_after_a_large_answer() {
         assert_eq!(bench.value(Metric::PoolClosedStale), 2);
     });
 }
+
+#[test]
+fn a_drain_ends_connections_behind_their_answer_and_says_so() {
+    run(Profile::CALM, "", |bench| async move {
+        bench.endpoint(slow);
+        let mut busy = bench.connect().await;
+        let mut idle = bench.connect().await;
+        busy.say(&format!("{GET}{GET}"));
+        bench.handle.sleep(ms(50)).await;
+        bench.proxy.drain();
+        assert_eq!(idle.hear("never").await, "");
+        let head = busy.hear("\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 200") && head.contains("Connection: close\r\n"), "{head}");
+        assert_eq!(busy.hear("never").await, "ok", "the request behind it is not begun");
+        // One that came while the listener was still open gets one answer.
+        let mut late = bench.connect().await;
+        late.say(GET);
+        let head = late.hear("\r\n\r\n").await;
+        assert!(head.contains("Connection: close\r\n"), "{head}");
+        assert_eq!(late.hear("never").await, "ok");
+    });
+}
+
+#[test]
+fn stale_pooled_connections_do_not_use_up_the_attempts() {
+    run(Profile::CALM, "", |bench| async move {
+        let is_down = Rc::new(Cell::new(false));
+        let down = Rc::clone(&is_down);
+        bench.endpoint(move |mut peer: Peer, handle: Handle| {
+            let down = Rc::clone(&down);
+            async move {
+                let was_open = !down.get();
+                while !peer.hear("\r\n\r\n").await.is_empty() {
+                    if was_open && down.get() {
+                        // An endpoint that ended its connections just before the request came.
+                        return;
+                    }
+                    handle.sleep(ms(20)).await;
+                    peer.say(OK);
+                }
+            }
+        });
+        let mut clients = Vec::new();
+        for _ in 0..6 {
+            let client = bench.connect().await;
+            client.say(GET);
+            clients.push(client);
+        }
+        for client in &mut clients {
+            client.hear("ok").await;
+        }
+        assert_eq!(bench.value(Metric::UpstreamIdle), 6);
+        is_down.set(true);
+        clients[0].say(GET);
+        let head = clients[0].hear("\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    });
+}
