@@ -14,6 +14,9 @@ use crate::http1::server;
 use crate::metrics::names::Metric;
 use crate::runtime::{TcpListener, TcpStream};
 
+/// Connections beyond the bound (count), for those that were asked to leave and still send.
+const LEAVING_MAX: usize = 64;
+
 /// Accepts for ever. Dropped when the listener goes; the connections stay.
 pub async fn accept(proxy: Rc<Proxy>, listener: TcpListener, info: Rc<Listener>) {
     loop {
@@ -28,8 +31,9 @@ pub async fn accept(proxy: Rc<Proxy>, listener: TcpListener, info: Rc<Listener>)
 pub fn admit(proxy: &Rc<Proxy>, stream: TcpStream, info: &Rc<Listener>) {
     proxy.rows.add(Metric::DownstreamAccepted, 1);
     let most = proxy.live().snapshot.config.http.connections_per_worker_max;
-    if proxy.connections.len() >= most && !proxy.connections.shed_idle() {
-        // Everybody is busy: the newcomer goes, with a reset, so that it costs no state here.
+    let open = proxy.connections.len();
+    if open >= most && (open >= most.saturating_add(LEAVING_MAX) || !proxy.connections.shed_idle()) {
+        // Everybody is busy, or those asked to leave do not: the newcomer goes, with a reset, so that it costs no state here.
         stream.reset_on_close();
         proxy.note(&ProxyError::new(ErrorKind::Overload));
         proxy.rows.add(Metric::DownstreamClosedOverload, 1);

@@ -45,6 +45,8 @@ pub struct Listener {
 /// One downstream connection. Small: an idle connection consists of this, its task and its socket.
 pub struct Connection {
     id: u64,
+    /// Where it stands in the registry.
+    place: Cell<usize>,
     opened_ms: u64,
     listener: Rc<Listener>,
     /// When it became idle; `u64::MAX` during an exchange.
@@ -154,8 +156,10 @@ impl Connections {
     pub fn open(&self, listener: &Rc<Listener>, now_ms: u64) -> Rc<Connection> {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
+        let mut open = self.open.borrow_mut();
         let connection = Rc::new(Connection {
             id,
+            place: Cell::new(open.len()),
             opened_ms: now_ms,
             listener: Rc::clone(listener),
             idle_since_ms: Cell::new(now_ms),
@@ -165,16 +169,19 @@ impl Connections {
             addresses: Cell::new(None),
             forwarding: RefCell::new(None),
         });
-        self.open.borrow_mut().push(Rc::clone(&connection));
+        open.push(Rc::clone(&connection));
         connection
     }
 
-    /// Removes a connection. O(connections) at worst, and near the end for short-lived ones.
+    /// Removes a connection in constant time: the last one takes its place.
     pub fn close(&self, connection: &Rc<Connection>) {
         let mut open = self.open.borrow_mut();
-        // Ids grow, and removal keeps the order.
-        if let Ok(index) = open.binary_search_by_key(&connection.id, |other| other.id) {
-            open.remove(index);
+        let place = connection.place.get();
+        if open.get(place).is_some_and(|other| Rc::ptr_eq(other, connection)) {
+            open.swap_remove(place);
+            if let Some(moved) = open.get(place) {
+                moved.place.set(place);
+            }
         }
     }
 
@@ -213,7 +220,7 @@ impl Connections {
         }
     }
 
-    /// The first `most` connections.
+    /// Up to `most` connections, in no order.
     pub fn rows(&self, most: usize, now_ms: u64) -> Vec<Row> {
         let open = self.open.borrow();
         let row = |connection: &Rc<Connection>| Row {
@@ -243,6 +250,10 @@ mod tests {
         assert_eq!(all[9].asked.get(), None);
         all.iter().for_each(|connection| connection.begin_exchange());
         assert!(!connections.shed_idle());
+        for index in [3, 9, 0, 0, 5] {
+            connections.close(&all[index]);
+        }
+        assert_eq!(connections.len(), 6, "closing twice removes nobody else");
         all.iter().for_each(|connection| connections.close(connection));
         assert!(connections.is_empty());
     }

@@ -328,3 +328,23 @@ fn stale_pooled_connections_do_not_use_up_the_attempts() {
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     });
 }
+
+#[test]
+fn the_bound_on_connections_holds_when_those_asked_to_leave_stay() {
+    run(
+        Profile { window_bytes: 700, ..Profile::CALM },
+        "connections_per_worker_max = 4",
+        |bench| async move {
+            let mut clients = Vec::new();
+            for _ in 0..200 {
+                let client = bench.connect().await;
+                // Asks for more than it takes: the connection is idle, and its answer never leaves.
+                client.say(&format!("GET /echo/{} HTTP/1.1\r\nHost: h\r\n\r\n", "x".repeat(4_000)));
+                clients.push(client);
+                bench.handle.sleep(ms(10)).await;
+            }
+            let open = bench.proxy.connections.len();
+            assert!(open <= 4 + 64, "{open} connections are open");
+        },
+    );
+}
