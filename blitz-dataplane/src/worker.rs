@@ -172,6 +172,11 @@ fn tick(proxy: &Proxy, published: &mut Stats) {
     rows.add(Metric::AcceptErrorDescriptors, since(accepts.0.descriptors, accepts.1.descriptors));
     rows.add(Metric::AcceptErrorMemory, since(accepts.0.memory, accepts.1.memory));
     rows.add(Metric::AcceptErrorOther, since(accepts.0.other, accepts.1.other));
+    rows.add(
+        Metric::DownstreamReceivedBytes,
+        since(stats.accepted_received_bytes, published.accepted_received_bytes),
+    );
+    rows.add(Metric::DownstreamSentBytes, since(stats.accepted_sent_bytes, published.accepted_sent_bytes));
     rows.add(Metric::Panics, since(stats.panics, published.panics));
     *published = stats;
     proxy.sweep();

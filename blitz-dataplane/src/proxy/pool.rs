@@ -70,6 +70,9 @@ impl Pool {
         let expired = |entry: &Idle| now_ms.saturating_sub(entry.since_ms) >= idle_ms_max;
         for entry in idle.extract_if(.., |entry| expired(entry) || entry.connection.is_stale()) {
             let reason = if expired(&entry) { Metric::PoolClosedIdle } else { Metric::PoolClosedStale };
+            if reason == Metric::PoolClosedIdle {
+                self.rows.add(Metric::DeadlineUpstreamIdle, 1);
+            }
             self.rows.gauge_sub(Metric::UpstreamIdle, 1);
             self.close(entry.connection, reason);
         }

@@ -348,3 +348,20 @@ fn the_bound_on_connections_holds_when_those_asked_to_leave_stay() {
         },
     );
 }
+
+#[test]
+fn bytes_to_and_from_clients_and_idle_ends_are_counted() {
+    run(Profile::CALM, "", |bench| async move {
+        bench.endpoint(slow);
+        let mut client = bench.connect().await;
+        client.say(GET);
+        client.hear("ok").await;
+        let stats = bench.handle.stats();
+        // Both ends of the simulation run here: the endpoint has accepted a connection as well.
+        assert!(stats.accepted_received_bytes >= 2 * GET.len() as u64);
+        assert!(stats.accepted_sent_bytes >= 2 * OK.len() as u64);
+        bench.handle.sleep(Duration::from_secs(120)).await;
+        bench.proxy.sweep();
+        assert_eq!(bench.value(Metric::DeadlineUpstreamIdle), 1);
+    });
+}

@@ -71,6 +71,10 @@ pub struct Stats {
     pub turns: u64,
     /// Completions handled.
     pub completions: u64,
+    /// Bytes received on accepted connections.
+    pub accepted_received_bytes: u64,
+    /// Bytes that the kernel has taken for accepted connections.
+    pub accepted_sent_bytes: u64,
     /// Operations in flight now.
     pub operations_outstanding: u64,
     /// Sockets open now.
@@ -143,6 +147,8 @@ struct PollEntry {
 }
 
 struct Stream {
+    /// The peer has opened it.
+    is_accepted: bool,
     receive: Receive,
     /// The next receive goes to a buffer of the socket's own.
     bulk: bool,
@@ -638,6 +644,9 @@ impl Reactor {
                     None => stream.take_bulk(result as usize, &bulk_cache),
                 };
                 if let Some(chunk) = chunk {
+                    if stream.is_accepted {
+                        self.stats.accepted_received_bytes += chunk.len() as u64;
+                    }
                     stream.unread += chunk.len();
                     stream.inbox.push(chunk);
                 }
@@ -909,6 +918,9 @@ impl Reactor {
         let mut done: Option<Piece> = None;
         if let Ok(mut left) = usize::try_from(result) {
             out.sent += left as u64;
+            if stream.is_accepted {
+                self.stats.accepted_sent_bytes += left as u64;
+            }
             out.bytes = out.bytes.saturating_sub(left);
             while let Some(first) = out.pieces.first() {
                 let unsent = first.bytes().len() - out.sent_of_first;
@@ -1223,6 +1235,7 @@ impl Reactor {
 impl Stream {
     fn new(connect: Option<Box<Connect>>) -> Self {
         Self {
+            is_accepted: connect.is_none(),
             receive: Receive::Off,
             bulk: false,
             ended: false,
