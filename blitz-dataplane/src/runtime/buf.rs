@@ -265,6 +265,17 @@ impl Chunk {
         }
     }
 
+    /// Moves the bytes into memory of their size when they lie in a bulk buffer that a short receive
+    /// has filled to less than a quarter.
+    pub(super) fn compact(&mut self) {
+        if let Memory::Other(Bytes::Heap(shared)) = &self.memory
+            && shared.cache.is_some()
+            && shared.data.len() < shared.data.capacity() / 4
+        {
+            *self = Self::from_vec(self.to_vec());
+        }
+    }
+
     /// Says that the bytes will be kept while their reader waits for something else. Once half the
     /// slots of the shared pool are taken they move out of it: slots that come back late would
     /// otherwise stop every socket of the worker.
@@ -364,6 +375,20 @@ mod tests {
         chunk.spill();
         assert_eq!(pool.taken(), 0);
         assert_eq!(&*chunk, b"x");
+    }
+
+    #[test]
+    fn a_short_receive_that_has_to_wait_frees_its_bulk_buffer() {
+        let cache = BulkCache::new();
+        for (len, is_freed) in [(5_000, true), (BULK_BYTES / 4, false)] {
+            let mut buffer = cache.take();
+            buffer.resize(len, b'x');
+            let address = buffer.as_ptr();
+            let mut chunk = Chunk::bulk(buffer, &cache);
+            chunk.compact();
+            assert!(chunk.len() == len && chunk.iter().all(|byte| *byte == b'x'));
+            assert_eq!(cache.take().as_ptr() == address, is_freed);
+        }
     }
 
     #[test]

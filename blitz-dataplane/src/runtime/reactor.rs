@@ -828,7 +828,7 @@ impl Reactor {
     }
 
     /// Appends a chunk: small or pooled ones by copy, others by reference.
-    pub(super) fn write_chunk(&mut self, key: Key, chunk: Chunk) -> io::Result<()> {
+    pub(super) fn write_chunk(&mut self, key: Key, mut chunk: Chunk) -> io::Result<()> {
         if chunk.len() <= COPY_BYTES_MAX || chunk.is_pooled() {
             return self.write_with(key, |out| out.extend_from_slice(&chunk));
         }
@@ -838,6 +838,10 @@ impl Reactor {
         let out = &mut stream.out;
         if out.error != 0 {
             return Err(os_error(out.error));
+        }
+        if out.bytes > 0 {
+            // It has to wait: the bound counts its bytes, so it shall not hold many times as much.
+            chunk.compact();
         }
         out.bytes += chunk.len();
         out.pieces.push(Piece::Chunk(chunk));
