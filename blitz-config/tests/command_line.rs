@@ -85,8 +85,10 @@ fn bad_command_lines_name_the_flag() {
         error.to_string(),
         "command line: -b: \"localhost\" has no port; accepted: host:port such as localhost:9001, 192.0.2.1:80 or [::1]:80\n\
          command line: -b: a:80 is there twice, at 1 and 2; give one of them more weight\n\
-         command line: -b: port 443 means TLS to the upstream, which is known, but not in this release; accepted: any other port from 1 to 65535\n\
-         command line: --admin: \"localhost\" is not an address with a port; accepted: such as 0.0.0.0:8080, 127.0.0.1:8080 or [::]:8080"
+         command line: -b: port 443 means TLS to the upstream, which is known, \
+         but not in this release; accepted: any other port from 1 to 65535\n\
+         command line: --admin: \"localhost\" is not an address with a port; \
+         accepted: such as 0.0.0.0:8080, 127.0.0.1:8080 or [::]:8080"
     );
     let error = without_file(&Overrides { backends: vec!["a:1".to_owned()], ..Overrides::default() });
     assert_eq!(

@@ -255,8 +255,10 @@ proptest! {
 
     #[test]
     fn a_malformed_cidr_does_not_panic(net in any::<u32>(), bits in any::<u8>(), ip in any::<u32>()) {
-        let _ = Cidr { address: Ipv4Addr::from_bits(net).into(), prefix_len: bits }.contains(Ipv4Addr::from_bits(ip).into());
-        let _ = Cidr { address: Ipv6Addr::LOCALHOST.into(), prefix_len: bits }.contains(Ipv6Addr::from_bits(ip.into()).into());
+        let prefix = Cidr { address: Ipv4Addr::from_bits(net).into(), prefix_len: bits };
+        let _ = prefix.contains(Ipv4Addr::from_bits(ip).into());
+        let prefix = Cidr { address: Ipv6Addr::LOCALHOST.into(), prefix_len: bits };
+        let _ = prefix.contains(Ipv6Addr::from_bits(ip.into()).into());
     }
 
     #[test]

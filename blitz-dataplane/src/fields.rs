@@ -185,8 +185,8 @@ impl Fields {
         Ok(())
     }
 
-    /// Appends all live lines of another section. One copy when none of them was removed, which makes a section prepared
-    /// beforehand the cheapest way to add the same lines to many messages.
+    /// Appends all live lines of another section. One copy when none of them was removed, which makes a section
+    /// prepared beforehand the cheapest way to add the same lines to many messages.
     ///
     /// # Errors
     /// [`FieldError::SectionFull`] beyond [`SECTION_BYTES_MAX`]; the section is unchanged then.

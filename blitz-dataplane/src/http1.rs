@@ -29,6 +29,8 @@ mod response;
 mod scan;
 pub mod server;
 #[cfg(test)]
+mod server_tests;
+#[cfg(test)]
 mod tests;
 
 pub use body::{BodyDecoder, BodyFraming};

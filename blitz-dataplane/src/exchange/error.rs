@@ -48,7 +48,10 @@ pub struct ErrorRow {
 
 /// Declares the kinds and their rows in one place.
 macro_rules! error_table {
-    ($($(#[doc = $doc:literal])* $kind:ident: $label:literal, $side:ident, $status:literal, $token:expr, $retry:ident, $close:literal;)*) => {
+    ($(
+        $(#[doc = $doc:literal])*
+        $kind:ident: $label:literal, $side:ident, $status:literal, $token:expr, $retry:ident, $close:literal;
+    )*) => {
         /// What went wrong. Each kind has one [`ErrorRow`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
@@ -127,19 +130,22 @@ error_table! {
     /// Connecting failed for another reason.
     UpstreamConnectFailed: "upstream_connect_failed", Upstream, 502, Some("destination_unavailable"), Yes, false;
     /// The endpoint closed or reset before the first byte of its answer.
-    UpstreamClosedBeforeAnswer: "upstream_closed_before_answer", Upstream, 502, Some("connection_terminated"), IfReused, false;
+    UpstreamClosedBeforeAnswer:
+        "upstream_closed_before_answer", Upstream, 502, Some("connection_terminated"), IfReused, false;
     /// The endpoint closed or reset within its answer.
     UpstreamClosedMidAnswer: "upstream_closed_mid_answer", Upstream, 502, Some("http_response_incomplete"), No, true;
     /// The endpoint's answer head breaks the syntax.
     UpstreamBadHead: "upstream_bad_head", Upstream, 502, Some("http_protocol_error"), No, false;
     /// The endpoint's answer head is larger than the limit or has too many fields.
-    UpstreamHeadTooLarge: "upstream_head_too_large", Upstream, 502, Some("http_response_header_section_size"), No, false;
+    UpstreamHeadTooLarge:
+        "upstream_head_too_large", Upstream, 502, Some("http_response_header_section_size"), No, false;
     /// The answer's body framing is ambiguous or broken.
     UpstreamFraming: "upstream_framing", Upstream, 502, Some("http_protocol_error"), No, true;
     /// The answer uses a transfer coding that the gateway does not know.
     UpstreamTransferCoding: "upstream_transfer_coding", Upstream, 502, Some("http_response_transfer_coding"), No, false;
     /// The answer's trailers are larger than the limit.
-    UpstreamTrailersTooLarge: "upstream_trailers_too_large", Upstream, 502, Some("http_response_trailer_section_size"), No, true;
+    UpstreamTrailersTooLarge:
+        "upstream_trailers_too_large", Upstream, 502, Some("http_response_trailer_section_size"), No, true;
     /// No first byte of an answer in time.
     UpstreamFirstByteTimeout: "upstream_first_byte_timeout", Upstream, 504, Some("http_response_timeout"), No, false;
     /// The answer's body made no progress in time.

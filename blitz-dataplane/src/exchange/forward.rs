@@ -43,11 +43,12 @@ pub struct HopByHop {
     pub accepts_trailers: bool,
 }
 
-/// Removes the fields that end at this hop: [`HOP_BY_HOP`] and those that Connection nominates (RFC 9110 section 7.6.1).
+/// Removes the fields that end at this hop: [`HOP_BY_HOP`] and those that Connection nominates (RFC 9110 section
+/// 7.6.1).
 ///
 /// A nomination of a field that the gateway knows to be end-to-end (every [`Known`] one outside [`HOP_BY_HOP`]: Host,
-/// Content-Length, Authorization, Cookie, X-Forwarded-For, ...) is ignored. Obeying it would let a client take away what
-/// the next hop relies on for framing, authentication or attribution, and the RFC forbids senders to nominate such
+/// Content-Length, Authorization, Cookie, X-Forwarded-For, ...) is ignored. Obeying it would let a client take away
+/// what the next hop relies on for framing, authentication or attribution, and the RFC forbids senders to nominate such
 /// fields; refusing the message would punish clients that nominate harmless ones by mistake. Costs nothing but a word
 /// compare when no such field is present.
 pub fn strip_hop_by_hop(fields: &mut Fields) -> HopByHop {
@@ -99,7 +100,8 @@ fn nth_nomination(fields: &Fields, nth: &mut usize, name: &mut [u8; NOMINATION_B
 /// Most members of Connection that are looked at; bounds the work of a hostile list, which is quadratic in this.
 const NOMINATIONS_MAX: usize = 32;
 
-/// Says `Connection: upgrade` and the protocol again, after [`strip_hop_by_hop`], for an upgrade that the proxy passes on.
+/// Says `Connection: upgrade` and the protocol again, after [`strip_hop_by_hop`], for an upgrade that the proxy passes
+/// on.
 ///
 /// # Errors
 /// As [`Fields::push`]; `protocol` comes from a field value, so only a full section is to be expected.
@@ -108,8 +110,8 @@ pub fn restore_upgrade(fields: &mut Fields, protocol: &[u8]) -> Result<(), Field
     fields.push_known(Known::Upgrade, protocol)
 }
 
-/// For whom the requests of one connection are forwarded. Made once per connection, so that nothing that stays the same is
-/// formatted per request.
+/// For whom the requests of one connection are forwarded. Made once per connection, so that nothing that stays the same
+/// is formatted per request.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
     is_trusted: bool,
@@ -188,7 +190,8 @@ pub fn add_forwarding(head: &mut RequestHead, from: &Forwarding) -> Result<(), F
     continue_chain(fields, Known::Forwarded, &[from.element.as_bytes(), open, host, close])
 }
 
-/// Appends a member to a list field as one line: several lines would mean the same, but many applications read one only.
+/// Appends a member to a list field as one line: several lines would mean the same, but many applications read one
+/// only.
 fn continue_chain(fields: &mut Fields, known: Known, member: &[&[u8]]) -> Result<(), FieldError> {
     if !fields.contains(known) {
         return fields.push_known_parts(known, member);

@@ -170,7 +170,8 @@ proptest! {
         for (name, value) in &lines {
             fields.push(name.as_bytes(), value.as_bytes()).unwrap();
         }
-        let expected: Vec<_> = lines.iter().map(|(name, value)| (name.as_bytes(), trim_ows(value.as_bytes()))).collect();
+        let pairs = lines.iter().map(|(name, value)| (name.as_bytes(), trim_ows(value.as_bytes())));
+        let expected: Vec<_> = pairs.collect();
         prop_assert_eq!(fields.iter().map(|(_, name, value)| (name, value)).collect::<Vec<_>>(), expected);
         prop_assert_eq!(fields.bytes_len(), wire(&fields, KnownSet::EMPTY).len());
 
@@ -193,7 +194,10 @@ proptest! {
     }
 
     #[test]
-    fn no_push_lets_a_line_end_inside(name in prop::collection::vec(any::<u8>(), 0..8), value in prop::collection::vec(any::<u8>(), 0..16)) {
+    fn no_push_lets_a_line_end_inside(
+        name in prop::collection::vec(any::<u8>(), 0..8),
+        value in prop::collection::vec(any::<u8>(), 0..16),
+    ) {
         let mut fields = Fields::new();
         if fields.push(&name, &value).is_ok() {
             let wire = wire(&fields, KnownSet::EMPTY);

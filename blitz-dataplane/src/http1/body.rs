@@ -61,8 +61,8 @@ pub enum BodyDecoder {
 }
 
 impl BodyDecoder {
-    /// Looks at the bytes received and not yet consumed. Data comes as a range of `input`; nothing is copied. Call again
-    /// with what is left after [`Step::consumed`] bytes until the step is [`Step::NeedMore`] or [`Step::End`].
+    /// Looks at the bytes received and not yet consumed. Data comes as a range of `input`; nothing is copied. Call
+    /// again with what is left after [`Step::consumed`] bytes until the step is [`Step::NeedMore`] or [`Step::End`].
     ///
     /// # Errors
     /// Those of [`ChunkedDecoder::decode`].

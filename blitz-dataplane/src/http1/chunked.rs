@@ -8,8 +8,8 @@
 //! disagree on where such a line ends (a bare LF, an open quote), which is how requests are smuggled. "Bad whitespace"
 //! around `;` and `=`, or after the size, is refused too; no sender known to us produces it.
 //!
-//! Trailers: fields that would change framing, routing or the connection are refused; others that RFC 9110 section 6.5.1
-//! forbids in trailers (authentication, content format, caching and every other field known to the gateway) are
+//! Trailers: fields that would change framing, routing or the connection are refused; others that RFC 9110 section
+//! 6.5.1 forbids in trailers (authentication, content format, caching and every other field known to the gateway) are
 //! dropped; the rest is kept for forwarding.
 
 use std::ops::Range;

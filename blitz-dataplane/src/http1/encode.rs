@@ -22,8 +22,8 @@ const RESPONSE_FRAMING: KnownSet = KnownSet::of(&[Known::ContentLength, Known::T
 /// What a response says of its body, and how it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseBody {
-    /// No body follows and the status or method says so (HEAD, 1xx, 204, 304). A Content-Length among the fields is kept
-    /// for HEAD and 304, where it describes the body that a GET would get.
+    /// No body follows and the status or method says so (HEAD, 1xx, 204, 304). A Content-Length among the fields is
+    /// kept for HEAD and 304, where it describes the body that a GET would get.
     Omitted,
     /// So many bytes follow.
     Exact(u64),
@@ -75,8 +75,8 @@ impl ConnectionField {
 
 /// Appends a request head with its empty line and says how its body must be framed.
 ///
-/// Host comes first (RFC 9112 section 3.2) and is written even when the authority is empty, as that section asks. A body
-/// of unknown length is sent in chunks. Content-Length: 0 is sent only for methods that anticipate content.
+/// Host comes first (RFC 9112 section 3.2) and is written even when the authority is empty, as that section asks. A
+/// body of unknown length is sent in chunks. Content-Length: 0 is sent only for methods that anticipate content.
 pub fn write_request_head(out: &mut Vec<u8>, head: &RequestHead, body: BodyLength) -> BodyFraming {
     out.extend_from_slice(head.method.as_bytes());
     out.push(b' ');
@@ -145,8 +145,8 @@ pub fn write_interim_head(out: &mut Vec<u8>, status: u16, fields: &Fields) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends the size line of a chunk. Follow it with `length` bytes and [`write_chunk_end`]. A length of 0 writes nothing,
-/// since it would end the body.
+/// Appends the size line of a chunk. Follow it with `length` bytes and [`write_chunk_end`]. A length of 0 writes
+/// nothing, since it would end the body.
 pub fn write_chunk_head(out: &mut Vec<u8>, length: usize) {
     if length == 0 {
         return;

@@ -54,7 +54,8 @@ h1_errors! {
     BareCr: "bare_cr", BadRequestHead, UpstreamBadHead;
     /// A NUL byte in a head (RFC 9110 section 5.5).
     Nul: "nul", BadRequestHead, UpstreamBadHead;
-    /// A line that starts with a space or tab: a folded value or whitespace before the first field (RFC 9112 sections 2.2, 5.2).
+    /// A line that starts with a space or tab: a folded value or whitespace before the first field (RFC 9112 sections
+    /// 2.2, 5.2).
     ObsFold: "obs_fold", BadRequestHead, UpstreamBadHead;
     /// More than two empty lines before a request, or one before a response (RFC 9112 section 2.2).
     EmptyLines: "empty_lines", BadRequestHead, UpstreamBadHead;

@@ -1,7 +1,7 @@
 //! Properties of the codec that hold for all bytes; the fuzz targets are one call each.
 //!
-//! Owns: the properties. Does not own: the targets and seeds (`fuzz/` at the top of the workspace). Each hook panics when a
-//! property is broken, and only then: nothing here is reachable from a connection.
+//! Owns: the properties. Does not own: the targets and seeds (`fuzz/` at the top of the workspace). Each hook panics
+//! when a property is broken, and only then: nothing here is reachable from a connection.
 
 use super::replay::{Head, Kind, Transcript, replay, wire};
 use super::{
@@ -16,8 +16,8 @@ const LIMITS: HeadLimits = HeadLimits { head_bytes_max: 4096, fields_max: 32, ta
 
 /// A request: the first byte chooses the pieces, the rest is the connection's bytes.
 ///
-/// Properties: every split gives the same transcript; what is accepted is unambiguous (re-encoded, it parses to the same
-/// head and framing); forwarding leaves a head that parses again.
+/// Properties: every split gives the same transcript; what is accepted is unambiguous (re-encoded, it parses to the
+/// same head and framing); forwarding leaves a head that parses again.
 ///
 /// # Panics
 /// When a property is broken.

@@ -36,12 +36,12 @@ impl RequestFraming {
     }
 }
 
-/// Reads a request head from the bytes received so far, all of them from its first byte on. On success gives the framing
-/// and how many bytes the head took; `None` asks for more bytes, to be passed together with those already seen.
+/// Reads a request head from the bytes received so far, all of them from its first byte on. On success gives the
+/// framing and how many bytes the head took; `None` asks for more bytes, to be passed together with those already seen.
 ///
 /// The scanner belongs to this connection direction, was made with the same `head_bytes_max`, and is ready for the next
-/// head after a success. A head that lies complete in the first bytes is parsed without a search for its end; the verdict
-/// is the same either way, since everything but a success is left to [`HeadScanner`] and [`parse_request`].
+/// head after a success. A head that lies complete in the first bytes is parsed without a search for its end; the
+/// verdict is the same either way, since everything but a success is left to [`HeadScanner`] and [`parse_request`].
 ///
 /// # Errors
 /// Those of [`HeadScanner::scan`] and [`parse_request`].
@@ -151,8 +151,8 @@ pub const fn refuse_method(method: &Method) -> Option<ProxyError> {
 
 /// Splits the request target by its form (RFC 9112 section 3.2).
 fn read_target(target: &[u8], out: &mut RequestHead) -> Result<(), H1Error> {
-    // httparse lets no control byte and no space through. A fragment is never sent (RFC 9112 section 3.2), and raw bytes
-    // above ASCII are no URI (RFC 3986 section 2).
+    // httparse lets no control byte and no space through. A fragment is never sent (RFC 9112 section 3.2), and raw
+    // bytes above ASCII are no URI (RFC 3986 section 2).
     // No early exit: a loop without one is vectorised, and nearly every target is good.
     if target.iter().fold(false, |bad, byte| bad | !byte.is_ascii() | (*byte == b'#')) {
         return Err(H1Error::BadTarget);

@@ -133,8 +133,8 @@ fn body_framing(
     declared: DeclaredLength,
 ) -> Result<BodyFraming, H1Error> {
     match status {
-        // RFC 9110 section 8.6 and RFC 9112 section 6.1 forbid both fields here. A length of 0 says nothing wrong and is
-        // common with 204; any other means that the endpoint may be about to send a body that nobody expects.
+        // RFC 9110 section 8.6 and RFC 9112 section 6.1 forbid both fields here. A length of 0 says nothing wrong and
+        // is common with 204; any other means that the endpoint may be about to send a body that nobody expects.
         100..=199 | 204 => match declared {
             DeclaredLength::None | DeclaredLength::Exact(0) => Ok(BodyFraming::Empty),
             DeclaredLength::Exact(_) | DeclaredLength::Chunked => Err(H1Error::ForbiddenBody),

@@ -68,8 +68,8 @@ impl HeadScanner {
     /// the bytes of the call before, and more.
     ///
     /// # Errors
-    /// [`H1Error::BareLf`], [`H1Error::BareCr`], [`H1Error::Nul`], [`H1Error::ObsFold`], [`H1Error::EmptyLines`] as soon
-    /// as they are seen; [`H1Error::HeadTooLarge`] when the limit is reached before the end, or
+    /// [`H1Error::BareLf`], [`H1Error::BareCr`], [`H1Error::Nul`], [`H1Error::ObsFold`], [`H1Error::EmptyLines`] as
+    /// soon as they are seen; [`H1Error::HeadTooLarge`] when the limit is reached before the end, or
     /// [`H1Error::TargetTooLong`] when not even the request line has ended by then.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Scan, H1Error> {
         let limit = self.bytes_max as usize;
@@ -129,8 +129,8 @@ impl HeadScanner {
         self.searched > self.line || self.line > self.start
     }
 
-    /// What can be said of a head that has not ended: NUL, bare CR, and the first byte of the unfinished line. A complete
-    /// head is not searched for NUL and CR here, since the parser looks at each byte anyway.
+    /// What can be said of a head that has not ended: NUL, bare CR, and the first byte of the unfinished line. A
+    /// complete head is not searched for NUL and CR here, since the parser looks at each byte anyway.
     fn check_incomplete(&mut self, seen: &[u8]) -> Result<(), H1Error> {
         if let Some((at, fault)) = first_control(seen, self.checked as usize) {
             // A fold in an earlier byte comes first.

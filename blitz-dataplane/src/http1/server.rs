@@ -22,7 +22,7 @@ use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Side};
 use crate::fields::Fields;
 use crate::proxy::connections::{Connection, Ended};
-use crate::runtime::{Chunk, Deadline, TcpStream};
+use crate::runtime::{Chunk, Deadline, Pooled, TcpStream};
 
 /// Bytes of an unwanted request body that are read and thrown away to keep the connection; a longer
 /// one costs more than a new connection.
@@ -69,7 +69,9 @@ pub async fn serve<S: Service>(service: &S, stream: &TcpStream, connection: &Con
         is_first = false;
         connection.begin_exchange();
         let mut request = service.take_request();
-        let next = exchange(service, stream, connection, &mut deadline, &mut unread, &mut request).await;
+        let exchange = exchange(service, stream, connection, &mut deadline, &mut unread, &mut request);
+        // In a block of its own: an idle connection shall not carry the room for an exchange.
+        let next = Pooled::new(exchange).await;
         service.put_request(request);
         connection.end_exchange(stream.handle().now_ms());
         match next {

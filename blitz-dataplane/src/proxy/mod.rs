@@ -22,7 +22,7 @@ use crate::exchange::refusal::refuse;
 use crate::exchange::stream::{Answer, BodySource, Origin, ServerLimits, Service};
 use crate::exchange::{ErrorKind, Method, ProxyError, RequestHead, ResponseHead, authority, path};
 use crate::metrics::names::{Histogram, Metric};
-use crate::runtime::Handle;
+use crate::runtime::{Handle, Pooled};
 use crate::segment::WorkerRows;
 
 use connections::{Connection, Connections};
@@ -130,8 +130,8 @@ impl Proxy {
                 let upstream = live.snapshot.config.routes.get(route).map(|route| route.upstream);
                 let group = upstream.and_then(|upstream| live.groups.get(upstream));
                 let Some(group) = group else { return Err(ProxyError::new(ErrorKind::Configuration)) };
-                // Boxed: an idle connection shall not carry the room for an exchange.
-                Box::pin(forward::forward(self, &live, group, origin, request, body, answer)).await
+                // In a block of its own: an idle connection shall not carry the room for an exchange.
+                Pooled::new(forward::forward(self, &live, group, origin, request, body, answer)).await
             }
             Match::MethodNotAllowed => {
                 let allowed = live.snapshot.router.allowed(host, request.path_only());

@@ -11,6 +11,7 @@
 
 pub mod buf;
 mod driver;
+mod pooled;
 mod queue;
 mod reactor;
 pub mod sim;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 pub use buf::Chunk;
 pub use driver::IoMode;
+pub use pooled::Pooled;
 pub use reactor::{AcceptErrors, Readiness, Stats};
 pub use task::yield_now;
 pub use tcp::{TcpListener, TcpStream};

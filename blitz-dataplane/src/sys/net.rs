@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// A socket address as the kernel reads it, with its length.
 #[derive(Clone, Copy)]
@@ -113,6 +113,17 @@ pub fn socket(address: SocketAddr, kind: libc::c_int, nonblocking: bool) -> io::
     owned(fd)
 }
 
+/// A TCP socket to connect with; `TCP_NODELAY`, so that a body's first piece does not wait for the
+/// acknowledgement of its head.
+///
+/// # Errors
+/// As for [`socket`].
+pub fn stream_socket(address: SocketAddr, nonblocking: bool) -> io::Result<OwnedFd> {
+    let fd = socket(address, libc::SOCK_STREAM, nonblocking)?;
+    set_option(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    Ok(fd)
+}
+
 /// Sets an integer socket option.
 ///
 /// # Errors
@@ -157,7 +168,6 @@ pub fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
 /// # Errors
 /// As for [`socket`], [`bind`] and [`listen`].
 pub fn tcp_listener(address: SocketAddr, reuse_port: bool, backlog: i32) -> io::Result<OwnedFd> {
-    use std::os::fd::AsFd;
     let fd = socket(address, libc::SOCK_STREAM, false)?;
     set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     if reuse_port {

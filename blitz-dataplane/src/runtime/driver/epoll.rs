@@ -95,7 +95,7 @@ impl Epoll {
     }
 
     pub(super) fn stream_socket(&mut self, address: SocketAddr) -> io::Result<RawFd> {
-        net::socket(address, libc::SOCK_STREAM, true).map(IntoRawFd::into_raw_fd)
+        net::stream_socket(address, true).map(IntoRawFd::into_raw_fd)
     }
 
     /// The entry of `fd`, watched from now on.

@@ -85,7 +85,7 @@ impl Uring {
 
     pub(super) fn stream_socket(&mut self, address: SocketAddr) -> io::Result<RawFd> {
         // Blocking on purpose: io_uring waits itself, and answers EAGAIN on a non-blocking socket.
-        net::socket(address, libc::SOCK_STREAM, false).map(IntoRawFd::into_raw_fd)
+        net::stream_socket(address, false).map(IntoRawFd::into_raw_fd)
     }
 
     /// Queues an entry; flushes the queue when it is full, so nothing is ever dropped.
