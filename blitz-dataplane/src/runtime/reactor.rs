@@ -300,6 +300,7 @@ impl Reactor {
     /// One look at the driver; waits for something to happen when `idle`.
     pub(super) fn turn(&mut self, idle: bool) {
         self.kick_dirty();
+        self.pool.refill();
         let timeout = if idle { self.timeout_ns() } else { Some(0) };
         let mut completions = std::mem::take(&mut self.completions);
         self.driver.wait(timeout, &mut completions);
@@ -654,7 +655,7 @@ impl Reactor {
         }
         if starved {
             stream.receive = Receive::Starved;
-            self.stats.pool_exhausted += 1;
+            self.stats.pool_exhausted += u64::from(!self.pool.widen());
             self.starved.push(key);
             return;
         }
