@@ -78,7 +78,7 @@ fn endpoint_host(host: &str) -> Result<EndpointHost, String> {
     host_name(host).map(EndpointHost::Name)
 }
 
-/// A DNS name in lower case without its final dot, checked by RFC 1123 section 2.1.
+/// A DNS name in lower case without its final dot, checked by RFC 1123 section 2.1, underscores allowed.
 ///
 /// A name whose last label is numeric is refused: it is a mistyped IPv4 address, and resolvers
 /// differ in what they make of one.
@@ -100,9 +100,10 @@ pub(crate) fn host_name(text: &str) -> Result<String, String> {
         if label.len() > LABEL_BYTES_MAX {
             return Err(format!("has a label longer than {LABEL_BYTES_MAX} bytes"));
         }
-        if let Some(odd) = label.chars().find(|c| !c.is_ascii_alphanumeric() && *c != '-') {
+        // Container networks name their services with underscores, which DNS itself allows (RFC 2181 section 11).
+        if let Some(odd) = label.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_')) {
             return Err(format!(
-                "has {} in its host, where letters, digits, - and . may stand",
+                "has {} in its host, where letters, digits, -, _ and . may stand",
                 quoted(&odd.to_string())
             ));
         }

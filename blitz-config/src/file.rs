@@ -279,8 +279,8 @@ pub struct HttpFile {
     /// Bytes of a request head, start line included. Beyond: 431. Default: 16384. Range: 1024 to
     /// 262144. Reloadable.
     pub request_head_bytes_max: Bounded<1_024, 262_144>,
-    /// Fields in a request head (count). Beyond: 431. Default: 100. Range: 8 to 1000. Reloadable.
-    pub request_fields_max: Bounded<8, 1_000>,
+    /// Fields in a request head (count). Beyond: 431. Default: 100. Range: 8 to 256. Reloadable.
+    pub request_fields_max: Bounded<8, 256>,
     /// Bytes of a request target. Beyond: 414. Default: 8192. Range: 64 to 65536. Reloadable.
     pub target_bytes_max: Bounded<64, 65_536>,
     /// Bytes of a request body. Beyond: 413. Bodies are streamed, so this costs no memory. Default:

@@ -229,8 +229,8 @@ const TOML_MORE: &[(&str, &str)] = &[
         "f.toml: upstreams.b.endpoints[0].address: \"127.0.0.256:80\" has a host that is neither an IPv4 address nor a name; accepted: host:port such as localhost:9001, 192.0.2.1:80 or [::1]:80",
     ),
     (
-        "[upstreams.b]\nendpoints = [{ address = \"a_b:80\" }]",
-        "f.toml: upstreams.b.endpoints[0].address: \"a_b:80\" has \"_\" in its host, where letters, digits, - and . may stand; accepted: host:port such as localhost:9001, 192.0.2.1:80 or [::1]:80",
+        "[upstreams.b]\nendpoints = [{ address = \"a+b:80\" }]",
+        "f.toml: upstreams.b.endpoints[0].address: \"a+b:80\" has \"+\" in its host, where letters, digits, -, _ and . may stand; accepted: host:port such as localhost:9001, 192.0.2.1:80 or [::1]:80",
     ),
     (
         "[upstreams.b]\nendpoints = [{ address = \"-a:80\" }]",
@@ -394,7 +394,7 @@ const JSON: &[(&str, &str)] = &[
     ),
     (
         "{\"backends\": [{\"host\": \"a:80\", \"port\": 80}]}",
-        "f.json: backends[0]: \"a:80\" has \":\" in its host, where letters, digits, - and . may stand; accepted: a host such as localhost, 192.0.2.1 or ::1",
+        "f.json: backends[0]: \"a:80\" has \":\" in its host, where letters, digits, -, _ and . may stand; accepted: a host such as localhost, 192.0.2.1 or ::1",
     ),
     (
         "{\"backends\": [{\"host\": \"a\", \"port\": 80}, {\"host\": \"a.\", \"port\": 80}]}",

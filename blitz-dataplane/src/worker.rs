@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// How often a draining worker looks whether it is done.
 const DRAIN_TICK: Duration = Duration::from_millis(10);
 
-/// How long a draining worker still takes connections that were queued before.
+/// How long connections that were queued before are still taken from a listener that is to close.
 const DRAIN_ACCEPT: Duration = Duration::from_millis(20);
 
 /// The data plane, as the process model starts it.
@@ -233,9 +233,14 @@ impl Listeners {
         }
     }
 
+    /// Closes a listener once what was queued on it has been accepted.
     fn close(&mut self, address: SocketAddr) {
         for (_, stop) in self.open.extract_if(.., |(info, _)| info.address == address) {
-            stop.ask();
+            let handle = self.proxy.handle.clone();
+            self.proxy.handle.spawn(async move {
+                handle.sleep(DRAIN_ACCEPT).await;
+                stop.ask();
+            });
         }
     }
 

@@ -40,6 +40,8 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     let (port, admin_port) = (free_port(8080)?, free_port(9900)?);
     let admin = format!("127.0.0.1:{admin_port}");
     let mut command = Command::new(sh::target_dir().join(profile).join("blitz"));
+    // In the build folder: a first look leaves nothing behind in the user's own.
+    command.arg("--secret-file").arg(sh::target_dir().join("quickstart.secret"));
     command.args([
         "-b",
         &red.to_string(),

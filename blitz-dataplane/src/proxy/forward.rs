@@ -26,6 +26,7 @@ use crate::exchange::{
 };
 use crate::fields::{FieldError, Known};
 use crate::http1::client::ClientConnection;
+use crate::logging::TRACE_TARGET;
 use crate::metrics::names::{Histogram, Metric};
 use crate::runtime::{Deadline, TcpStream};
 
@@ -343,7 +344,7 @@ async fn relay_answer<S: AnswerSource, A: Answer>(
     let waited_us = proxy.handle.now_ns().saturating_sub(asked_ns) / 1000;
     proxy.rows.observe(Histogram::UpstreamFirstByte, waited_us);
     if proxy.is_tracing {
-        log::info!("< {}", trace::response(&head));
+        log::info!(target: TRACE_TARGET, "< {}", trace::response(&head));
     }
     strip_hop_by_hop(&mut head.fields);
     let via: [&[u8]; 2] = [b"1.1 ", VIA_PSEUDONYM.as_bytes()];

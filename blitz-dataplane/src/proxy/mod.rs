@@ -21,6 +21,7 @@ use crate::date::{DateCache, IMF_FIXDATE_BYTES};
 use crate::exchange::refusal::refuse;
 use crate::exchange::stream::{Answer, BodySource, Origin, ServerLimits, Service};
 use crate::exchange::{ErrorKind, Method, ProxyError, RequestHead, ResponseHead, authority, path};
+use crate::logging::TRACE_TARGET;
 use crate::metrics::names::{Histogram, Metric};
 use crate::runtime::{Handle, Pooled};
 use crate::segment::WorkerRows;
@@ -166,7 +167,7 @@ impl Proxy {
 
     fn trace_request(&self, connection: &Connection, request: &RequestHead) {
         if self.is_tracing {
-            log::info!("> {}", trace::request(connection, request));
+            log::info!(target: TRACE_TARGET, "> {}", trace::request(connection, request));
         }
     }
 }

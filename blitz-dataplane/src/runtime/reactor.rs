@@ -313,6 +313,7 @@ impl Reactor {
         if !self.starved.is_empty() {
             self.feed_starved();
         }
+        self.pool.refill();
         let timeout = if idle { self.timeout_ns() } else { Some(0) };
         let mut completions = std::mem::take(&mut self.completions);
         self.driver.wait(timeout, &mut completions);
@@ -669,7 +670,7 @@ impl Reactor {
         }
         if starved {
             stream.receive = Receive::Starved;
-            self.stats.pool_exhausted += 1;
+            self.stats.pool_exhausted += u64::from(!self.pool.widen());
             self.starved.push(key);
             return;
         }

@@ -136,7 +136,7 @@ impl TcpStream {
         self.handle.reactor.borrow_mut().write_chunk(self.key, chunk)
     }
 
-    /// Waits until fewer than 128 KiB are unsent: the backpressure for writers.
+    /// Waits until at most 64 KiB are unsent: the backpressure for writers.
     ///
     /// # Cancel safety
     /// Safe.
