@@ -140,6 +140,13 @@ impl Forwarding {
         };
         Self { scheme, is_trusted, received_protocol, peer: Text::of(format_args!("{peer}")), element }
     }
+
+    /// The same for a request of another version: on one connection each request says its own.
+    #[must_use]
+    pub const fn received_by(mut self, protocol: &'static str) -> Self {
+        self.received_protocol = protocol;
+        self
+    }
 }
 
 /// Writes Via, X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host and Forwarded.

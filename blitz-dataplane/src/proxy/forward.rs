@@ -120,7 +120,7 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
         let is_trusted = live.snapshot.config.trusted_proxies.iter().any(|prefix| prefix.contains(peer));
         Forwarding::new(peer, Scheme::Http, is_trusted, origin.protocol)
     });
-    add_forwarding(request, &forwarding).map_err(too_large)
+    add_forwarding(request, &forwarding.received_by(origin.protocol)).map_err(too_large)
 }
 
 /// One attempt on one address.
