@@ -360,7 +360,7 @@ impl<S: Service> Answer for ResponseSink<'_, S> {
         self.body.is_some()
     }
 
-    fn interim(&mut self, status: u16, fields: &Fields) -> Result<(), ProxyError> {
+    async fn interim(&mut self, status: u16, fields: &Fields) -> Result<(), ProxyError> {
         // HTTP/1.0 knows no interim answers (RFC 9110 section 15.2).
         if self.version == Version::Http10 || self.body.is_some() {
             return Ok(());
