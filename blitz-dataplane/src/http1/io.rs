@@ -65,8 +65,19 @@ impl Unread {
         }
     }
 
-    /// Reads a head to its end. `deadline` is set to `limit` when waiting is needed first, once for
-    /// the whole head, so that a byte now and then does not prolong it.
+    /// Keeps what lies behind the piece that was just read. Nobody knows when it will be wanted: a
+    /// request behind another, a body whose endpoint is slow. So it leaves the shared pool, which
+    /// would otherwise run dry on connections that wait, and with it every other connection.
+    fn keep(&mut self, mut rest: Chunk) {
+        if !rest.is_empty() {
+            rest.spill();
+            self.chunk = Some(rest);
+        }
+    }
+
+    /// Reads a head to its end. `deadline` is set to `limit` when waiting is needed first and
+    /// `may_start` says so, once for the whole head, so that a byte now and then does not prolong it.
+    /// Whoever makes `may_start` true polls this future again.
     ///
     /// # Cancel safety
     /// Not safe: bytes gathered so far are lost.
@@ -86,7 +97,7 @@ impl Unread {
                         Scan::Complete { start, end } => {
                             let mut head = chunk.split_to(end);
                             head.advance(start);
-                            self.put(chunk);
+                            self.keep(chunk);
                             return Ok(Head::InPlace(head));
                         }
                         Scan::Partial => gathered.extend_from_slice(&chunk),
@@ -99,7 +110,7 @@ impl Unread {
                     {
                         // The end lies in this chunk: in the ones before it would have been seen.
                         chunk.advance(end.saturating_sub(before));
-                        self.put(chunk);
+                        self.keep(chunk);
                         return Ok(Head::Gathered(gathered, start..end));
                     }
                 }
@@ -127,7 +138,7 @@ impl Unread {
                             chunk
                         } else {
                             let data = chunk.split_to(range.end);
-                            self.put(chunk);
+                            self.keep(chunk);
                             data
                         };
                         data.advance(range.start);
@@ -136,7 +147,7 @@ impl Unread {
                     Step::NeedMore { .. } => {}
                     Step::End { consumed } => {
                         chunk.advance(consumed);
-                        self.put(chunk);
+                        self.keep(chunk);
                         return Ok(None);
                     }
                 }
