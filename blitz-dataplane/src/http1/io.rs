@@ -86,6 +86,7 @@ impl Unread {
         stream: &TcpStream,
         deadline: &mut Deadline,
         limit: Duration,
+        may_start: impl Fn() -> bool,
         scanner: &mut HeadScanner,
     ) -> Result<Head, ReadError> {
         let mut gathered = Vec::new();
@@ -115,7 +116,7 @@ impl Unread {
                     }
                 }
             }
-            self.chunk = Some(receive(stream, deadline, arm.take()).await?);
+            self.chunk = Some(receive_when(stream, deadline, &mut arm, &may_start).await?);
         }
     }
 
@@ -174,11 +175,24 @@ pub(super) async fn receive(
     deadline: &mut Deadline,
     mut arm: Option<Duration>,
 ) -> Result<Chunk, ReadError> {
+    receive_when(stream, deadline, &mut arm, || true).await
+}
+
+/// Like [`receive`], with a deadline that is not set, and does not count, before `may_start`.
+async fn receive_when(
+    stream: &TcpStream,
+    deadline: &mut Deadline,
+    arm: &mut Option<Duration>,
+    may_start: impl Fn() -> bool,
+) -> Result<Chunk, ReadError> {
     poll_fn(|cx| match stream.poll_receive(cx) {
         Poll::Ready(Ok(Some(chunk))) => Poll::Ready(Ok(chunk)),
         Poll::Ready(Ok(None)) => Poll::Ready(Err(ReadError::Closed)),
         Poll::Ready(Err(error)) => Poll::Ready(Err(ReadError::Broken(error))),
         Poll::Pending => {
+            if arm.is_some() && !may_start() {
+                return Poll::Pending;
+            }
             if let Some(limit) = arm.take() {
                 deadline.set_after(limit);
             }

@@ -115,7 +115,7 @@ async fn exchange<S: Service>(
         return Next::Abort(Ended::Error);
     }
     let mut scanner = HeadScanner::new(HeadKind::Request, limits.head.head_bytes_max);
-    let head = match unread.head(stream, deadline, limits.request_head, &mut scanner).await {
+    let head = match unread.head(stream, deadline, limits.request_head, || true, &mut scanner).await {
         Ok(head) => head,
         Err(ReadError::Closed | ReadError::Broken(_)) => {
             if scanner.has_begun() {
