@@ -245,3 +245,6 @@ impl Drop for Active<'_> {
 }
 
 mod trace;
+
+#[cfg(test)]
+mod simulation;
