@@ -4,6 +4,7 @@
 //! (`proxy/balance.rs`), when the connection is pooled (`proxy/pool.rs`), what is forwarded
 //! (`exchange/forward.rs`).
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::io::{ReadError, Unread, broken, writable};
@@ -36,6 +37,8 @@ pub struct ClientConnection {
     /// The endpoint keeps the connection after this answer.
     keeps: bool,
     request_ended: bool,
+    /// Nothing more of the request will be sent, be it whole or not: the wait for the answer counts.
+    request_over: Cell<bool>,
     answer: BodyDecoder,
     has_answer: bool,
 }
@@ -51,6 +54,7 @@ impl ClientConnection {
             limits,
             keeps: true,
             request_ended: false,
+            request_over: Cell::new(false),
             answer: BodyDecoder::Empty,
             has_answer: false,
         }
@@ -100,11 +104,13 @@ impl UpstreamExchange for ClientConnection {
             .write_with(|out| framing = write_request_head(out, head, length))
             .map_err(|error| broken(ErrorKind::UpstreamClosedBeforeAnswer, &error))?;
         self.request_ended = matches!(framing, BodyFraming::Empty | BodyFraming::Exact(0));
+        self.request_over.set(self.request_ended);
         self.has_answer = false;
         let sink = RequestSink {
             stream: &self.stream,
             chunked: framing == BodyFraming::Chunked,
             ended: &mut self.request_ended,
+            over: &self.request_over,
             progress: self.limits.progress,
         };
         let source = ResponseSource {
@@ -113,6 +119,7 @@ impl UpstreamExchange for ClientConnection {
             unread: &mut self.unread,
             limits: &self.limits,
             keeps: &mut self.keeps,
+            request_over: &self.request_over,
             decoder: &mut self.answer,
             has_answer: &mut self.has_answer,
             length: BodyLength::Empty,
@@ -126,12 +133,19 @@ pub struct RequestSink<'a> {
     stream: &'a TcpStream,
     chunked: bool,
     ended: &'a mut bool,
+    over: &'a Cell<bool>,
     progress: Duration,
 }
 
 impl RequestSink<'_> {
     fn failed(error: &std::io::Error) -> ProxyError {
         broken(ErrorKind::UpstreamClosedBeforeAnswer, error)
+    }
+}
+
+impl Drop for RequestSink<'_> {
+    fn drop(&mut self) {
+        self.over.set(true);
     }
 }
 
@@ -174,6 +188,7 @@ pub struct ResponseSource<'a> {
     unread: &'a mut Unread,
     limits: &'a ClientLimits,
     keeps: &'a mut bool,
+    request_over: &'a Cell<bool>,
     decoder: &'a mut BodyDecoder,
     has_answer: &'a mut bool,
     length: BodyLength,
@@ -183,8 +198,11 @@ impl AnswerSource for ResponseSource<'_> {
     async fn head(&mut self, request_method: Method, head: &mut ResponseHead) -> Result<(), ProxyError> {
         let limits = &self.limits.head;
         let mut scanner = HeadScanner::new(HeadKind::Response, limits.head_bytes_max);
+        // Not while a body is on its way: a long upload is no silence of the endpoint's.
+        let may_start = || self.request_over.get();
+        let limit = self.limits.first_byte;
         let parse = |bytes: &[u8]| read_response(&mut scanner, bytes, limits, &request_method, head);
-        let read = self.unread.head(self.stream, self.deadline, self.limits.first_byte, parse).await;
+        let read = self.unread.head(self.stream, self.deadline, limit, may_start, parse).await;
         let framing = read.map_err(|error| {
             let closed = if scanner.has_begun() {
                 ErrorKind::UpstreamClosedMidAnswer
@@ -199,6 +217,8 @@ impl AnswerSource for ResponseSource<'_> {
             }
         })?;
         if head.is_interim() {
+            // It is passed on before the next is read, and the client may be slow.
+            self.unread.spill();
             return Ok(());
         }
         if head.status == 101 {
@@ -228,9 +248,7 @@ impl BodySource for ResponseSource<'_> {
             ReadError::Closed => ProxyError::new(ErrorKind::UpstreamClosedMidAnswer),
             ReadError::Broken(error) => broken(ErrorKind::UpstreamClosedMidAnswer, &error),
             ReadError::Expired => ProxyError::new(ErrorKind::UpstreamBodyTimeout),
-            ReadError::Malformed(error) => {
-                ProxyError::new(ErrorKind::UpstreamFraming).with_detail(error.label())
-            }
+            ReadError::Malformed(error) => error.in_response(),
         })
     }
 

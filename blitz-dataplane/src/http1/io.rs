@@ -45,10 +45,20 @@ impl Unread {
         }
     }
 
+    /// Moves what nobody has consumed out of the shared pool. To be called before a wait of which nobody
+    /// knows the end (a request behind another, a body whose endpoint is slow): the pool would run
+    /// dry on connections that wait, and with it every other connection.
+    pub(super) fn spill(&mut self) {
+        if let Some(chunk) = &mut self.chunk {
+            chunk.spill();
+        }
+    }
+
     /// Reads a head to its end with `parse`, which sees all of its bytes so far and says how many
     /// were the head's. Usually it lies in one receive and is parsed where it is. `deadline` is set to
-    /// `limit` when waiting is needed first, once for the whole head, so that a byte now and then
-    /// does not prolong it.
+    /// `limit` when waiting is needed first and `may_start` says so, once for the whole head, so that
+    /// a byte now and then does not prolong it. Whoever makes `may_start` true polls this future
+    /// again. What lies behind the head is left where it is: see [`Self::spill`].
     ///
     /// # Cancel safety
     /// Not safe: bytes gathered so far are lost.
@@ -57,6 +67,7 @@ impl Unread {
         stream: &TcpStream,
         deadline: &mut Deadline,
         limit: Duration,
+        may_start: impl Fn() -> bool,
         mut parse: impl FnMut(&[u8]) -> Result<Option<(T, usize)>, H1Error>,
     ) -> Result<T, ReadError> {
         let mut gathered = Vec::new();
@@ -80,7 +91,7 @@ impl Unread {
                     gathered.extend_from_slice(&chunk);
                 }
             }
-            self.chunk = Some(receive(stream, deadline, arm.take()).await?);
+            self.chunk = Some(receive_when(stream, deadline, &mut arm, &may_start).await?);
         }
     }
 
@@ -103,6 +114,8 @@ impl Unread {
                             chunk
                         } else {
                             let data = chunk.split_to(range.end);
+                            // The reader may wait before it asks for more.
+                            chunk.spill();
                             self.put(chunk);
                             data
                         };
@@ -112,6 +125,7 @@ impl Unread {
                     Step::NeedMore { .. } => {}
                     Step::End { consumed } => {
                         chunk.advance(consumed);
+                        chunk.spill();
                         self.put(chunk);
                         return Ok(None);
                     }
@@ -139,11 +153,24 @@ pub(super) async fn receive(
     deadline: &mut Deadline,
     mut arm: Option<Duration>,
 ) -> Result<Chunk, ReadError> {
+    receive_when(stream, deadline, &mut arm, || true).await
+}
+
+/// Like [`receive`], with a deadline that is not set, and does not count, before `may_start`.
+async fn receive_when(
+    stream: &TcpStream,
+    deadline: &mut Deadline,
+    arm: &mut Option<Duration>,
+    may_start: impl Fn() -> bool,
+) -> Result<Chunk, ReadError> {
     poll_fn(|cx| match stream.poll_receive(cx) {
         Poll::Ready(Ok(Some(chunk))) => Poll::Ready(Ok(chunk)),
         Poll::Ready(Ok(None)) => Poll::Ready(Err(ReadError::Closed)),
         Poll::Ready(Err(error)) => Poll::Ready(Err(ReadError::Broken(error))),
         Poll::Pending => {
+            if arm.is_some() && !may_start() {
+                return Poll::Pending;
+            }
             if let Some(limit) = arm.take() {
                 deadline.set_after(limit);
             }

@@ -37,6 +37,9 @@ const ATTEMPTS_MAX: u32 = 3;
 /// (RFC 9110 section 10.1.1 forbids to wait for ever).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
+/// Interim answers (1xx) to one request (count). Beyond it the endpoint is broken: 502.
+const INTERIMS_MAX: u32 = 64;
+
 /// Forwards a request to a member of `group` and the answer back.
 ///
 /// # Errors
@@ -133,7 +136,9 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
     };
     origin
         .connection
-        .with_forwarding(live.snapshot.generation, make, |forwarding| add_forwarding(request, forwarding))
+        .with_forwarding((live.snapshot.generation, origin.protocol), make, |forwarding| {
+            add_forwarding(request, forwarding)
+        })
         .map_err(too_large)
 }
 
@@ -317,13 +322,18 @@ async fn relay_answer<S: AnswerSource, A: Answer>(
 ) -> Result<(), ProxyError> {
     let asked_ns = proxy.handle.now_ns();
     let mut head = proxy.take_response();
+    let mut interims = 0;
     loop {
         source.head(method, &mut head).await?;
         if !head.is_interim() {
             break;
         }
         strip_hop_by_hop(&mut head.fields);
-        answer.interim(head.status, &head.fields)?;
+        interims += 1;
+        if interims > INTERIMS_MAX {
+            return Err(ProxyError::new(ErrorKind::UpstreamBadHead).with_detail("interim_answers"));
+        }
+        answer.interim(head.status, &head.fields).await?;
         if head.status == 100
             && let Some(gate) = gate
         {

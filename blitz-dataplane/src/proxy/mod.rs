@@ -247,3 +247,6 @@ impl Drop for Active<'_> {
 }
 
 mod trace;
+
+#[cfg(test)]
+mod simulation;

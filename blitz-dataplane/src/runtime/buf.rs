@@ -297,7 +297,7 @@ impl Chunk {
     }
 
     /// Moves the bytes out of the shared pool, so that a slow reader does not hold its neighbours' slots.
-    pub(super) fn spill(&mut self) {
+    pub fn spill(&mut self) {
         if self.is_pooled() {
             *self = Self::from_vec(self.to_vec());
         }

@@ -1167,6 +1167,21 @@ impl Reactor {
         }
     }
 
+    /// The most unread bytes that a stream holds now, the most unsent ones, and the slots held by
+    /// tasks: what simulation compares with the written bounds.
+    #[cfg(test)]
+    pub(super) fn largest_queues(&self) -> (usize, usize, usize) {
+        let mut largest = (0, 0, usize::from(self.pool.taken()));
+        for (_, entry) in self.entries.iter() {
+            if let Body::Stream(stream) = &entry.body {
+                largest.0 = largest.0.max(stream.unread);
+                largest.1 = largest.1.max(stream.out.bytes);
+                largest.2 -= stream.inbox.iter().filter(|chunk| chunk.is_pooled()).count();
+            }
+        }
+        largest
+    }
+
     pub(super) fn check_invariants(&self) -> Result<(), String> {
         let mut outstanding = 0;
         let mut slots = 0u64;
