@@ -56,7 +56,7 @@ pub trait Answer: BodySink {
     ///
     /// # Errors
     /// A closed connection.
-    fn interim(&mut self, status: u16, fields: &Fields) -> Result<(), ProxyError>;
+    async fn interim(&mut self, status: u16, fields: &Fields) -> Result<(), ProxyError>;
 
     /// Writes the final head. `length` is that of the body which follows; what the method or the
     /// status forbids is left out by the codec.

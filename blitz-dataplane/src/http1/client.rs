@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::io::{Arm, ReadError, Unread, broken, writable};
+use super::io::{ReadError, Unread, broken, writable};
 use super::{
     BodyDecoder, BodyFraming, HeadKind, HeadLimits, HeadScanner, read_response, write_chunk_end,
     write_chunk_head, write_last_chunk, write_request_head,
@@ -37,8 +37,8 @@ pub struct ClientConnection {
     /// The endpoint keeps the connection after this answer.
     keeps: bool,
     request_ended: bool,
-    /// The request's body is still being sent, under deadlines of its own.
-    is_sending: Cell<bool>,
+    /// Nothing more of the request will be sent, be it whole or not: the wait for the answer counts.
+    request_over: Cell<bool>,
     answer: BodyDecoder,
     has_answer: bool,
 }
@@ -54,7 +54,7 @@ impl ClientConnection {
             limits,
             keeps: true,
             request_ended: false,
-            is_sending: Cell::new(false),
+            request_over: Cell::new(false),
             answer: BodyDecoder::Empty,
             has_answer: false,
         }
@@ -104,13 +104,13 @@ impl UpstreamExchange for ClientConnection {
             .write_with(|out| framing = write_request_head(out, head, length))
             .map_err(|error| broken(ErrorKind::UpstreamClosedBeforeAnswer, &error))?;
         self.request_ended = matches!(framing, BodyFraming::Empty | BodyFraming::Exact(0));
-        self.is_sending.set(!self.request_ended);
+        self.request_over.set(self.request_ended);
         self.has_answer = false;
         let sink = RequestSink {
             stream: &self.stream,
             chunked: framing == BodyFraming::Chunked,
             ended: &mut self.request_ended,
-            is_sending: &self.is_sending,
+            over: &self.request_over,
             progress: self.limits.progress,
         };
         let source = ResponseSource {
@@ -118,9 +118,10 @@ impl UpstreamExchange for ClientConnection {
             deadline: &mut self.deadline,
             unread: &mut self.unread,
             limits: &self.limits,
-            first_byte: Arm::held(self.limits.first_byte, &self.is_sending),
+            first_byte: Some(self.limits.first_byte),
             has_interim: false,
             keeps: &mut self.keeps,
+            request_over: &self.request_over,
             decoder: &mut self.answer,
             has_answer: &mut self.has_answer,
             length: BodyLength::Empty,
@@ -134,20 +135,19 @@ pub struct RequestSink<'a> {
     stream: &'a TcpStream,
     chunked: bool,
     ended: &'a mut bool,
-    is_sending: &'a Cell<bool>,
+    over: &'a Cell<bool>,
     progress: Duration,
-}
-
-impl Drop for RequestSink<'_> {
-    /// Ended or given up: from here on the endpoint is the one that is waited for.
-    fn drop(&mut self) {
-        self.is_sending.set(false);
-    }
 }
 
 impl RequestSink<'_> {
     fn failed(error: &std::io::Error) -> ProxyError {
         broken(ErrorKind::UpstreamClosedBeforeAnswer, error)
+    }
+}
+
+impl Drop for RequestSink<'_> {
+    fn drop(&mut self) {
+        self.over.set(true);
     }
 }
 
@@ -189,10 +189,11 @@ pub struct ResponseSource<'a> {
     deadline: &'a mut Deadline,
     unread: &'a mut Unread,
     limits: &'a ClientLimits,
-    /// One limit for all heads: interim ones do not prolong it.
-    first_byte: Arm<'a>,
+    /// The limit until it is set: once for all heads, so that interim ones do not prolong it.
+    first_byte: Option<Duration>,
     has_interim: bool,
     keeps: &'a mut bool,
+    request_over: &'a Cell<bool>,
     decoder: &'a mut BodyDecoder,
     has_answer: &'a mut bool,
     length: BodyLength,
@@ -202,8 +203,10 @@ impl AnswerSource for ResponseSource<'_> {
     async fn head(&mut self, request_method: Method, head: &mut ResponseHead) -> Result<(), ProxyError> {
         let limits = &self.limits.head;
         let mut scanner = HeadScanner::new(HeadKind::Response, limits.head_bytes_max);
+        // Not while a body is on its way: a long upload is no silence of the endpoint's.
+        let may_start = || self.request_over.get();
         let parse = |bytes: &[u8]| read_response(&mut scanner, bytes, limits, &request_method, head);
-        let read = self.unread.head(self.stream, self.deadline, &mut self.first_byte, parse).await;
+        let read = self.unread.head(self.stream, self.deadline, &mut self.first_byte, may_start, parse).await;
         let framing = read.map_err(|error| {
             let closed = if scanner.has_begun() || self.has_interim {
                 ErrorKind::UpstreamClosedMidAnswer
@@ -219,6 +222,8 @@ impl AnswerSource for ResponseSource<'_> {
         })?;
         if head.is_interim() {
             self.has_interim = true;
+            // It is passed on before the next is read, and the client may be slow.
+            self.unread.spill();
             return Ok(());
         }
         if head.status == 101 {
@@ -248,9 +253,7 @@ impl BodySource for ResponseSource<'_> {
             ReadError::Closed => ProxyError::new(ErrorKind::UpstreamClosedMidAnswer),
             ReadError::Broken(error) => broken(ErrorKind::UpstreamClosedMidAnswer, &error),
             ReadError::Expired => ProxyError::new(ErrorKind::UpstreamBodyTimeout),
-            ReadError::Malformed(error) => {
-                ProxyError::new(ErrorKind::UpstreamFraming).with_detail(error.label())
-            }
+            ReadError::Malformed(error) => error.in_response(),
         })
     }
 

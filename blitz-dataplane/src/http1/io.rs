@@ -4,16 +4,15 @@
 //! Owns: bytes received and not yet consumed. Does not own: the sans-IO parsers it drives, or what a
 //! message means (`server.rs`, `client.rs`).
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use super::Step;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::http1::H1Error;
-use crate::runtime::{Chunk, Deadline, Expired, TcpStream};
+use crate::runtime::{Chunk, Deadline, TcpStream};
 
 /// Why nothing could be read.
 #[derive(Debug)]
@@ -39,18 +38,27 @@ impl Unread {
         self.chunk.is_none()
     }
 
-    pub(super) fn put(&mut self, mut chunk: Chunk) {
+    pub(super) fn put(&mut self, chunk: Chunk) {
         debug_assert!(self.chunk.is_none());
         if !chunk.is_empty() {
-            chunk.keep();
             self.chunk = Some(chunk);
         }
     }
 
+    /// Moves what nobody has consumed out of the shared pool. To be called before a wait of which nobody
+    /// knows the end (a request behind another, a body whose endpoint is slow): the pool would run
+    /// dry on connections that wait, and with it every other connection.
+    pub(super) fn spill(&mut self) {
+        if let Some(chunk) = &mut self.chunk {
+            chunk.spill();
+        }
+    }
+
     /// Reads a head to its end with `parse`, which sees all of its bytes so far and says how many
-    /// were the head's. Usually it lies in one receive and is parsed where it is. `arm` sets the
-    /// deadline when waiting is needed first, once for the whole head, so that a byte now and then
-    /// does not prolong it.
+    /// were the head's. Usually it lies in one receive and is parsed where it is. `deadline` is set to
+    /// what `arm` holds when waiting is needed first and `may_start` says so, once for the whole head,
+    /// so that a byte now and then does not prolong it. Whoever makes `may_start` true polls this
+    /// future again. What lies behind the head is left where it is: see [`Self::spill`].
     ///
     /// # Cancel safety
     /// Not safe: bytes gathered so far are lost.
@@ -58,7 +66,8 @@ impl Unread {
         &mut self,
         stream: &TcpStream,
         deadline: &mut Deadline,
-        arm: &mut Arm<'_>,
+        arm: &mut Option<Duration>,
+        may_start: impl Fn() -> bool,
         mut parse: impl FnMut(&[u8]) -> Result<Option<(T, usize)>, H1Error>,
     ) -> Result<T, ReadError> {
         let mut gathered = Vec::new();
@@ -81,7 +90,7 @@ impl Unread {
                     gathered.extend_from_slice(&chunk);
                 }
             }
-            self.chunk = Some(receive(stream, deadline, arm).await?);
+            self.chunk = Some(receive_when(stream, deadline, arm, &may_start).await?);
         }
     }
 
@@ -104,6 +113,8 @@ impl Unread {
                             chunk
                         } else {
                             let data = chunk.split_to(range.end);
+                            // The reader may wait before it asks for more.
+                            chunk.spill();
                             self.put(chunk);
                             data
                         };
@@ -113,6 +124,7 @@ impl Unread {
                     Step::NeedMore { .. } => {}
                     Step::End { consumed } => {
                         chunk.advance(consumed);
+                        chunk.spill();
                         self.put(chunk);
                         return Ok(None);
                     }
@@ -121,7 +133,7 @@ impl Unread {
             if decoder.is_complete() {
                 return Ok(None);
             }
-            match receive(stream, deadline, &mut Arm::new(progress)).await {
+            match receive(stream, deadline, Some(progress)).await {
                 Ok(chunk) => self.chunk = Some(chunk),
                 Err(ReadError::Closed) => {
                     decoder.on_eof().map_err(|_| ReadError::Closed)?;
@@ -133,48 +145,36 @@ impl Unread {
     }
 }
 
-/// Sets a deadline once, when waiting is needed first and not before: bytes that are there already
-/// cost no look at the wheel.
-pub(super) struct Arm<'a> {
-    /// Absent once the deadline is set.
-    limit: Option<Duration>,
-    /// While true the time does not run yet.
-    holds: Option<&'a Cell<bool>>,
-}
-
-impl<'a> Arm<'a> {
-    pub(super) const fn new(limit: Duration) -> Self {
-        Self { limit: Some(limit), holds: None }
-    }
-
-    /// The time runs from when `holds` is false. Who changes it polls this wait afterwards.
-    pub(super) const fn held(limit: Duration, holds: &'a Cell<bool>) -> Self {
-        Self { limit: Some(limit), holds: Some(holds) }
-    }
-
-    fn poll_expired(&mut self, deadline: &mut Deadline, cx: &mut Context<'_>) -> Poll<Expired> {
-        if let Some(limit) = self.limit {
-            if self.holds.is_some_and(Cell::get) {
-                return Poll::Pending;
-            }
-            self.limit = None;
-            deadline.set_after(limit);
-        }
-        deadline.poll_expired(cx)
-    }
-}
-
-/// Receives until the deadline, which `arm` sets.
+/// Receives until the deadline. `arm` sets it when waiting is needed, and only then: bytes that are
+/// there already cost no look at the wheel. `None` leaves a deadline that is set as it is.
 pub(super) async fn receive(
     stream: &TcpStream,
     deadline: &mut Deadline,
-    arm: &mut Arm<'_>,
+    mut arm: Option<Duration>,
+) -> Result<Chunk, ReadError> {
+    receive_when(stream, deadline, &mut arm, || true).await
+}
+
+/// Like [`receive`], with a deadline that is not set, and does not count, before `may_start`.
+async fn receive_when(
+    stream: &TcpStream,
+    deadline: &mut Deadline,
+    arm: &mut Option<Duration>,
+    may_start: impl Fn() -> bool,
 ) -> Result<Chunk, ReadError> {
     poll_fn(|cx| match stream.poll_receive(cx) {
         Poll::Ready(Ok(Some(chunk))) => Poll::Ready(Ok(chunk)),
         Poll::Ready(Ok(None)) => Poll::Ready(Err(ReadError::Closed)),
         Poll::Ready(Err(error)) => Poll::Ready(Err(ReadError::Broken(error))),
-        Poll::Pending => arm.poll_expired(deadline, cx).map(|_| Err(ReadError::Expired)),
+        Poll::Pending => {
+            if arm.is_some() && !may_start() {
+                return Poll::Pending;
+            }
+            if let Some(limit) = arm.take() {
+                deadline.set_after(limit);
+            }
+            deadline.poll_expired(cx).map(|_| Err(ReadError::Expired))
+        }
     })
     .await
 }
@@ -204,7 +204,7 @@ async fn wait_for_room(
     progress: Duration,
     closed: ErrorKind,
     expired: ErrorKind,
-    mut poll: impl FnMut(&mut Context<'_>) -> Poll<io::Result<()>>,
+    mut poll: impl FnMut(&mut std::task::Context<'_>) -> Poll<io::Result<()>>,
 ) -> Result<(), ProxyError> {
     let mut deadline: Option<Deadline> = None;
     let mut sent = stream.bytes_sent();

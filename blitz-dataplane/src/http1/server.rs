@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::client::write_body;
-use super::io::{Arm, ReadError, Unread, broken, flushed, receive, writable};
+use super::io::{ReadError, Unread, broken, flushed, receive, writable};
 use super::{
     BodyDecoder, ConnectionField, H1Error, HeadKind, HeadScanner, RequestFraming, ResponseBody, Version,
     read_request, refuse_method, write_interim_head, write_last_chunk, write_response_head,
@@ -60,8 +60,9 @@ pub async fn serve<S: Service>(service: &S, stream: &TcpStream, connection: &Con
             match first_bytes(stream, connection, &mut deadline, limit).await {
                 Ok(chunk) => unread.put(chunk),
                 Err(ended) => {
-                    // The last answer may still be on its way out.
-                    let _gone = flush(service, stream).await;
+                    // The last answer may still be on its way: to a client that has ended its side
+                    // after the request, or that reads slowly.
+                    flush(service, stream).await;
                     return ended;
                 }
             }
@@ -81,7 +82,7 @@ pub async fn serve<S: Service>(service: &S, stream: &TcpStream, connection: &Con
                 return ended;
             }
             Next::Cut { by_reset } => {
-                if flush(service, stream).await.is_err() || by_reset {
+                if !flush(service, stream).await || by_reset {
                     stream.reset_on_close();
                 }
                 return Ended::Error;
@@ -133,13 +134,15 @@ async fn exchange<S: Service>(
     }
     let mut scanner = HeadScanner::new(HeadKind::Request, limits.head.head_bytes_max);
     let parse = |bytes: &[u8]| read_request(&mut scanner, bytes, &limits.head, request);
-    let framing = match unread.head(stream, deadline, &mut Arm::new(limits.request_head), parse).await {
+    let framing = match unread.head(stream, deadline, &mut Some(limits.request_head), || true, parse).await {
         Ok(framing) => framing,
-        Err(ReadError::Closed | ReadError::Broken(_)) => {
+        Err(error @ (ReadError::Closed | ReadError::Broken(_))) => {
             if scanner.has_begun() {
                 service.note(&ProxyError::new(ErrorKind::DownstreamClosed));
             }
-            return Next::Abort(Ended::ByClient);
+            // After an orderly end the client still reads the answers to its earlier requests.
+            let is_orderly = matches!(error, ReadError::Closed);
+            return if is_orderly { Next::Close(Ended::ByClient) } else { Next::Abort(Ended::ByClient) };
         }
         Err(ReadError::Expired) => {
             let error = ProxyError::new(ErrorKind::RequestHeadTimeout);
@@ -152,6 +155,8 @@ async fn exchange<S: Service>(
         }
     };
 
+    // A body or another request: it may wait for long.
+    unread.spill();
     let shared = Shared::new(&framing, !unread.is_empty());
     let mut body = RequestBody {
         stream,
@@ -231,26 +236,36 @@ async fn refuse_head<S: Service>(service: &S, stream: &TcpStream, limits: &Serve
     let _gone = refuse(&mut answer, error).await;
 }
 
-/// Waits until the kernel has taken what was written.
-async fn flush<S: Service>(service: &S, stream: &TcpStream) -> Result<(), ProxyError> {
-    let (closed, stalled) = (ErrorKind::DownstreamClosed, ErrorKind::DownstreamSendTimeout);
-    flushed(stream, service.limits().send_progress, closed, stalled).await
-}
-
 /// Sends what is left, ends our side, and listens until the client has ended its own.
 async fn linger<S: Service>(service: &S, stream: &TcpStream, deadline: &mut Deadline) {
     stream.shutdown_write();
-    if flush(service, stream).await.is_err() {
+    if !flush(service, stream).await {
         return;
     }
     let mut left = LINGER_BYTES_MAX;
-    let mut arm = Arm::new(LINGER);
-    while let Ok(chunk) = receive(stream, deadline, &mut arm).await {
+    // Set here and not by the first wait: when bytes are there already nobody waits, and what was set
+    // for an earlier phase may have passed.
+    deadline.set_after(LINGER);
+    while let Ok(chunk) = receive(stream, deadline, None).await {
         left = left.saturating_sub(chunk.len() as u64);
         if left == 0 {
             return;
         }
     }
+}
+
+/// Waits until everything has left, as long as the client takes some of it; `false` when it does not.
+async fn flush<S: Service>(service: &S, stream: &TcpStream) -> bool {
+    let progress = service.limits().send_progress;
+    let (closed, stalled) = (ErrorKind::DownstreamClosed, ErrorKind::DownstreamSendTimeout);
+    let outcome = flushed(stream, progress, closed, stalled).await;
+    if let Err(error) = &outcome {
+        service.note(error);
+        // What is left will not be sent, and an answer that ends with the connection must not look
+        // whole (RFC 9112 section 8).
+        stream.reset_on_close();
+    }
+    outcome.is_ok()
 }
 
 /// What the two directions of one exchange know of each other.
@@ -392,7 +407,7 @@ impl<S: Service> Answer for ResponseSink<'_, S> {
         self.body.is_some()
     }
 
-    fn interim(&mut self, status: u16, fields: &Fields) -> Result<(), ProxyError> {
+    async fn interim(&mut self, status: u16, fields: &Fields) -> Result<(), ProxyError> {
         // HTTP/1.0 knows no interim answers (RFC 9110 section 15.2).
         if self.version == Version::Http10 || self.body.is_some() {
             return Ok(());
@@ -403,7 +418,9 @@ impl<S: Service> Answer for ResponseSink<'_, S> {
         }
         self.stream
             .write_with(|out| write_interim_head(out, status, fields))
-            .map_err(|error| Self::gone(&error))
+            .map_err(|error| Self::gone(&error))?;
+        let (closed, stalled) = (ErrorKind::DownstreamClosed, ErrorKind::DownstreamSendTimeout);
+        writable(self.stream, self.send_progress, closed, stalled).await
     }
 
     fn head(&mut self, head: &ResponseHead, length: BodyLength) -> Result<(), ProxyError> {

@@ -33,6 +33,10 @@ pub enum Ended {
 /// near the oldest of all, at a cost that does not grow with their number.
 const SAMPLE: usize = 64;
 
+/// What a connection's [`Forwarding`] depends on: the generation of the configuration (who is trusted)
+/// and the received protocol version (for `Via`).
+pub type ForwardingKey = (u64, &'static str);
+
 /// What connections know of the listener that accepted them.
 #[derive(Debug)]
 pub struct Listener {
@@ -55,7 +59,7 @@ pub struct Connection {
     asked: Cell<Option<Ended>>,
     waker: RefCell<Option<Waker>>,
     addresses: Cell<Option<(SocketAddr, SocketAddr)>>,
-    forwarding: RefCell<Option<(u64, Box<Forwarding>)>>,
+    forwarding: RefCell<Option<(ForwardingKey, Box<Forwarding>)>>,
 }
 
 impl Connection {
@@ -105,18 +109,17 @@ impl Connection {
         self.addresses.set(Some((peer, local)));
     }
 
-    /// What is said of requests from here; lent to `use_it`, and made by `make` once per
-    /// configuration generation.
+    /// What is said of requests from here; lent to `use_it`, and made by `make` when the key is new.
     pub fn with_forwarding<T, E>(
         &self,
-        generation: u64,
+        key: ForwardingKey,
         make: impl FnOnce() -> Result<Forwarding, E>,
         use_it: impl FnOnce(&Forwarding) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut cached = self.forwarding.borrow_mut();
         let current = match cached.take() {
-            Some(current) if current.0 == generation => current,
-            _ => (generation, Box::new(make()?)),
+            Some(current) if current.0 == key => current,
+            _ => (key, Box::new(make()?)),
         };
         let (_, forwarding) = cached.insert(current);
         use_it(forwarding)

@@ -33,13 +33,12 @@ use crate::runtime::{Deadline, TcpStream};
 /// Attempts for one request (count): the first, and two elsewhere.
 const ATTEMPTS_MAX: u32 = 3;
 
-/// Interim answers (1xx) to one request (count). Beyond it the endpoint is taken for broken: they go
-/// to the client without backpressure, and each may be as long as a head.
-const INTERIMS_MAX: u32 = 32;
-
 /// How long a body waits for the endpoint's 100 before it is sent all the same
 /// (RFC 9110 section 10.1.1 forbids to wait for ever).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// Interim answers (1xx) to one request (count). Beyond it the endpoint is broken: 502.
+const INTERIMS_MAX: u32 = 64;
 
 /// Forwards a request to a member of `group` and the answer back.
 ///
@@ -137,7 +136,9 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
     };
     origin
         .connection
-        .with_forwarding(live.snapshot.generation, make, |forwarding| add_forwarding(request, forwarding))
+        .with_forwarding((live.snapshot.generation, origin.protocol), make, |forwarding| {
+            add_forwarding(request, forwarding)
+        })
         .map_err(too_large)
 }
 
@@ -329,12 +330,12 @@ async fn relay_answer<S: AnswerSource, A: Answer>(
         if !head.is_interim() {
             break;
         }
+        strip_hop_by_hop(&mut head.fields);
         interims += 1;
         if interims > INTERIMS_MAX {
-            return Err(ProxyError::new(ErrorKind::UpstreamBadHead).with_detail("too_many_interim_answers"));
+            return Err(ProxyError::new(ErrorKind::UpstreamBadHead).with_detail("interim_answers"));
         }
-        strip_hop_by_hop(&mut head.fields);
-        answer.interim(head.status, &head.fields)?;
+        answer.interim(head.status, &head.fields).await?;
         if head.status == 100
             && let Some(gate) = gate
         {

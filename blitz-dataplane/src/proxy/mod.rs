@@ -249,3 +249,6 @@ impl Drop for Active<'_> {
 #[cfg(test)]
 mod tests;
 mod trace;
+
+#[cfg(test)]
+mod simulation;

@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 
@@ -69,10 +69,12 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let expired = |entry: &Idle| now_ms.saturating_sub(entry.since_ms) >= idle_ms_max;
         for entry in idle.extract_if(.., |entry| expired(entry) || entry.connection.is_stale()) {
-            let reason = if expired(&entry) { Metric::PoolClosedIdle } else { Metric::PoolClosedStale };
-            if reason == Metric::PoolClosedIdle {
+            let reason = if expired(&entry) {
                 self.rows.add(Metric::DeadlineUpstreamIdle, 1);
-            }
+                Metric::PoolClosedIdle
+            } else {
+                Metric::PoolClosedStale
+            };
             self.rows.gauge_sub(Metric::UpstreamIdle, 1);
             self.close(entry.connection, reason);
         }
@@ -91,14 +93,15 @@ impl Drop for Pool {
 
 /// The pools of a worker. A pool lives while a configuration in use knows its address.
 pub struct Pools {
-    by_address: RefCell<HashMap<(String, SocketAddr), Weak<Pool>>>,
+    /// Ordered, so that a sweep closes in the same order in every run of a simulation.
+    by_address: RefCell<BTreeMap<(String, SocketAddr), Weak<Pool>>>,
     rows: WorkerRows,
 }
 
 impl Pools {
     /// No pool yet.
     pub fn new(rows: WorkerRows) -> Self {
-        Self { by_address: RefCell::new(HashMap::new()), rows }
+        Self { by_address: RefCell::new(BTreeMap::new()), rows }
     }
 
     /// The pool of an address of an upstream, kept over configurations. Upstreams do not share:

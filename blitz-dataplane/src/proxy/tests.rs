@@ -195,13 +195,16 @@ fn interim_answers_prolong_nothing_and_are_few() {
     run(Profile::CALM, "", |bench| async move {
         bench.endpoint(|mut peer: Peer, handle: Handle| async move {
             let request = peer.hear("\r\n\r\n").await;
-            let pause = if request.contains("/slow") { 100 } else { 1 };
             for _ in 0..200 {
                 peer.say("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
-                handle.sleep(ms(pause)).await;
+                if request.contains("/slow") {
+                    handle.sleep(ms(100)).await;
+                }
             }
+            let _gone = peer.stream.flushed().await;
+            handle.sleep(ms(100)).await;
         });
-        for (path, answer, interims) in [("slow", "HTTP/1.1 504", 5), ("fast", "HTTP/1.1 502", 32)] {
+        for (path, answer, interims) in [("slow", "HTTP/1.1 504", 5), ("fast", "HTTP/1.1 502", 64)] {
             let mut client = bench.connect().await;
             client.say(&format!("GET /up/{path} HTTP/1.1\r\nHost: h\r\n\r\n"));
             let mut seen = 0;

@@ -302,7 +302,7 @@ impl Chunk {
     }
 
     /// Moves the bytes out of the shared pool, so that a slow reader does not hold its neighbours' slots.
-    pub(super) fn spill(&mut self) {
+    pub fn spill(&mut self) {
         if self.is_pooled() {
             *self = Self::from_vec(self.to_vec());
         }
@@ -316,17 +316,6 @@ impl Chunk {
             && shared.data.len() < shared.data.capacity() / 4
         {
             *self = Self::from_vec(self.to_vec());
-        }
-    }
-
-    /// Says that the bytes will be kept while their reader waits for something else. Once half the
-    /// slots of the shared pool are taken they move out of it: slots that come back late would
-    /// otherwise stop every socket of the worker.
-    pub fn keep(&mut self) {
-        if let Memory::Slot { pool, .. } = &self.memory
-            && pool.is_scarce()
-        {
-            self.spill();
         }
     }
 

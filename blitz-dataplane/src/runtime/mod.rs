@@ -204,6 +204,13 @@ impl Handle {
     pub fn check_invariants(&self) -> Result<(), String> {
         self.reactor.borrow().check_invariants()
     }
+
+    /// The most unread bytes that a stream holds now, the most unsent ones, and how many slots of the
+    /// pool are held by tasks instead of streams.
+    #[cfg(test)]
+    pub(crate) fn largest_queues(&self) -> (usize, usize, usize) {
+        self.reactor.borrow().largest_queues()
+    }
 }
 
 #[cfg(test)]

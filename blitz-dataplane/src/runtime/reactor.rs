@@ -6,8 +6,9 @@
 //!
 //! Receiving has two ways. *Pooled*: a multishot receive into small shared slots, for heads and
 //! small messages; nothing to arm per message, and an idle socket owns no memory. *Bulk*: once
-//! [`POOLED_UNREAD_MAX`] bytes or [`POOLED_UNREAD_COUNT_MAX`] receives lie unread the peer is faster than the reader, so the multishot is
-//! cancelled and one 64 KiB buffer at a time is received on demand: that is the backpressure.
+//! [`POOLED_UNREAD_MAX`] bytes or [`POOLED_UNREAD_COUNT_MAX`] receives lie unread the peer is faster
+//! than the reader, so the multishot is cancelled and one 64 KiB buffer at a time is received on
+//! demand: that is the backpressure.
 //! [`Reactor::settle`] goes back to pooled at a message boundary.
 //!
 //! Sending appends to an outbox; everything written in one turn leaves in one operation.
@@ -1191,6 +1192,21 @@ impl Reactor {
             let entries = std::mem::replace(&mut self.entries, Slab::new());
             Box::leak(Box::new(entries));
         }
+    }
+
+    /// The most unread bytes that a stream holds now, the most unsent ones, and the slots held by
+    /// tasks: what simulation compares with the written bounds.
+    #[cfg(test)]
+    pub(super) fn largest_queues(&self) -> (usize, usize, usize) {
+        let mut largest = (0, 0, usize::from(self.pool.taken()));
+        for (_, entry) in self.entries.iter() {
+            if let Body::Stream(stream) = &entry.body {
+                largest.0 = largest.0.max(stream.unread);
+                largest.1 = largest.1.max(stream.out.bytes);
+                largest.2 -= stream.inbox.iter().filter(|chunk| chunk.is_pooled()).count();
+            }
+        }
+        largest
     }
 
     pub(super) fn check_invariants(&self) -> Result<(), String> {

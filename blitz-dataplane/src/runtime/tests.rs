@@ -231,25 +231,6 @@ fn more_connections_than_may_wait_are_all_accepted_in_the_end() {
 }
 
 #[test]
-fn chunks_that_are_kept_do_not_starve_other_sockets() {
-    let sizes = Sizes { pool_slots: 4, pool_slot_bytes: 256, ..SMALL };
-    on_all(sizes, |handle, flavour| async move {
-        let (listener, address) = listener(&handle, flavour);
-        let mut kept = Vec::new();
-        for round in 0..16u8 {
-            let client = TcpStream::connect(&handle, address).await.unwrap();
-            let server = listener.accept().await.unwrap();
-            client.write_with(|out| out.push(round)).unwrap();
-            let mut chunk = server.receive().await.unwrap().unwrap();
-            assert_eq!(*chunk, [round]);
-            chunk.keep();
-            kept.push((client, server, chunk));
-        }
-        assert!(kept.iter().enumerate().all(|(round, (_, _, chunk))| **chunk == [round as u8]));
-    });
-}
-
-#[test]
 fn a_receive_that_found_the_pool_empty_goes_on_when_its_reader_returns_the_slots() {
     let sizes = Sizes { pool_slots: 4, pool_slot_bytes: 256, ..SMALL };
     on_all(sizes, |handle, flavour| async move {

@@ -213,8 +213,9 @@ impl Deadline {
     /// Sets it `after` from the time of this turn. Fires up to 8 ms late, never early.
     pub fn set_after(&mut self, after: Duration) {
         let mut reactor = self.handle.reactor.borrow_mut();
-        let at_ms =
-            reactor.now_ns() / 1_000_000 + u64::try_from(after.as_millis()).unwrap_or(u64::MAX / 2).max(1);
+        // Rounded up: a deadline never fires early, not by a part of a millisecond either.
+        let at_ms = reactor.now_ns().div_ceil(1_000_000)
+            + u64::try_from(after.as_millis()).unwrap_or(u64::MAX / 2).max(1);
         reactor.wheel.set(self.id, at_ms);
     }
 
