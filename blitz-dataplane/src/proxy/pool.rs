@@ -128,3 +128,6 @@ impl Pools {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;
