@@ -43,6 +43,23 @@ matrix! {
         wait_until("nothing is in flight", PATIENCE, || gateway.in_flight() == Some(0));
     }
 
+    /// Whether the client of a refused body sends it all the same, nobody knows: the connection ends with the
+    /// refusal, and no 100 follows it.
+    fn a_refusal_ends_the_connection(cell) {
+        let upstream = Upstream::start(|conn| {
+            loop {
+                conn.head()?;
+                conn.answer("417 Expectation Failed", "no")?;
+            }
+        });
+        let gateway = Setup::new(cell).backend(upstream.address).start();
+        let mut client = gateway.connect();
+        client.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n");
+        let response = client.response();
+        assert_eq!((response.status, response.field("connection")), (417, Some("close")));
+        assert!(client.is_closed_without_bytes());
+    }
+
     /// A client that does not wait is served as well.
     fn a_client_that_does_not_wait_is_served(cell) {
         let upstream = Upstream::answering("taken");

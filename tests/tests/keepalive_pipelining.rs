@@ -1,5 +1,7 @@
 //! Connections are reused on both sides, and answers keep the order of their requests.
 
+use std::time::Duration;
+
 use blitz_tests::{PATIENCE, Setup, Upstream, matrix, wait_until};
 
 matrix! {
@@ -57,6 +59,23 @@ matrix! {
         let response = client.response();
         assert_eq!(response.text(), "/last");
         assert!(response.field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close")));
+        assert!(client.is_closed_without_bytes());
+    }
+
+    /// A close waits until a slow client has taken the whole answer.
+    fn a_close_does_not_cut_a_large_answer(cell) {
+        // More than the kernel's buffers on both sides take.
+        const LARGE: usize = 16 << 20;
+        let upstream = Upstream::start(|conn| {
+            conn.request()?;
+            conn.answer("200 OK", vec![b'x'; LARGE])
+        });
+        let gateway = Setup::new(cell).backend(upstream.address).start();
+        let mut client = gateway.connect();
+        client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        std::thread::sleep(Duration::from_millis(300));
+        let response = client.response();
+        assert_eq!((response.body.len(), response.is_complete), (LARGE, true));
         assert!(client.is_closed_without_bytes());
     }
 

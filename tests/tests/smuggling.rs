@@ -140,6 +140,31 @@ matrix! {
         }
     }
 
+    /// An upstream that answers before a body has come is owed the rest: no other request may take its place.
+    fn an_unfinished_request_is_followed_by_no_other(cell) {
+        let upstream = Upstream::start(|conn| {
+            loop {
+                let mut request = conn.head()?;
+                let is_early = request.target() == "/early";
+                if is_early {
+                    conn.answer("200 OK", "early")?;
+                }
+                conn.body(&mut request)?;
+                conn.record(request.clone());
+                if !is_early {
+                    conn.answer("200 OK", request.target())?;
+                }
+            }
+        });
+        let short = "[timeouts]\nupstream_first_byte_ms = 500\n";
+        let gateway = Setup::new(cell).config_for(&[upstream.address], short).start();
+        let mut unfinished = gateway.connect();
+        unfinished.send("POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nsome");
+        assert_eq!(unfinished.response().text(), "early");
+        assert_eq!(gateway.get("/next").text(), "/next");
+        assert!(upstream.requests().iter().all(|request| request.body.is_empty()), "{:?}", upstream.requests());
+    }
+
     /// Bounds on a request head: 431 for its size and the number of fields, 414 for its target.
     fn heads_beyond_their_bounds_are_refused(cell) {
         let upstream = Upstream::echoing_targets();

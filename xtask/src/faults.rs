@@ -3,7 +3,6 @@
 //! Owns: applying each patch of `tests/faults/` to a copy of the tree and running the test that it names.
 //! Does not own: the patches. A fault that survives means that its test proves less than it claims.
 
-use std::collections::HashMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,9 +13,9 @@ use crate::sh::{self, Args, Result};
 pub(crate) const HELP: &str = "
 cargo xtask faults [NAME] [--seconds N]
 
-For each tests/faults/*.patch (or those whose name contains NAME): copies the tree, sees that
-the test named in the patch passes, applies the patch, and sees that the test now fails. A
-fault that survives, does not build, or no longer applies is a failure.
+Copies the tree and sees that every test named in tests/faults/*.patch (or in those whose name
+contains NAME) passes. Then applies one patch after the other and sees that its test now fails.
+A fault that survives, does not build, or no longer applies is a failure.
 
   --seconds N   limit for one test run (240); a test that hangs under a fault has caught it
 
@@ -48,30 +47,34 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     let bench = sh::target_dir().join("faults");
     let workshop = Workshop { tree: bench.join("tree"), target: bench.join("target"), limit };
     workshop.copy_tree()?;
-    let mut passes_unbroken = HashMap::new();
-    let mut rows = Vec::new();
+    let begun = Instant::now();
+    let mut unbroken: Vec<(&[String], Result<()>)> = Vec::new();
     for fault in &faults {
-        let unbroken = match passes_unbroken.get(&fault.test) {
-            Some(known) => Result::clone(known),
-            None => {
-                let outcome = workshop.must_pass(&fault.test);
-                passes_unbroken.insert(fault.test.clone(), outcome.clone());
-                outcome
-            }
-        };
-        rows.push((fault, unbroken.and_then(|()| workshop.try_fault(fault))));
-    }
-
-    println!("\n{:<34} {:<10} fault", "patch", "outcome");
-    let mut failures = 0;
-    for (fault, outcome) in &rows {
-        let word = if outcome.is_ok() { "caught" } else { "NOT CAUGHT" };
-        println!("{:<34} {word:<10} {}", fault.name, fault.sentence);
-        if let Err(error) = outcome {
-            failures += 1;
-            println!("{:<34} {error}", "");
+        if !unbroken.iter().any(|(test, _)| *test == fault.test) {
+            unbroken.push((&fault.test, workshop.must_pass(&fault.test)));
         }
     }
+    let mut rows = Vec::new();
+    for fault in &faults {
+        let begun = Instant::now();
+        let passes = unbroken.iter().find(|(test, _)| *test == fault.test);
+        let outcome = match passes {
+            Some((_, Err(error))) => Err(error.clone()),
+            _ => workshop.try_fault(fault),
+        };
+        rows.push((fault, outcome, begun.elapsed()));
+    }
+
+    println!("\n{:<30} {:<10} {:>5}  fault, and what noticed it", "patch", "outcome", "s");
+    let mut failures = 0;
+    for (fault, outcome, took) in &rows {
+        let word = if outcome.is_ok() { "caught" } else { "NOT CAUGHT" };
+        println!("{:<30} {word:<10} {:>5.1}  {}", fault.name, took.as_secs_f64(), fault.sentence);
+        failures += usize::from(outcome.is_err());
+        let (Ok(said) | Err(said)) = outcome;
+        println!("{:<48}  {said}", "");
+    }
+    println!("{} faults in {:.0} s", rows.len(), begun.elapsed().as_secs_f64());
     match failures {
         0 => Ok(()),
         _ => Err(format!("{failures} of {} faults were not caught", rows.len())),
@@ -112,7 +115,7 @@ struct Workshop {
 /// What a bounded run came to.
 enum Outcome {
     Passed(String),
-    Failed,
+    Failed(String),
     TimedOut,
 }
 
@@ -154,6 +157,8 @@ impl Workshop {
         let mut command = sh::cargo(words);
         command.args(test).current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target);
         command.env("BLITZ_BIN", self.target.join("debug/blitz"));
+        // A test that is skipped catches nothing.
+        command.env("BLITZ_REQUIRE_ALL", "1");
         command
     }
 
@@ -184,7 +189,7 @@ impl Workshop {
         while begun.elapsed() < self.limit {
             if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
-                return Ok(if status.success() { Outcome::Passed(said) } else { Outcome::Failed });
+                return Ok(if status.success() { Outcome::Passed(said) } else { Outcome::Failed(said) });
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -200,11 +205,15 @@ impl Workshop {
                 Err("its test command runs no test at all".to_owned())
             }
             Outcome::Passed(_) => Ok(()),
-            Outcome::Failed | Outcome::TimedOut => Err("its test does not pass without the fault".to_owned()),
+            Outcome::Failed(said) => {
+                Err(format!("its test does not pass without the fault: {}", failure(&said)))
+            }
+            Outcome::TimedOut => Err("its test does not end without the fault".to_owned()),
         }
     }
 
-    fn try_fault(&self, fault: &Fault) -> Result<()> {
+    /// What the test said about the fault.
+    fn try_fault(&self, fault: &Fault) -> Result<String> {
         self.apply(fault, &[])?;
         let built = self.build(&fault.test);
         let outcome = built.and_then(|()| self.test(&fault.test));
@@ -213,7 +222,8 @@ impl Workshop {
             .map_err(|error| format!("the broken tree does not build, which proves nothing: {error}"))?
         {
             Outcome::Passed(_) => Err("its test passes in spite of the fault".to_owned()),
-            Outcome::Failed | Outcome::TimedOut => Ok(()),
+            Outcome::Failed(said) => Ok(failure(&said)),
+            Outcome::TimedOut => Ok(format!("it did not end within {} s", self.limit.as_secs())),
         }
     }
 
@@ -233,6 +243,20 @@ fn tests_run(said: &str) -> u64 {
     counts.sum()
 }
 
+/// The first test that failed and the first line of its message.
+fn failure(said: &str) -> String {
+    let test = said.lines().find_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    let panics = |line: &&str| line.contains("panicked at") && line.contains(test.unwrap_or_default());
+    let mut from_panic = said.lines().skip_while(|line| !panics(line));
+    let message = from_panic.nth(1).unwrap_or("no message").trim();
+    let message: String = message.chars().take(MESSAGE_CHARS_MAX).collect();
+    // Without a verdict of its own the program was ended by a signal, such as that of a panic in a panic.
+    format!("{}: {message}", test.unwrap_or("it aborted"))
+}
+
+/// Most characters of a message in the table.
+const MESSAGE_CHARS_MAX: usize = 90;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +264,15 @@ mod tests {
     #[test]
     fn counts_the_tests_of_every_binary() {
         assert_eq!(tests_run("running 3 tests\ntest a ... ok\n\nrunning 0 tests\n\nrunning 1 test\n"), 4);
+    }
+
+    #[test]
+    fn a_failure_is_named_with_its_message() {
+        let said = "running 2 tests\ntest a::b ... ok\ntest a::c ... FAILED\n\nfailures:\n\n---- a::c stdout ----\n\n\
+                    thread 'a::c' (7) panicked at src/a.rs:1:2:\nnot caught in time\nnote: run with\n";
+        assert_eq!(failure(said), "a::c: not caught in time");
+        let aborted = "running 1 test\n\nthread 'd' (8) panicked at src/b.rs:1:2:\nstill in flight\n";
+        assert_eq!(failure(aborted), "it aborted: still in flight");
     }
 
     #[test]

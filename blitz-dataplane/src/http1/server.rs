@@ -38,10 +38,11 @@ enum Next {
     Request,
     /// Ends after what was written has left.
     Close(Ended),
-    /// Ends in the middle of an answer: what was written leaves, and the client can tell that it is
-    /// not all. `by_reset` where only a reset can say so (RFC 9112 section 8).
+    /// Ends with an answer owed: what was written leaves, and the client can tell that it is not all.
+    /// `by_reset` where only a reset can say so (RFC 9112 section 8).
     Cut {
         by_reset: bool,
+        ended: Ended,
     },
     /// Ends at once; nothing is worth sending.
     Abort(Ended),
@@ -81,11 +82,11 @@ pub async fn serve<S: Service>(service: &S, stream: &TcpStream, connection: &Con
                 linger(service, stream, &mut deadline).await;
                 return ended;
             }
-            Next::Cut { by_reset } => {
+            Next::Cut { by_reset, ended } => {
                 if !flush(service, stream).await || by_reset {
                     stream.reset_on_close();
                 }
-                return Ended::Error;
+                return ended;
             }
             Next::Abort(ended) => {
                 stream.reset_on_close();
@@ -191,7 +192,12 @@ async fn exchange<S: Service>(
     if let Err(error) = outcome {
         service.note(&error);
         if answer.has_begun() && error.side() != Side::Downstream {
-            return Next::Cut { by_reset: answer.body == Some(ResponseBody::UntilClose) };
+            let by_reset = answer.body == Some(ResponseBody::UntilClose);
+            return Next::Cut { by_reset, ended: Ended::Error };
+        }
+        if error.kind == ErrorKind::DownstreamClosed && !answer.has_begun() {
+            // It may still read: answers to the requests before this one are on their way.
+            return Next::Cut { by_reset: false, ended: Ended::ByClient };
         }
         if answer.has_begun() || error.status() == 0 || refuse(&mut answer, &error).await.is_err() {
             return Next::Abort(Ended::Error);
@@ -222,6 +228,7 @@ async fn refuse_head<S: Service>(service: &S, stream: &TcpStream, limits: &Serve
         is_pipelined: Cell::new(false),
         unread_body: Cell::new(None),
         owes_continue: Cell::new(false),
+        has_begun: Cell::new(false),
     };
     let mut answer = ResponseSink {
         service,
@@ -278,6 +285,8 @@ struct Shared {
     unread_body: Cell<Option<u64>>,
     /// The client waits for a 100 that was not sent.
     owes_continue: Cell<bool>,
+    /// The head of the final answer has been written.
+    has_begun: Cell<bool>,
 }
 
 impl Shared {
@@ -292,17 +301,24 @@ impl Shared {
             is_pipelined: Cell::new(is_pipelined),
             unread_body: Cell::new(unread_body),
             owes_continue: Cell::new(framing.expects_continue && unread_body != Some(0)),
+            has_begun: Cell::new(false),
         }
     }
 
-    /// Whether the client has closed the connection behind its last request. One that only ended its
-    /// sending side cannot be told from one that left; like other gateways we take it for the latter.
+    /// Whether the client has left: it reset the connection, or closed it behind its last request
+    /// before the answer has begun. One that only ended its sending side cannot be told from one that
+    /// closed; like other gateways we take it for the latter, and serve neither. Once an answer has
+    /// begun, a client that is gone resets what we send.
     fn poll_gone(&self, stream: &TcpStream, cx: &mut std::task::Context<'_>) -> Poll<()> {
         // Before the body is complete its reader notices.
         if self.unread_body.get() != Some(0) || self.is_pipelined.get() {
             return Poll::Pending;
         }
-        stream.poll_gone(cx).map(drop)
+        match stream.poll_gone(cx) {
+            Poll::Ready(Ok(())) if self.has_begun.get() => Poll::Pending,
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        }
     }
 
     /// Whether the rest of the request's body can be read and thrown away.
@@ -433,6 +449,7 @@ impl<S: Service> Answer for ResponseSink<'_, S> {
         let connection = ConnectionField::choose(keeps, self.version, body);
         let date = self.service.date();
         self.body = Some(body);
+        self.shared.has_begun.set(true);
         self.service.answered(head.status);
         self.stream
             .write_with(|out| write_response_head(out, head.status, &head.fields, body, connection, &date))

@@ -134,3 +134,6 @@ impl Pools {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,9 @@ enum Flavour {
     Sim(u64),
 }
 
+/// A limit on hanging, long because machines are shared; no test takes a tenth of it.
+const HANGING: Duration = Duration::from_secs(60);
+
 const SMALL: Sizes =
     Sizes { submission_entries: 64, completion_entries: 256, pool_slots: 64, pool_slot_bytes: 1024 };
 
@@ -45,11 +48,20 @@ fn listener(handle: &Handle, flavour: Flavour) -> (TcpListener, SocketAddr) {
 
 /// Runs `test` on each driver, on several simulated networks, and checks that nothing is left over.
 fn on_all<F: Future<Output = ()>>(sizes: Sizes, test: impl Fn(Handle, Flavour) -> F) {
+    // The simulated ones first: they see at once that nothing can happen any more.
     let sims = (0..24).map(Flavour::Sim);
-    for flavour in [Flavour::Uring, Flavour::Epoll].into_iter().chain(sims) {
+    for flavour in sims.chain([Flavour::Uring, Flavour::Epoll]) {
         let mut runtime = runtime(flavour, sizes);
         let handle = runtime.handle().clone();
         let main = test(handle.clone(), flavour);
+        let guarded = handle.clone();
+        let main = async move {
+            let mut deadline = Deadline::new(&guarded);
+            if !matches!(flavour, Flavour::Sim(_)) {
+                deadline.set_after(HANGING);
+            }
+            assert!(deadline.limit(main).await.is_ok(), "{flavour:?}: it hangs");
+        };
         runtime.block_on_stepped(main, |handle| {
             if let Err(broken) = handle.check_invariants() {
                 panic!("{flavour:?}: {broken}");
@@ -339,6 +351,28 @@ fn a_late_completion_does_not_reach_the_next_tenant_of_its_slot() {
             next_client.write_with(|out| out.push(200)).unwrap();
             next_client.shutdown_write();
             assert_eq!(read_to_end(&next).await, [200]);
+        }
+    });
+}
+
+#[test]
+fn connections_that_nobody_takes_any_more_are_closed() {
+    on_all(SMALL, |handle, flavour| async move {
+        let (listener, address) = listener(&handle, flavour);
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            clients.push(TcpStream::connect(&handle, address).await.unwrap());
+        }
+        // Accepting begins and ends in one turn, while they wait: some are accepted behind the cancel.
+        let mut accepting = Box::pin(listener.accept());
+        poll_fn_once(|cx| accepting.as_mut().poll(cx)).await;
+        drop(accepting);
+        drop(listener);
+        let mut deadline = Deadline::new(&handle);
+        for client in clients {
+            deadline.set_after(Duration::from_secs(5));
+            let end = deadline.limit(client.receive()).await;
+            assert!(matches!(end, Ok(Ok(None) | Err(_))), "{flavour:?}: the client waits for ever");
         }
     });
 }

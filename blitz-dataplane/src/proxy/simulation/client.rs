@@ -154,8 +154,9 @@ impl Client {
             }
         }
         let sent = self.write(wire, bytes);
-        // A half-close before the answer: the request is whole, so the answer comes.
-        if is_last && later.is_empty() && self.rng.chance(100) {
+        // A half-close before the answer: to the gateway the client has left, so the last answer may not come.
+        let leaves = is_last && later.is_empty() && self.rng.chance(100);
+        if leaves {
             self.shut_down_after(wire, &sent);
         }
         let mut sent_later = None;
@@ -168,7 +169,7 @@ impl Client {
             let about = Circumstances {
                 took: Duration::from_nanos(took_ns),
                 is_pipelined: burst.len() > 1,
-                may_be_closed: may_be_closed && index == 0,
+                may_be_closed: (may_be_closed && index == 0) || (leaves && index + 1 == burst.len()),
                 may_be_discarded: breaks.is_some_and(|at| index < at),
             };
             judge(&self.env, &format!("client {}", self.number), request, &got, &about);
