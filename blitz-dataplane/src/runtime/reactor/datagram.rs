@@ -1,0 +1,151 @@
+//! Datagram sockets: one receive and one send in flight.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::task::{Context, Poll, Waker};
+
+use super::{Body, Entry, Reactor, gone, os_error, register};
+use crate::runtime::driver::{Driver, Kind, Message, Token};
+use crate::runtime::slab::Key;
+use crate::runtime::udp;
+use crate::sys::net::RawAddress;
+
+pub(super) struct DatagramEntry {
+    pub(super) receive: Box<Message>,
+    pub(super) buffer: Vec<u8>,
+    pub(super) receive_armed: bool,
+    pub(super) received: Option<i32>,
+    pub(super) receive_waker: Option<Waker>,
+    pub(super) send: Box<Message>,
+    pub(super) send_buffer: Vec<u8>,
+    pub(super) sending: bool,
+    pub(super) sent: Option<i32>,
+    pub(super) send_waker: Option<Waker>,
+}
+
+impl Reactor {
+    pub(in crate::runtime) fn adopt_datagram(&mut self, fd: RawFd, buffer_bytes: usize) -> io::Result<Key> {
+        if matches!(self.driver, Driver::Epoll(_)) {
+            crate::sys::net::set_nonblocking(fd, true)?;
+        }
+        self.insert(
+            fd,
+            Body::Datagram(Box::new(DatagramEntry {
+                receive: Message::new(),
+                buffer: vec![0; buffer_bytes],
+                receive_armed: false,
+                received: None,
+                receive_waker: None,
+                send: Message::new(),
+                send_buffer: Vec::new(),
+                sending: false,
+                sent: None,
+                send_waker: None,
+            })),
+        )
+    }
+
+    pub(super) fn datagram(&mut self, key: Key) -> Option<(RawFd, &mut DatagramEntry)> {
+        match self.entries.get_mut(key) {
+            Some(Entry { fd, closing: false, body: Body::Datagram(datagram), .. }) => Some((*fd, datagram)),
+            _ => None,
+        }
+    }
+
+    /// One datagram, or several of one size merged by GRO; `read` sees the bytes, the source and
+    /// the segment size.
+    pub(in crate::runtime) fn poll_receive_datagram<T>(
+        &mut self,
+        key: Key,
+        cx: &Context<'_>,
+        read: impl FnOnce(&[u8], Option<SocketAddr>, Option<u16>) -> T,
+    ) -> Poll<io::Result<T>> {
+        let Some((fd, datagram)) = self.datagram(key) else {
+            return Poll::Ready(Err(gone()));
+        };
+        if let Some(result) = datagram.received.take() {
+            let Ok(len) = usize::try_from(result) else {
+                return Poll::Ready(Err(os_error(-result)));
+            };
+            let segment = udp::gro_segment(&datagram.receive.control, datagram.receive.header.msg_controllen);
+            let bytes = datagram.buffer.get(..len).unwrap_or_default();
+            return Poll::Ready(Ok(read(bytes, datagram.receive.address.to_socket_addr(), segment)));
+        }
+        register(&mut datagram.receive_waker, cx);
+        if !datagram.receive_armed {
+            datagram.receive_armed = true;
+            let message = &mut datagram.receive;
+            message.pieces[0] =
+                libc::iovec { iov_base: datagram.buffer.as_mut_ptr().cast(), iov_len: datagram.buffer.len() };
+            message.header.msg_name = message.address.as_mut_ptr().cast();
+            message.header.msg_namelen = RawAddress::empty().len();
+            message.header.msg_iov = message.pieces.as_mut_ptr();
+            message.header.msg_iovlen = 1;
+            message.header.msg_control = message.control.as_mut_ptr().cast();
+            message.header.msg_controllen = size_of_val(&message.control);
+            let message: *mut Message = &raw mut **message;
+            // SAFETY: message and buffer are boxed in the entry and left alone until the completion.
+            unsafe { self.driver.receive_message(fd, Token { key, kind: Kind::ReceiveDatagram }, message) };
+            self.started(key);
+        }
+        Poll::Pending
+    }
+
+    /// Starts a send; `segment` is the size of each datagram when `bytes` holds several (GSO).
+    /// `false` when the one before has not completed.
+    pub(in crate::runtime) fn start_send_datagram(
+        &mut self,
+        key: Key,
+        bytes: &[u8],
+        to: SocketAddr,
+        segment: Option<u16>,
+    ) -> io::Result<bool> {
+        let Some((fd, datagram)) = self.datagram(key) else {
+            return Err(gone());
+        };
+        if datagram.sending || datagram.sent.is_some() {
+            return Ok(false);
+        }
+        datagram.sending = true;
+        datagram.send_buffer.clear();
+        datagram.send_buffer.extend_from_slice(bytes);
+        let message = &mut datagram.send;
+        message.address = RawAddress::new(to);
+        message.pieces[0] = libc::iovec {
+            iov_base: datagram.send_buffer.as_mut_ptr().cast(),
+            iov_len: datagram.send_buffer.len(),
+        };
+        message.header.msg_namelen = message.address.len();
+        message.header.msg_name = message.address.as_mut_ptr().cast();
+        message.header.msg_iov = message.pieces.as_mut_ptr();
+        message.header.msg_iovlen = 1;
+        message.header.msg_controllen = udp::gso_control(&mut message.control, segment);
+        message.header.msg_control = match message.header.msg_controllen {
+            0 => std::ptr::null_mut(),
+            _ => message.control.as_mut_ptr().cast(),
+        };
+        let message: *const Message = &raw const **message;
+        // SAFETY: message and buffer are boxed in the entry and left alone until the completion.
+        unsafe { self.driver.send_message(fd, Token { key, kind: Kind::SendDatagram }, message) };
+        self.started(key);
+        Ok(true)
+    }
+
+    pub(in crate::runtime) fn poll_datagram_sent(
+        &mut self,
+        key: Key,
+        cx: &Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let Some((_, datagram)) = self.datagram(key) else {
+            return Poll::Ready(Err(gone()));
+        };
+        match datagram.sent.take() {
+            Some(result) => Poll::Ready(usize::try_from(result).map_err(|_| os_error(-result))),
+            None => {
+                register(&mut datagram.send_waker, cx);
+                Poll::Pending
+            }
+        }
+    }
+}
