@@ -57,7 +57,7 @@ pub async fn forward<B: BodySource, A: Answer>(
     let body_taken = Cell::new(false);
     let mut tried = 0u64;
     let mut attempts = 0;
-    let mut was_reused = false;
+    let mut may_reuse = true;
     loop {
         let now_ms = proxy.handle.now_ms();
         let Some((index, member)) =
@@ -67,6 +67,7 @@ pub async fn forward<B: BodySource, A: Answer>(
             return Err(ProxyError::new(ErrorKind::NoHealthyEndpoint));
         };
         attempts += 1;
+        let mut was_reused = may_reuse;
         let outcome = {
             let attempt = attempt(proxy, live, member, request, body, answer, &body_taken, &mut was_reused);
             let mut attempt = pin!(attempt);
@@ -101,6 +102,8 @@ pub async fn forward<B: BodySource, A: Answer>(
         }
         proxy.rows.add(Metric::UpstreamRetries, 1);
         log::debug!("{}: {error}; trying again", member.pool.address);
+        // What ended one pooled connection may have ended all of them.
+        may_reuse &= !was_reused;
         // The same address may serve a fresh connection; one that cannot be reached goes last.
         if !was_reused && index < 64 && group.len() > 1 {
             tried |= 1 << index;
@@ -142,8 +145,8 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
         .map_err(too_large)
 }
 
-/// One attempt on one address. `was_reused` says whether it used a pooled connection; where the one
-/// before did, this one opens its own: what ended that connection may have ended all of them.
+/// One attempt on one address. `was_reused` says whether a pooled connection may be used, and then
+/// whether one was.
 #[allow(clippy::too_many_arguments, reason = "the parts of one exchange; a struct would only rename them")]
 async fn attempt<B: BodySource, A: Answer>(
     proxy: &Proxy,
@@ -155,7 +158,7 @@ async fn attempt<B: BodySource, A: Answer>(
     body_taken: &Cell<bool>,
     was_reused: &mut bool,
 ) -> Result<(), ProxyError> {
-    let pooled = if std::mem::take(was_reused) { None } else { member.pool.take() };
+    let pooled = if std::mem::take(was_reused) { member.pool.take() } else { None };
     let mut connection = match pooled {
         Some(mut connection) => {
             *was_reused = true;
