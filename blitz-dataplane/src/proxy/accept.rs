@@ -33,7 +33,8 @@ pub fn admit(proxy: &Rc<Proxy>, stream: TcpStream, info: &Rc<Listener>) {
     let most = proxy.live().snapshot.config.http.connections_per_worker_max;
     let open = proxy.connections.len();
     if open >= most && (open >= most.saturating_add(LEAVING_MAX) || !proxy.connections.shed_idle()) {
-        // Everybody is busy, or those asked to leave do not: the newcomer goes, with a reset, so that it costs no state here.
+        // Everybody is busy, or those asked to leave do not: the newcomer goes, with a reset, so that it
+        // costs no state here.
         stream.reset_on_close();
         proxy.note(&ProxyError::new(ErrorKind::Overload));
         proxy.rows.add(Metric::DownstreamClosedOverload, 1);

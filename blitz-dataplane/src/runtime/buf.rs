@@ -9,8 +9,8 @@
 //!
 //! The kernel takes from its ring first in, first out: with all slots in it, each receive would land in
 //! the memory that was used longest ago, out of every cache. So the ring is given few, and always
-//! those used last (measured: 6 % of a proxied request's whole cost). When a burst finds it empty,
-//! it is given twice as many from then on.
+//! those used last. When a burst finds it empty, it is given twice as many, until it has been quiet
+//! for a while.
 //!
 //! Owns: the memory and who holds it. Does not own: which socket receives what (see `reactor`).
 
@@ -29,6 +29,9 @@ pub(super) const BULK_BYTES: usize = 64 * 1024;
 
 /// Slots that the kernel's ring is given at first (count): the completions of a usual turn.
 const OFFERED_AT_FIRST: u16 = 64;
+
+/// Quiet turns after which the ring is given half as many (count).
+const QUIET_TURNS: u16 = 1000;
 
 /// Bytes between the starts of two slots beyond their size: three cache lines, so that the first
 /// lines of all slots do not compete for the same sets of a cache.
@@ -61,6 +64,10 @@ struct Ring {
     offered: Cell<u16>,
     /// Slots that the ring is filled up to at each turn.
     target: Cell<u16>,
+    /// Whether the target has been raised in this turn.
+    is_wider: Cell<bool>,
+    /// Turns in a row that took less than a quarter of the target.
+    quiet_turns: Cell<u16>,
 }
 
 impl Pool {
@@ -73,7 +80,14 @@ impl Pool {
     pub(super) fn ringed(slots: u16, slot_bytes: u32) -> io::Result<Rc<Self>> {
         let memory = Mapping::anonymous(usize::from(slots) * size_of::<BufRingEntry>())?;
         let target = Cell::new(OFFERED_AT_FIRST.min(slots));
-        let ring = Ring { memory, tail: Cell::new(0), offered: Cell::new(0), target };
+        let ring = Ring {
+            memory,
+            tail: Cell::new(0),
+            offered: Cell::new(0),
+            target,
+            is_wider: Cell::new(false),
+            quiet_turns: Cell::new(0),
+        };
         let pool = Self::new(slots, slot_bytes, Some(ring))?;
         pool.refill();
         Ok(Rc::new(pool))
@@ -94,6 +108,14 @@ impl Pool {
     /// Fills the kernel's ring up to its target; once a turn.
     pub(super) fn refill(&self) {
         let Some(ring) = &self.free.ring else { return };
+        ring.is_wider.set(false);
+        let target = ring.target.get();
+        let is_quiet = target > OFFERED_AT_FIRST && target.saturating_sub(ring.offered.get()) < target / 4;
+        ring.quiet_turns.set(if is_quiet { ring.quiet_turns.get() + 1 } else { 0 });
+        if ring.quiet_turns.get() >= QUIET_TURNS {
+            ring.quiet_turns.set(0);
+            ring.target.set(target / 2);
+        }
         let mut free = self.free.slots.borrow_mut();
         while ring.offered.get() < ring.target.get() {
             let Some(slot) = free.pop() else { break };
@@ -103,11 +125,15 @@ impl Pool {
 
     /// A receive found no slot. Whether there are some to be had now: the ring gets more from now on.
     pub(super) fn widen(&self) -> bool {
-        if let Some(ring) = &self.free.ring {
-            ring.target.set(ring.target.get().saturating_mul(2).min(self.slots));
-        }
         let had_more = !self.free.slots.borrow().is_empty();
-        self.refill();
+        // Once a turn: a burst that finds the ring empty does so for many sockets.
+        if let Some(ring) = &self.free.ring
+            && !ring.is_wider.get()
+        {
+            ring.target.set(ring.target.get().saturating_mul(2).min(self.slots));
+            self.refill();
+            ring.is_wider.set(true);
+        }
         had_more
     }
 

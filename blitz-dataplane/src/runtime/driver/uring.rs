@@ -43,6 +43,8 @@ pub(in crate::runtime) struct Uring {
     /// Before the pool: the ring must be gone before the memory that the kernel writes into.
     ring: IoUring,
     pool: Rc<Pool>,
+    /// Completions that were taken to make room for a submission, for the next wait.
+    early: Vec<Completion>,
     stats: DriverStats,
 }
 
@@ -72,7 +74,7 @@ impl Uring {
             .register_restrictions(&mut restrictions)
             .map_err(|error| explain("restricting the ring", error))?;
         ring.submitter().register_enable_rings().map_err(|error| explain("enabling the ring", error))?;
-        Ok(Self { ring, pool, stats: DriverStats::default() })
+        Ok(Self { ring, pool, early: Vec::new(), stats: DriverStats::default() })
     }
 
     pub(super) fn pool(&self) -> &Rc<Pool> {
@@ -89,7 +91,8 @@ impl Uring {
     }
 
     /// Queues an entry; flushes the queue when it is full, so nothing is ever dropped.
-    fn push(&mut self, entry: squeue::Entry) {
+    fn push(&mut self, entry: squeue::Entry, token: Token) {
+        let entry = entry.user_data(token.bits());
         loop {
             // SAFETY: every entry is built below from parameters whose lifetime the caller of the
             // `unsafe` methods vouches for; the others hold no pointers.
@@ -97,34 +100,38 @@ impl Uring {
             if pushed.is_ok() {
                 return;
             }
-            // EBUSY (completion queue overflown) clears once completions are taken; the entry is
-            // tried again after the kernel has consumed some of the queue.
-            if let Err(error) = self.ring.submit()
-                && error.raw_os_error() != Some(libc::EBUSY)
-                && error.raw_os_error() != Some(libc::EINTR)
-                && error.raw_os_error() != Some(libc::EAGAIN)
-            {
-                log::error!("io_uring_enter failed while the submission queue was full: {error}");
-                return;
+            match self.ring.submit().map_err(|error| error.raw_os_error()) {
+                Ok(_) | Err(Some(libc::EINTR)) => {}
+                // The kernel wants completions to be taken first, or is short of memory.
+                Err(Some(libc::EBUSY | libc::EAGAIN)) => {
+                    let mut early = std::mem::take(&mut self.early);
+                    self.reap(&mut early);
+                    self.early = early;
+                }
+                Err(errno) => {
+                    let result = -errno.unwrap_or(libc::EIO);
+                    self.early.push(Completion { token, result, slot: None, more: false });
+                    return;
+                }
             }
         }
     }
 
     pub(super) fn accept(&mut self, fd: RawFd, token: Token) {
         let entry = opcode::AcceptMulti::new(Fd(fd)).flags(libc::SOCK_CLOEXEC).build();
-        self.push(entry.user_data(token.bits()));
+        self.push(entry, token);
     }
 
     pub(super) fn receive_pooled(&mut self, fd: RawFd, token: Token) {
         let entry = opcode::RecvMulti::new(Fd(fd), POOL_GROUP).build();
-        self.push(entry.user_data(token.bits()));
+        self.push(entry, token);
     }
 
     /// # Safety
     /// As [`super::Driver::receive_into`].
     pub(super) unsafe fn receive_into(&mut self, fd: RawFd, token: Token, memory: *mut u8, len: usize) {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
-        self.push(opcode::Recv::new(Fd(fd), memory, len).build().user_data(token.bits()));
+        self.push(opcode::Recv::new(Fd(fd), memory, len).build(), token);
     }
 
     /// # Safety
@@ -132,7 +139,7 @@ impl Uring {
     pub(super) unsafe fn send(&mut self, fd: RawFd, token: Token, memory: *const u8, len: usize) {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let entry = opcode::Send::new(Fd(fd), memory, len).flags(libc::MSG_NOSIGNAL).build();
-        self.push(entry.user_data(token.bits()));
+        self.push(entry, token);
     }
 
     /// # Safety
@@ -141,7 +148,7 @@ impl Uring {
         // SAFETY: `message` points to a live Message, as the caller promises.
         let header = unsafe { &raw const (*message).header };
         let entry = opcode::SendMsg::new(Fd(fd), header).flags(libc::MSG_NOSIGNAL as u32).build();
-        self.push(entry.user_data(token.bits()));
+        self.push(entry, token);
     }
 
     /// # Safety
@@ -149,7 +156,7 @@ impl Uring {
     pub(super) unsafe fn receive_message(&mut self, fd: RawFd, token: Token, message: *mut Message) {
         // SAFETY: `message` points to a live Message, as the caller promises.
         let header = unsafe { &raw mut (*message).header };
-        self.push(opcode::RecvMsg::new(Fd(fd), header).build().user_data(token.bits()));
+        self.push(opcode::RecvMsg::new(Fd(fd), header).build(), token);
     }
 
     /// # Safety
@@ -158,31 +165,33 @@ impl Uring {
         // SAFETY: `address` points to a live RawAddress, as the caller promises.
         let address = unsafe { &*address };
         let entry = opcode::Connect::new(Fd(fd), address.as_ptr(), address.len()).build();
-        self.push(entry.user_data(token.bits()));
+        self.push(entry, token);
     }
 
     pub(super) fn shutdown(&mut self, fd: RawFd, token: Token) {
         let entry = opcode::Shutdown::new(Fd(fd), libc::SHUT_WR).build();
-        self.push(entry.user_data(token.bits()));
+        self.push(entry, token);
     }
 
     pub(super) fn poll_readable(&mut self, fd: RawFd, token: Token) {
         let entry = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).multi(true).build();
-        self.push(entry.user_data(token.bits()));
+        self.push(entry, token);
     }
 
     pub(super) fn cancel(&mut self, _fd: RawFd, target: Token, token: Token) {
         let entry = opcode::AsyncCancel2::new(CancelBuilder::user_data(target.bits())).build();
-        self.push(entry.user_data(token.bits()));
+        self.push(entry, token);
     }
 
     pub(super) fn close(&mut self, fd: RawFd) {
         let entry = opcode::Close::new(Fd(fd)).build().flags(squeue::Flags::SKIP_SUCCESS);
-        self.push(entry.user_data(Token::DETACHED.bits()));
+        self.push(entry, Token::DETACHED);
     }
 
     pub(super) fn wait(&mut self, timeout_ns: Option<u64>, out: &mut Vec<Completion>) {
         self.stats.waits += 1;
+        out.append(&mut self.early);
+        let timeout_ns = if out.is_empty() { timeout_ns } else { Some(0) };
         let entered = match timeout_ns {
             None => self.ring.submitter().submit_and_wait(1).map(drop),
             Some(0) => self.poll_completions(),
@@ -201,6 +210,11 @@ impl Uring {
         }
         // The kernel keeps what does not fit and hands it over at the next call.
         self.stats.completion_overflows += u64::from(self.ring.submission().cq_overflow());
+        self.reap(out);
+    }
+
+    /// Appends the completions that lie in the queue.
+    fn reap(&mut self, out: &mut Vec<Completion>) {
         let mut completions = self.ring.completion();
         completions.sync();
         for entry in completions {
@@ -255,7 +269,7 @@ mod tests {
             key: crate::runtime::slab::Key { index: 1, generation: 1 },
             kind: super::super::Kind::Poll,
         };
-        uring.push(opcode::Nop::new().build().user_data(token.bits()));
+        uring.push(opcode::Nop::new().build(), token);
         let mut out = Vec::new();
         uring.wait(Some(1_000_000_000), &mut out);
         assert_eq!(out.len(), 1);
