@@ -96,8 +96,7 @@ metrics! {
     }
 
     // Requests.
-    family "blitz_requests_total" Counter "Requests answered, by protocol and class of status." {
-        RequestsH1Status1xx { protocol = "h1", status = "1xx" };
+    family "blitz_requests_total" Counter "Final answers begun, by protocol and class of status." {
         RequestsH1Status2xx { protocol = "h1", status = "2xx" };
         RequestsH1Status3xx { protocol = "h1", status = "3xx" };
         RequestsH1Status4xx { protocol = "h1", status = "4xx" };
@@ -173,9 +172,6 @@ metrics! {
     family "blitz_panics_total" Counter "Panics caught; each ended one connection." {
         Panics;
     }
-    family "blitz_orders_refused_total" Counter "Orders that a worker's full mailbox refused." {
-        OrdersRefused;
-    }
 
     // Control side; written by the supervisor only.
     family "blitz_config_reloads_total" Counter "Configuration reloads that took effect." {
@@ -206,10 +202,9 @@ metrics! {
 }
 
 impl Metric {
-    /// The slot of `blitz_requests_total` for an HTTP/1 answer. A status outside 100..=599 counts as 5xx.
+    /// The slot of `blitz_requests_total` for an HTTP/1 answer. Final answers only; a status outside 200..=599 counts as 5xx.
     pub const fn requests_h1(status: u16) -> Self {
         match status / 100 {
-            1 => Self::RequestsH1Status1xx,
             2 => Self::RequestsH1Status2xx,
             3 => Self::RequestsH1Status3xx,
             4 => Self::RequestsH1Status4xx,
