@@ -202,7 +202,8 @@ metrics! {
 }
 
 impl Metric {
-    /// The slot of `blitz_requests_total` for an HTTP/1 answer. Final answers only; a status outside 200..=599 counts as 5xx.
+    /// The slot of `blitz_requests_total` for an HTTP/1 answer. Final answers only; a status outside
+    /// 200..=599 counts as 5xx.
     pub const fn requests_h1(status: u16) -> Self {
         match status / 100 {
             2 => Self::RequestsH1Status2xx,
