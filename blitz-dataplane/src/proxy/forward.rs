@@ -21,8 +21,8 @@ use super::snapshot::Live;
 use super::{Proxy, trace};
 use crate::exchange::stream::{Answer, AnswerSource, BodySink, BodySource, Origin, UpstreamExchange};
 use crate::exchange::{
-    BodyLength, ErrorKind, Forwarding, MaxForwards, Method, ProxyError, RequestHead, Scheme, Side,
-    VIA_PSEUDONYM, add_forwarding, max_forwards, strip_hop_by_hop,
+    ErrorKind, Forwarding, MaxForwards, Method, ProxyError, RequestHead, Scheme, Side, VIA_PSEUDONYM,
+    add_forwarding, max_forwards, strip_hop_by_hop,
 };
 use crate::fields::{FieldError, Known};
 use crate::http1::client::ClientConnection;
@@ -237,7 +237,7 @@ async fn converse<U: UpstreamExchange, B: BodySource, A: Answer>(
     body_taken: &Cell<bool>,
 ) -> Result<(), ProxyError> {
     let (sink, source) = upstream.open(request, body.length())?;
-    if body.length() == BodyLength::Empty {
+    if body.is_complete() {
         return relay_answer(proxy, source, request.method, answer, None).await;
     }
     let gate = Gate::new(request.expects_continue);

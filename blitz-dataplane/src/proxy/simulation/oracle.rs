@@ -251,7 +251,10 @@ fn judge_own(
 fn judge_error(env: &Env, request: &Request, answer: &Answer, about: &Circumstances, say: &dyn Fn(String)) {
     let outcome = request.outcome();
     // Over a pooled connection that its endpoint had just closed, what cannot be sent twice fails.
-    let is_stale = (request.method == "POST" || request.upload.len() > 0) && answer.status == 502;
+    // A chunked body is taken before it is known to be empty.
+    let has_body =
+        request.upload.len() > 0 || matches!(request.upload, Upload::Chunked(_) | Upload::Trailers(_));
+    let is_stale = (request.method == "POST" || has_body) && answer.status == 502;
     let is_reset = env.resets && matches!(answer.status, 502 | 504);
     // A reset overtakes the head.
     let is_overtaken = request.behaviour == Behaviour::ResetMid && answer.status == 502;
