@@ -589,3 +589,23 @@ fn running_out_of_descriptors_pauses_accepting_and_recovers() {
         }
     });
 }
+
+#[test]
+fn a_multishot_that_ended_is_armed_again_without_a_reader() {
+    let profile = Profile { multishot_end_per_mille: 1000, ..Profile::CALM };
+    let mut runtime = Runtime::simulated(&World::with_profile(1, profile));
+    let handle = runtime.handle().clone();
+    runtime.block_on(async {
+        let (listener, address) = listener(&handle, Flavour::Sim(1));
+        let client = TcpStream::connect(&handle, address).await.unwrap();
+        let server = listener.accept().await.unwrap();
+        poll_fn_once(|cx| server.poll_gone(cx)).await;
+        client.write_with(|out| out.push(1)).unwrap();
+        handle.sleep(Duration::from_millis(20)).await;
+        // The byte lay there: taking it arms nothing.
+        assert_eq!(server.receive().await.unwrap().as_deref(), Some(&[1][..]));
+        drop(client);
+        handle.sleep(Duration::from_millis(20)).await;
+        assert!(server.has_news(), "nobody noticed that the peer has gone");
+    });
+}
