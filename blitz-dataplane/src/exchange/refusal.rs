@@ -41,6 +41,10 @@ fn fill(head: &mut ResponseHead, error: &ProxyError) -> Result<(), FieldError> {
         let parts: [&[u8]; 5] = [b"blitz; error=", token.as_bytes(), b"; details=\"", detail, b"\""];
         fields.push_known_parts(Known::ProxyStatus, &parts)?;
     }
+    if error.kind == ErrorKind::MethodNotAllowed {
+        // RFC 9110 section 15.5.6 asks for it. Refused here whatever the route: TRACE only.
+        fields.push(b"Allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS")?;
+    }
     if matches!(error.kind, ErrorKind::NoHealthyEndpoint | ErrorKind::Overload | ErrorKind::Draining) {
         fields.push_known(Known::RetryAfter, b"1")?;
     }
