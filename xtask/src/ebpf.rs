@@ -198,29 +198,18 @@ fn build_elsewhere(toolchain: &Toolchain, here: &Place, folder: &Path) -> Result
 
 /// Runs cargo and returns the object without its DWARF.
 fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u8>> {
-    let llvm = toolchain.llvm_folder(&place.target)?;
-    let mut command = Command::new(&toolchain.cargo);
-    command.current_dir(place.root.join("blitz-ebpf"));
-    for (name, _) in std::env::vars_os() {
-        // What a person or the outer cargo set for other builds must not shape this one.
-        let name_text = name.to_string_lossy();
-        if name_text.starts_with("CARGO") || name_text.starts_with("RUST") {
-            command.env_remove(&name);
-        }
+    if !place.offline {
+        // The folders of the crates must be there before they can be named in the flags.
+        sh::run(cargo(toolchain, place).args(["fetch", "--locked"]))?;
     }
+    let llvm = toolchain.llvm_folder(&place.target)?;
+    let mut command = cargo(toolchain, place);
     command
-        .env("CARGO_HOME", &place.cargo_home)
-        .env("CARGO_TARGET_DIR", &place.target)
-        .env("CARGO_INCREMENTAL", "0")
-        .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         // bpf-linker opens the first libLLVM that it finds in the folders of this variable.
         .env("LD_LIBRARY_PATH", llvm)
         .args(["rustc", "--bin", "blitz", "--release", "--locked", "--target", TARGET])
-        .args(["-Z", "build-std=core", "--config", &config(toolchain, place)]);
-    if let Ok(terms) = std::env::var("CARGO_TERM_COLOR") {
-        command.env("CARGO_TERM_COLOR", terms);
-    }
+        .args(["-Z", "build-std=core", "--config", &config(toolchain, place)?]);
     if place.offline {
         command.arg("--offline");
     }
@@ -237,6 +226,24 @@ fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u
     strip::without_dwarf(&bytes).map_err(|what| format!("{}: {what}", built.display()))
 }
 
+/// cargo in `blitz-ebpf/`, without what a person or the outer cargo set for other builds.
+fn cargo(toolchain: &Toolchain, place: &Place) -> Command {
+    let mut command = Command::new(&toolchain.cargo);
+    command.current_dir(place.root.join("blitz-ebpf"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let is_kept = text.starts_with("CARGO_TERM_") || text.starts_with("CARGO_HTTP_");
+        if (text.starts_with("CARGO") || text.starts_with("RUST")) && !is_kept {
+            command.env_remove(&name);
+        }
+    }
+    command
+        .env("CARGO_HOME", &place.cargo_home)
+        .env("CARGO_TARGET_DIR", &place.target)
+        .env("RUSTC", &toolchain.rustc);
+    command
+}
+
 /// Flags of the compiler that do not depend on the machine.
 const FLAGS: &[&str] = &[
     // Instruction set v3 brings compare-and-swap and 32-bit registers (Linux 5.12).
@@ -248,30 +255,35 @@ const FLAGS: &[&str] = &[
 ];
 
 /// The flags as cargo's configuration: unlike `RUSTFLAGS` they are for the target only, and can be printed.
-fn config(toolchain: &Toolchain, place: &Place) -> String {
-    let flags: Vec<_> = flags(toolchain, place).iter().map(|flag| format!("{flag:?}")).collect();
-    format!("target.{TARGET}.rustflags=[{}]", flags.join(", "))
+fn config(toolchain: &Toolchain, place: &Place) -> Result<String> {
+    let flags: Vec<_> = flags(toolchain, place)?.iter().map(|flag| format!("{flag:?}")).collect();
+    Ok(format!("target.{TARGET}.rustflags=[{}]", flags.join(", ")))
 }
 
-fn flags(toolchain: &Toolchain, place: &Place) -> Vec<String> {
+fn flags(toolchain: &Toolchain, place: &Place) -> Result<Vec<String>> {
     let mut flags: Vec<String> = FLAGS.iter().map(|flag| (*flag).to_owned()).collect();
     flags.push(format!("-Clinker={}", toolchain.linker.display()));
-    // The last that fits is the one that counts, so folders come before folders inside them.
-    let sources = toolchain.library_folders();
-    let folders = [(&place.root, "/blitz"), (&place.cargo_home, "/cargo"), (&place.target, "/target")];
-    for folder in &sources {
-        flags.push(format!("--remap-path-prefix={}=/rust", folder.display()));
+    let mut folders: Vec<(PathBuf, &str)> = Vec::new();
+    folders.extend(toolchain.library_folders().into_iter().map(|folder| (folder, "/rust")));
+    // Of the folders that fit, the compiler takes the last: the outer ones come first.
+    folders.push((place.root.clone(), "/blitz"));
+    folders.push((place.target.clone(), "/target"));
+    // A folder for each registry; its name depends on where the crates are downloaded from.
+    let sources = place.cargo_home.join("registry/src");
+    let failed = |error: std::io::Error| format!("{}: {error}", sources.display());
+    for registry in std::fs::read_dir(&sources).map_err(failed)? {
+        folders.push((registry.map_err(failed)?.path(), "/crates"));
     }
     for (folder, name) in folders {
         flags.push(format!("--remap-path-prefix={}={name}", folder.display()));
     }
-    flags
+    Ok(flags)
 }
 
 /// The flags as the record names them: without what stands for the machine's folders.
 fn flags_for_record() -> String {
     let folders =
-        ["/rust", "/blitz", "/cargo", "/target"].map(|name| format!("--remap-path-prefix=…={name}"));
+        ["/rust", "/blitz", "/target", "/crates"].map(|name| format!("--remap-path-prefix=..={name}"));
     format!("{} {} --release -Z build-std=core, DWARF removed", FLAGS.join(" "), folders.join(" "))
 }
 
