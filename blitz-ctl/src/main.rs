@@ -1,0 +1,3 @@
+//! `blitz-ctl`.
+
+fn main() {}

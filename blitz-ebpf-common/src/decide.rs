@@ -1,0 +1,394 @@
+//! The decision: from a frame to a verdict, over whatever holds the tables.
+//!
+//! Owns: the order of the steps, what each reads, and the direction in which each fails. Does not own:
+//! map access ([`Tables`] is implemented over BPF maps in `blitz-ebpf` and over hash maps in
+//! `blitz-ctl`), or counting: the caller counts one [`Decision`] per packet.
+
+use core::ops::Deref;
+
+use crate::gcra::{self, Take, Word};
+use crate::layout::{
+    ALLOW_MANAGEMENT, ALLOW_SERVICE, Block, Buckets, DENY_HOST, DENY_SHADOW, Deny, Dimension, EVERYWHERE_MAX,
+    Everywhere, Fault, LENGTHS_MAX, LIMIT_SHADOW, Lengths, Limit, PORT_EXACT, Ports, Prefix4, Prefix6,
+    SETTING_ALLOW, SETTING_BLOCK, SETTING_DENY, SETTING_HOST, SETTING_SHADOW, Service, ServiceKey, Settings,
+    SourceKey, Verdict, index4, index6, port_column,
+};
+use crate::packet::{Bytes, Family, Packet, Words, parse};
+
+/// Which way each step fails, and why. `docs/xdp.md` prints this table and the fixtures test it.
+pub const FAIL_DIRECTIONS: [(&str, &str, &str); 8] = [
+    (
+        "parse",
+        "the frame is not IP, is cut short, or has more tags or extension headers than are followed",
+        "pass: the kernel's stack knows more protocols than this program, and refuses what is broken",
+    ),
+    (
+        "service",
+        "the address, port and protocol belong to no service",
+        "pass, untouched: a stage in front of a web server must not cut off ssh",
+    ),
+    ("allow", "the trie has no entry", "go on: not allowed is not denied"),
+    (
+        "block",
+        "the entry has expired and nobody has removed it yet",
+        "go on: a block ends on time without the daemon",
+    ),
+    ("deny", "the entry has expired and nobody has removed it yet", "go on, as for blocks"),
+    (
+        "source limit",
+        "the table of sources takes no new entry",
+        "go on, counted as `sources_full`: strangers are not punished for a full table, the service limit still counts",
+    ),
+    (
+        "any limit",
+        "other CPUs change the word eight times in a row",
+        "over the limit, counted as `contended`: only a flood does that",
+    ),
+    ("any step", "a map entry that must exist does not", "go on without it, counted as `no_entry`"),
+];
+
+/// The tables of the stage.
+pub trait Tables {
+    /// A bucket word as several CPUs share it.
+    type Word: Word;
+    /// The three words of a limit, by [`Dimension`].
+    type Words: Deref<Target = [Self::Word; 3]>;
+
+    /// What holds for all packets. A missing entry is all zero.
+    fn settings(&self) -> Settings;
+    /// The services of a destination port.
+    fn ports(&self, port: u16) -> Option<Ports>;
+    /// The number of the service with its own address.
+    fn service_at(&self, key: &ServiceKey) -> Option<u32>;
+    /// A service by its number.
+    fn service(&self, number: u32) -> Option<Service>;
+    /// The `ALLOW_*` flags of the longest allow prefix that holds `source`, or 0.
+    fn allowed(&self, family: Family, source: &Words) -> u32;
+    /// The blocklist.
+    fn blocked(&self, key: &SourceKey) -> Option<Block>;
+    /// A bucket of the IPv4 deny index.
+    fn lengths4(&self, bucket: u32) -> Option<Lengths>;
+    /// A bucket of the IPv6 deny index.
+    fn lengths6(&self, bucket: u32) -> Option<Lengths>;
+    /// One word of the IPv4 list of [`Everywhere`] of a deny slot.
+    fn everywhere4(&self, slot: u32, word: usize) -> u64;
+    /// One word of the IPv6 list of [`Everywhere`] of a deny slot.
+    fn everywhere6(&self, slot: u32, word: usize) -> u64;
+    /// A deny entry of IPv4.
+    fn deny4(&self, slot: u32, prefix: &Prefix4) -> Option<Deny>;
+    /// A deny entry of IPv6.
+    fn deny6(&self, slot: u32, prefix: &Prefix6) -> Option<Deny>;
+    /// A limit by its number.
+    fn limit(&self, number: u32) -> Option<&Limit>;
+    /// The words of a source's buckets, made with all words zero when there are none. `None`: no room.
+    fn source(&self, key: &SourceKey) -> Option<Self::Words>;
+    /// The words of a service limit's shared buckets.
+    fn shared(&self, limit: u32) -> Option<Self::Words>;
+    /// What this CPU has drawn from a service limit's shared buckets and not yet spent.
+    fn credit(&self, limit: u32) -> Option<Buckets>;
+    /// Stores one word of the credit.
+    fn set_credit(&self, limit: u32, dimension: Dimension, value: u64);
+    /// CLOCK_MONOTONIC in nanoseconds.
+    fn now(&self) -> u64;
+    /// A rule in `shadow` would have dropped the packet.
+    fn shadow(&self, rule: u32);
+    /// A step could not do its work.
+    fn fault(&self, fault: Fault);
+}
+
+/// What happens to a packet and which rule says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What happens.
+    pub verdict: Verdict,
+    /// The rule that decided; 0 for none.
+    pub rule: u32,
+}
+
+impl Decision {
+    #[inline(always)]
+    const fn new(verdict: Verdict, rule: u32) -> Self {
+        Self { verdict, rule }
+    }
+}
+
+/// Decides about one frame of `length` octets.
+#[inline(always)]
+pub fn decide<B: Bytes + ?Sized, T: Tables>(frame: &B, length: u32, tables: &T) -> Decision {
+    match parse(frame) {
+        Some(packet) => decide_packet(&packet, length, tables),
+        None => Decision::new(Verdict::PassNotUnderstood, 0),
+    }
+}
+
+/// Decides about a packet whose frame has `length` octets.
+#[inline(always)]
+pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Decision {
+    let settings = tables.settings();
+    let Some(service) = find_service(packet, tables) else {
+        return decide_host(packet, &settings, tables);
+    };
+    let dry = settings.flags & SETTING_SHADOW != 0;
+    let allowed = settings.flags & SETTING_ALLOW != 0
+        && tables.allowed(packet.family, &packet.source) & ALLOW_SERVICE != 0;
+    if !allowed {
+        if let Some(stop) = lists(packet, &settings, dry, tables) {
+            return stop;
+        }
+        if service.source_limit != 0 {
+            if let Some(over) = source_limit(packet, length, service.source_limit, dry, tables) {
+                return over;
+            }
+        }
+    }
+    if service.service_limit != 0 {
+        if let Some(over) = service_limit(packet, length, service.service_limit, dry, tables) {
+            return over;
+        }
+    }
+    Decision::new(if allowed { Verdict::PassAllowed } else { Verdict::PassService }, service.rule)
+}
+
+/// The service a packet is for. Later fragments have port 0, under which every address is listed that
+/// has a service of that protocol.
+#[inline(always)]
+fn find_service<T: Tables>(packet: &Packet, tables: &T) -> Option<Service> {
+    let column = port_column(packet.family, packet.protocol)?;
+    let ports = tables.ports(packet.destination_port)?;
+    let listed = *ports.service.get(column)?;
+    if listed == 0 {
+        return None;
+    }
+    let mut number = u32::from(listed & !PORT_EXACT);
+    if listed & PORT_EXACT != 0 {
+        let key = ServiceKey {
+            address: packet.destination,
+            port: packet.destination_port,
+            protocol: u16::from(packet.protocol),
+        };
+        if let Some(exact) = tables.service_at(&key) {
+            number = exact;
+        }
+    }
+    if number == 0 {
+        return None;
+    }
+    let service = tables.service(number);
+    if service.is_none() {
+        tables.fault(Fault::NoEntry);
+    }
+    service
+}
+
+/// What is for no service: only host-wide deny entries touch it, and never a management address.
+#[inline(always)]
+fn decide_host<T: Tables>(packet: &Packet, settings: &Settings, tables: &T) -> Decision {
+    let pass = Decision::new(Verdict::PassNoService, 0);
+    if settings.flags & SETTING_HOST == 0 {
+        return pass;
+    }
+    if settings.flags & SETTING_ALLOW != 0
+        && tables.allowed(packet.family, &packet.source) & ALLOW_MANAGEMENT != 0
+    {
+        return pass;
+    }
+    let dry = settings.flags & SETTING_SHADOW != 0;
+    match deny(packet, settings.deny_slot, DENY_HOST, dry, tables) {
+        Some(rule) => Decision::new(Verdict::DropDenied, rule),
+        None => pass,
+    }
+}
+
+/// The blocklist, then the deny list.
+#[inline(always)]
+fn lists<T: Tables>(packet: &Packet, settings: &Settings, dry: bool, tables: &T) -> Option<Decision> {
+    if settings.flags & SETTING_BLOCK != 0 {
+        let key = SourceKey::blocked(packet.family, &packet.source);
+        if let Some(block) = tables.blocked(&key)
+            && (block.expires == 0 || tables.now() < block.expires)
+        {
+            if !dry && block.flags & DENY_SHADOW == 0 {
+                return Some(Decision::new(Verdict::DropBlocked, block.rule));
+            }
+            tables.shadow(block.rule);
+        }
+    }
+    if settings.flags & SETTING_DENY != 0 {
+        let rule = deny(packet, settings.deny_slot, 0, dry, tables)?;
+        return Some(Decision::new(Verdict::DropDenied, rule));
+    }
+    None
+}
+
+/// The rule of the longest deny prefix in force that holds the source and has all flags of `needed`.
+#[inline(always)]
+fn deny<T: Tables>(packet: &Packet, slot: u32, needed: u32, dry: bool, tables: &T) -> Option<u32> {
+    let bucket = match packet.family {
+        Family::V4 => tables.lengths4(index4(slot, packet.source[3])),
+        Family::V6 => tables.lengths6(index6(slot, packet.source[0])),
+    };
+    let mut listed = match bucket {
+        Some(lengths) => lengths.packed,
+        None => {
+            tables.fault(Fault::NoEntry);
+            0
+        }
+    };
+    for _ in 0..LENGTHS_MAX {
+        if listed == 0 {
+            break;
+        }
+        if let Some(rule) = deny_at(packet, slot, (listed & 0xff) as u32, needed, dry, tables) {
+            return Some(rule);
+        }
+        listed >>= 8;
+    }
+    for word in 0..EVERYWHERE_MAX / 8 {
+        let mut listed = match packet.family {
+            Family::V4 => tables.everywhere4(slot, word),
+            Family::V6 => tables.everywhere6(slot, word),
+        };
+        if listed == 0 {
+            break;
+        }
+        for _ in 0..8 {
+            if listed == 0 {
+                break;
+            }
+            if let Some(rule) = deny_at(packet, slot, (listed & 0xff) as u32, needed, dry, tables) {
+                return Some(rule);
+            }
+            listed >>= 8;
+        }
+    }
+    None
+}
+
+/// Looks at one prefix length, given as the length plus one.
+#[inline(always)]
+fn deny_at<T: Tables>(
+    packet: &Packet,
+    slot: u32,
+    listed: u32,
+    needed: u32,
+    dry: bool,
+    tables: &T,
+) -> Option<u32> {
+    let length = listed.wrapping_sub(1);
+    let entry = match packet.family {
+        Family::V4 => tables.deny4(slot, &Prefix4::of(packet.source[3], length)),
+        Family::V6 => tables.deny6(slot, &Prefix6::of(&packet.source, length)),
+    }?;
+    if entry.flags & needed != needed || (entry.expires != 0 && tables.now() >= entry.expires) {
+        return None;
+    }
+    if dry || entry.flags & DENY_SHADOW != 0 {
+        tables.shadow(entry.rule);
+        return None;
+    }
+    Some(entry.rule)
+}
+
+/// Tokens of `packet` in one dimension; `None` when the limit does not ask about it.
+#[inline(always)]
+fn tokens(limit: &Limit, dimension: Dimension, packet: &Packet, length: u32) -> Option<u32> {
+    if !limit.rates[dimension as usize].limits() {
+        return None;
+    }
+    match dimension {
+        Dimension::Packets => Some(1),
+        Dimension::Bytes => Some(length),
+        Dimension::Syns => packet.opens().then_some(1),
+    }
+}
+
+/// The buckets of the packet's source. A packet that one dimension refuses has been counted by the
+/// dimensions before it; the next dimension is not asked.
+#[inline(always)]
+fn source_limit<T: Tables>(
+    packet: &Packet,
+    length: u32,
+    number: u32,
+    dry: bool,
+    tables: &T,
+) -> Option<Decision> {
+    let Some(limit) = tables.limit(number) else {
+        tables.fault(Fault::NoEntry);
+        return None;
+    };
+    let key = SourceKey::new(packet.family, &packet.source, limit.mask4, limit.mask6, number);
+    let Some(words) = tables.source(&key) else {
+        tables.fault(Fault::SourcesFull);
+        return None;
+    };
+    let now = gcra::units(tables.now());
+    for dimension in Dimension::ALL {
+        let Some(tokens) = tokens(limit, dimension, packet, length) else { continue };
+        let rate = &limit.rates[dimension as usize];
+        match gcra::take(&words[dimension as usize], now, rate.cost(tokens), rate.depth) {
+            Take::Granted => continue,
+            Take::Refused { .. } => {}
+            Take::Contended => tables.fault(Fault::Contended),
+        }
+        if dry || limit.flags & LIMIT_SHADOW != 0 {
+            tables.shadow(limit.rule);
+            return None;
+        }
+        let verdict = match dimension {
+            Dimension::Packets => Verdict::DropSourcePackets,
+            Dimension::Bytes => Verdict::DropSourceBytes,
+            Dimension::Syns => Verdict::DropSourceSyns,
+        };
+        return Some(Decision::new(verdict, limit.rule));
+    }
+    None
+}
+
+/// The buckets of a service. Each CPU spends bucket time that it has drawn from the shared bucket, a
+/// [`Limit::quantum`] at a time, so that the shared word is touched once in many packets.
+#[inline(always)]
+fn service_limit<T: Tables>(
+    packet: &Packet,
+    length: u32,
+    number: u32,
+    dry: bool,
+    tables: &T,
+) -> Option<Decision> {
+    let (Some(limit), Some(words), Some(credit)) =
+        (tables.limit(number), tables.shared(number), tables.credit(number))
+    else {
+        tables.fault(Fault::NoEntry);
+        return None;
+    };
+    for dimension in Dimension::ALL {
+        let Some(tokens) = tokens(limit, dimension, packet, length) else { continue };
+        let rate = &limit.rates[dimension as usize];
+        let cost = rate.cost(tokens);
+        let left = credit.words[dimension as usize];
+        if left >= cost {
+            tables.set_credit(number, dimension, left - cost);
+            continue;
+        }
+        // What is left is spent first, so that a quantum below one packet's cost is never stuck.
+        let draw = if limit.quantum > cost { limit.quantum } else { cost };
+        match gcra::take(&words[dimension as usize], gcra::units(tables.now()), draw, rate.depth) {
+            Take::Granted => {
+                tables.set_credit(number, dimension, left + draw - cost);
+                continue;
+            }
+            Take::Refused { .. } => {}
+            Take::Contended => tables.fault(Fault::Contended),
+        }
+        if dry || limit.flags & LIMIT_SHADOW != 0 {
+            tables.shadow(limit.rule);
+            return None;
+        }
+        let verdict = match dimension {
+            Dimension::Packets => Verdict::DropServicePackets,
+            Dimension::Bytes => Verdict::DropServiceBytes,
+            Dimension::Syns => Verdict::DropServiceSyns,
+        };
+        return Some(Decision::new(verdict, limit.rule));
+    }
+    None
+}

@@ -1,0 +1,39 @@
+//! `aya::Pod` for what crosses between user space and the maps.
+//!
+//! Owns: the promise that every octet pattern is a valid value, for the types of [`crate::layout`].
+
+use crate::layout::{
+    Block, Buckets, Count, Deny, Everywhere, Layout, Lengths, Limit, Note, Ports, Prefix4, Prefix6,
+    RuleCount, RuleName, Service, ServiceKey, Settings, SourceKey,
+};
+
+macro_rules! pod {
+    ($($type:ty = $size:literal),+ $(,)?) => {$(
+        // The size is the sum of the fields': no padding, so no octet is left uninitialised.
+        const _: () = assert!(core::mem::size_of::<$type>() == $size);
+        // SAFETY: `repr(C)` of integers and arrays of integers, `Copy + 'static`, without padding (the
+        // size above); any octets are a valid value.
+        unsafe impl aya::Pod for $type {}
+    )+};
+}
+
+pod! {
+    Block = 24,
+    Buckets = 24,
+    Count = 16,
+    Deny = 16,
+    Everywhere = 80,
+    Layout = 16,
+    Lengths = 8,
+    Limit = 80,
+    Note = 128,
+    Ports = 8,
+    Prefix4 = 8,
+    Prefix6 = 20,
+    RuleCount = 32,
+    RuleName = 64,
+    Service = 16,
+    ServiceKey = 20,
+    Settings = 8,
+    SourceKey = 16,
+}
