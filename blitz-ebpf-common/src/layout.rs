@@ -170,8 +170,23 @@ pub const ALLOW_MANAGEMENT: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ports {
-    /// By [`port_column`].
-    pub service: [u16; 4],
+    /// Four 16-bit columns, the lowest first; see [`port_column`]. One word, so that it is picked by a
+    /// shift: the verifier allows no address that is computed from the packet.
+    pub packed: u64,
+}
+
+impl Ports {
+    /// One column.
+    #[inline(always)]
+    pub const fn get(self, column: u32) -> u16 {
+        (self.packed >> ((column & 3) * 16)) as u16
+    }
+
+    /// The same with one column set.
+    pub const fn with(self, column: u32, service: u16) -> Self {
+        let shift = (column & 3) * 16;
+        Self { packed: self.packed & !(0xffff << shift) | ((service as u64) << shift) }
+    }
 }
 
 /// See [`Ports`].
@@ -179,7 +194,7 @@ pub const PORT_EXACT: u16 = 0x8000;
 
 /// The column of [`Ports`] for a family and protocol; `None` for other protocols than TCP and UDP.
 #[inline(always)]
-pub const fn port_column(family: Family, protocol: u8) -> Option<usize> {
+pub const fn port_column(family: Family, protocol: u8) -> Option<u32> {
     let family = match family {
         Family::V4 => 0,
         Family::V6 => 1,
@@ -415,6 +430,27 @@ pub enum Dimension {
 impl Dimension {
     /// In the order in which they are asked.
     pub const ALL: [Self; 3] = [Self::Packets, Self::Bytes, Self::Syns];
+
+    /// The element of this dimension. Constant indices only: no bounds check is left that could panic,
+    /// which the verifier would refuse.
+    #[inline(always)]
+    pub const fn of<T>(self, three: &[T; 3]) -> &T {
+        match self {
+            Self::Packets => &three[0],
+            Self::Bytes => &three[1],
+            Self::Syns => &three[2],
+        }
+    }
+
+    /// The element of this dimension, to change it.
+    #[inline(always)]
+    pub const fn of_mut<T>(self, three: &mut [T; 3]) -> &mut T {
+        match self {
+            Self::Packets => &mut three[0],
+            Self::Bytes => &mut three[1],
+            Self::Syns => &mut three[2],
+        }
+    }
 }
 
 /// The words of a limit, by [`Dimension`].
