@@ -75,9 +75,9 @@ pub trait Tables {
     /// One word of the IPv6 list of [`Everywhere`] of a deny slot.
     fn everywhere6(&self, slot: u32, word: usize) -> u64;
     /// A deny entry of IPv4.
-    fn deny4(&self, slot: u32, prefix: &Prefix4) -> Option<Deny>;
+    fn deny4(&self, prefix: &Prefix4) -> Option<Deny>;
     /// A deny entry of IPv6.
-    fn deny6(&self, slot: u32, prefix: &Prefix6) -> Option<Deny>;
+    fn deny6(&self, prefix: &Prefix6) -> Option<Deny>;
     /// A limit by its number.
     fn limit(&self, number: u32) -> Option<&Limit>;
     /// The words of a source's buckets, made with all words zero when there are none. `None`: no room.
@@ -252,8 +252,8 @@ fn denied_at<T: Tables>(
 ) -> Option<u32> {
     let length = listed.wrapping_sub(1);
     let entry = match packet.family {
-        Family::V4 => tables.deny4(slot, &Prefix4::of(packet.source[3], length)),
-        Family::V6 => tables.deny6(slot, &Prefix6::of(&packet.source, length)),
+        Family::V4 => tables.deny4(&Prefix4::of(packet.source[3], length, slot)),
+        Family::V6 => tables.deny6(&Prefix6::of(&packet.source, length, slot)),
     }?;
     if entry.flags & needed != needed || (entry.expires != 0 && tables.now() >= entry.expires) {
         return None;

@@ -32,14 +32,10 @@ pub mod maps {
     pub const ALLOW6: &str = "ALLOW6";
     /// Hash from [`super::SourceKey`] (limit 0) to [`super::Block`]: the blocklist.
     pub const BLOCKED: &str = "BLOCKED";
-    /// Hash from [`super::Prefix4`] to [`super::Deny`], for deny slot 0.
-    pub const DENY4_0: &str = "DENY4_0";
-    /// The same for deny slot 1.
-    pub const DENY4_1: &str = "DENY4_1";
-    /// Hash from [`super::Prefix6`] to [`super::Deny`], for deny slot 0.
-    pub const DENY6_0: &str = "DENY6_0";
-    /// The same for deny slot 1.
-    pub const DENY6_1: &str = "DENY6_1";
+    /// Hash from [`super::Prefix4`] to [`super::Deny`]. Both deny slots live here, told apart by the key.
+    pub const DENY4: &str = "DENY4";
+    /// Hash from [`super::Prefix6`] to [`super::Deny`], likewise.
+    pub const DENY6: &str = "DENY6";
     /// Array of [`super::Lengths`] by `slot * 65,536 + first 16 bits of the address`.
     pub const DENY_INDEX4: &str = "DENY_INDEX4";
     /// Array of [`super::Lengths`] by `slot * 16,384 + `[`super::index6`].
@@ -66,7 +62,7 @@ pub mod maps {
     pub const DENY_NOTES: &str = "DENY_NOTES";
 
     /// Every map, in the order of this list.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 22] = [
         LAYOUT,
         SETTINGS,
         PORTS,
@@ -75,10 +71,8 @@ pub mod maps {
         ALLOW4,
         ALLOW6,
         BLOCKED,
-        DENY4_0,
-        DENY4_1,
-        DENY6_0,
-        DENY6_1,
+        DENY4,
+        DENY6,
         DENY_INDEX4,
         DENY_INDEX6,
         DENY_LENGTHS,
@@ -107,8 +101,9 @@ pub const SERVICE_AT_MAX: u32 = 4096;
 pub const ALLOW_MAX: u32 = 4096;
 /// Sources on the blocklist.
 pub const BLOCKED_MAX: u32 = 65_536;
-/// Prefixes of one family in one deny slot, unless the loader sets another size.
-pub const DENY_MAX: u32 = 1_048_576;
+/// Entries of [`maps::DENY4`] and of [`maps::DENY6`], unless the loader sets another size: twice the
+/// prefixes that may be in force, since a new list is written beside the old one.
+pub const DENY_MAX: u32 = 2 * 131_072;
 /// Buckets of the IPv4 deny index in one slot.
 pub const INDEX4: u32 = 65_536;
 /// Buckets of the IPv6 deny index in one slot.
@@ -135,7 +130,7 @@ pub struct Layout {
     pub version: u32,
     /// Sources the limiter holds.
     pub sources_max: u32,
-    /// Prefixes one deny slot holds, of each family.
+    /// Prefixes of each family that may be in force: half the entries of its hash.
     pub deny_max: u32,
 }
 
@@ -278,39 +273,43 @@ pub struct Block {
     pub flags: u32,
 }
 
-/// An IPv4 prefix.
+/// An IPv4 prefix in a deny slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Prefix4 {
     /// Network address, host order, host bits zero.
     pub address: u32,
     /// Prefix length, 0 to 32.
-    pub length: u32,
+    pub length: u16,
+    /// The deny slot, 0 or 1.
+    pub slot: u16,
 }
 
-/// An IPv6 prefix.
+/// An IPv6 prefix in a deny slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Prefix6 {
     /// Network address, host bits zero.
     pub address: Words,
     /// Prefix length, 0 to 128.
-    pub length: u32,
+    pub length: u16,
+    /// The deny slot, 0 or 1; 0 in [`maps::DENY_NOTES`].
+    pub slot: u16,
 }
 
 impl Prefix4 {
-    /// The prefix of `length` that holds `address`.
+    /// The prefix of `length` that holds `address`, in `slot`.
     #[inline(always)]
-    pub const fn of(address: u32, length: u32) -> Self {
+    pub const fn of(address: u32, length: u32, slot: u32) -> Self {
         let length = if length > 32 { 32 } else { length };
-        Self { address: address & mask(length), length }
+        Self { address: address & mask(length), length: length as u16, slot: slot as u16 }
     }
 }
 
 impl Prefix6 {
-    /// The prefix of `length` that holds `address`.
+    /// The prefix of `length` that holds `address`, in `slot`.
     #[inline(always)]
-    pub const fn of(address: &Words, length: u32) -> Self {
+    pub const fn of(address: &Words, length: u32, slot: u32) -> Self {
         let length = if length > 128 { 128 } else { length };
         let address = [
             address[0] & mask(length),
@@ -318,7 +317,7 @@ impl Prefix6 {
             address[2] & mask(length.saturating_sub(64)),
             address[3] & mask(length.saturating_sub(96)),
         ];
-        Self { address, length }
+        Self { address, length: length as u16, slot: slot as u16 }
     }
 }
 

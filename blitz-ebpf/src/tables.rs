@@ -44,13 +44,9 @@ static ALLOW6: LpmTrie<Words, u32> = LpmTrie::with_max_entries(ALLOW_MAX, AS_IT_
 #[map]
 static BLOCKED: HashMap<SourceKey, Block> = HashMap::with_max_entries(BLOCKED_MAX, AS_IT_FILLS);
 #[map]
-static DENY4_0: HashMap<Prefix4, Deny> = HashMap::with_max_entries(DENY_MAX, AS_IT_FILLS);
+static DENY4: HashMap<Prefix4, Deny> = HashMap::with_max_entries(DENY_MAX, AS_IT_FILLS);
 #[map]
-static DENY4_1: HashMap<Prefix4, Deny> = HashMap::with_max_entries(DENY_MAX, AS_IT_FILLS);
-#[map]
-static DENY6_0: HashMap<Prefix6, Deny> = HashMap::with_max_entries(DENY_MAX, AS_IT_FILLS);
-#[map]
-static DENY6_1: HashMap<Prefix6, Deny> = HashMap::with_max_entries(DENY_MAX, AS_IT_FILLS);
+static DENY6: HashMap<Prefix6, Deny> = HashMap::with_max_entries(DENY_MAX, AS_IT_FILLS);
 #[map]
 static DENY_INDEX4: Array<Lengths> = Array::with_max_entries(2 * INDEX4, 0);
 #[map]
@@ -197,17 +193,15 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn deny4(&self, slot: u32, prefix: &Prefix4) -> Option<Deny> {
-        let table = if slot & 1 == 0 { &DENY4_0 } else { &DENY4_1 };
+    fn deny4(&self, prefix: &Prefix4) -> Option<Deny> {
         // SAFETY: read once, by copy; see the module's head.
-        unsafe { table.get(prefix) }.copied()
+        unsafe { DENY4.get(prefix) }.copied()
     }
 
     #[inline(always)]
-    fn deny6(&self, slot: u32, prefix: &Prefix6) -> Option<Deny> {
-        let table = if slot & 1 == 0 { &DENY6_0 } else { &DENY6_1 };
+    fn deny6(&self, prefix: &Prefix6) -> Option<Deny> {
         // SAFETY: read once, by copy; see the module's head.
-        unsafe { table.get(prefix) }.copied()
+        unsafe { DENY6.get(prefix) }.copied()
     }
 
     #[inline(always)]
