@@ -46,15 +46,6 @@ pub enum Refusal {
         /// How many fit.
         fit: usize,
     },
-    /// More denied prefixes of a family than `xdp.deny_max`.
-    DenyFull {
-        /// "IPv4" or "IPv6".
-        family: &'static str,
-        /// How many the configuration asks for.
-        asked: usize,
-        /// How many fit.
-        fit: usize,
-    },
     /// More different lengths of IPv6 prefixes than the program tries.
     TooManyLengths {
         /// The first prefix that found no room.
@@ -71,11 +62,6 @@ impl std::fmt::Display for Refusal {
                     "the configuration has {asked} {what} and the kernel's table holds {fit}; remove some"
                 )
             }
-            Self::DenyFull { family, asked, fit } => write!(
-                f,
-                "the configuration denies {asked} {family} prefixes and xdp.deny_max is {fit}; raise it (it takes \
-                 effect after a detach) or join prefixes"
-            ),
             Self::TooManyLengths { prefix } => write!(
                 f,
                 "{prefix} finds no room: the denied IPv6 prefixes have too many different lengths; join prefixes so \
@@ -229,13 +215,6 @@ impl Image {
             let prefix = to_prefix(denied.prefix);
             let deny = Deny { expires: 0, rule: rule(RULE_DENY_CONFIG), flags };
             image.denied.insert(prefix, deny).map_err(|_| Refusal::TooManyLengths { prefix })?;
-        }
-        let (v4, v6) = image.denied.counts();
-        for (family, asked) in [("IPv4", v4), ("IPv6", v6)] {
-            let fit = xdp.deny_max as usize;
-            if asked > fit {
-                return Err(Refusal::DenyFull { family, asked, fit });
-            }
         }
         image.rules = rules;
         Ok(image)

@@ -13,7 +13,7 @@ name = "edge"
 address = "0.0.0.0:443"
 [[listeners]]
 name = "inner"
-address = "10.0.0.1:443"
+address = "10.0.0.1:8443"
 [upstreams.app]
 endpoints = [{ address = "127.0.0.1:9001" }]
 [[routes]]
@@ -23,15 +23,18 @@ upstream = "app"
 
 #[test]
 fn every_listener_is_a_service_and_an_own_address_comes_first() {
-    let image = Image::from_config(&config(BASE), 1, &InForce::default()).expect("fits");
+    let text = format!(
+        "{BASE}[[xdp.services]]\nname = \"own\"\naddress = \"10.0.0.1\"\nport = 443\nprotocol = \"tcp\"\n"
+    );
+    let image = Image::from_config(&config(&text), 1, &InForce::default()).expect("fits");
     let column = port_column(Family::V4, TCP).expect("a column");
     let edge = image.rule("service:edge").expect("a rule");
-    let inner = image.rule("service:inner").expect("a rule");
+    let own = image.rule("service:own").expect("a rule");
     let listed = image.ports[&443].get(column);
     assert_ne!(listed & PORT_EXACT, 0);
     assert_eq!(image.services[usize::from(listed & !PORT_EXACT)].rule, edge);
     let key = ServiceKey { address: service_words([10, 0, 0, 1].into()), port: 443, protocol: TCP.into() };
-    assert_eq!(image.services[image.service_at[&key] as usize].rule, inner);
+    assert_eq!(image.services[image.service_at[&key] as usize].rule, own);
     // And both under port 0, for later fragments.
     assert_ne!(image.ports[&0].get(column), 0);
     assert!(image.service_at.contains_key(&ServiceKey { port: 0, ..key }));
@@ -81,15 +84,4 @@ fn the_cpus_together_draw_at_most_half_a_service_bucket() {
         let limit = image.limits[1];
         assert!(limit.quantum * u64::from(cpus) * 2 <= Dimension::Packets.of(&limit.rates).depth);
     }
-}
-
-#[test]
-fn more_than_the_tables_hold_is_refused_with_a_sentence() {
-    let text = format!("{BASE}[xdp]\ndeny_max = 1024\ndeny = [{}]\n", deny_list(1025));
-    let refused = Image::from_config(&config(&text), 1, &InForce::default()).expect_err("too many");
-    assert!(refused.to_string().contains("denies 1025 IPv4 prefixes and xdp.deny_max is 1024"), "{refused}");
-}
-
-fn deny_list(count: u32) -> String {
-    (0..count).map(|n| format!("\"10.{}.{}.{}/32\",", n >> 16, n >> 8 & 255, n & 255)).collect()
 }
