@@ -129,7 +129,20 @@ impl Stage {
         ))
     }
 
-    fn check_room(&self, wanted: &PrefixSet) -> Result<()> {
+    /// Puts another deny list in force as a whole, through the slot that is not in force.
+    pub(crate) fn swap_denied(&self, wanted: &PrefixSet) -> Result<()> {
+        self.check_room(wanted)?;
+        let before = self.settings()?;
+        let slot = (before.deny_slot & 1) ^ 1;
+        self.write_slot(slot, wanted)?;
+        let flags = before.flags & !(SETTING_DENY | SETTING_HOST) | deny_flags(wanted);
+        let after = Settings { flags, deny_slot: slot };
+        self.maps().settings.put(&0, &after).map_err(|error| self.io("write SETTINGS", &error))?;
+        let _left_over = self.clear_slot(before.deny_slot);
+        Ok(())
+    }
+
+    pub(crate) fn check_room(&self, wanted: &PrefixSet) -> Result<()> {
         let (v4, v6) = wanted.counts();
         let room = self.sizes().deny_max as usize;
         for (count, family) in [(v4, "IPv4"), (v6, "IPv6")] {
@@ -148,7 +161,7 @@ impl Stage {
     }
 
     /// Fills a deny slot that is not in force. On an error it is cleared as far as possible.
-    pub(crate) fn write_slot(&self, slot: u32, set: &PrefixSet) -> Result<()> {
+    fn write_slot(&self, slot: u32, set: &PrefixSet) -> Result<()> {
         let result = self.fill_slot(slot, set);
         if result.is_err() {
             // The first error is the one to tell.
@@ -273,10 +286,10 @@ pub(crate) fn too_many_lengths(prefix: Prefix) -> Error {
     )
 }
 
-type Trie<K> = HashMap<(u32, K), u32>;
+pub(crate) type Trie<K> = HashMap<(u32, K), u32>;
 
 /// The allow list as the two tries hold it: data in network order.
-fn allowed(image: &Image) -> (Trie<u32>, Trie<Words>) {
+pub(crate) fn allowed(image: &Image) -> (Trie<u32>, Trie<Words>) {
     let (mut v4, mut v6) = (HashMap::new(), HashMap::new());
     for (prefix, flags) in &image.allow {
         match prefix {
@@ -294,7 +307,7 @@ fn numbered<V: Copy>(list: &[V]) -> BTreeMap<u32, V> {
 
 /// What has been written, to be taken back.
 #[derive(Default)]
-struct Journal<'a>(Vec<Box<dyn FnOnce() -> io::Result<()> + 'a>>);
+pub(crate) struct Journal<'a>(Vec<Box<dyn FnOnce() -> io::Result<()> + 'a>>);
 
 impl<'a> Journal<'a> {
     fn on_undo(&mut self, undo: impl FnOnce() -> io::Result<()> + 'a) {
@@ -303,7 +316,7 @@ impl<'a> Journal<'a> {
 
     /// Writes everything back, the last first. An entry that cannot be written back stays as it is: the
     /// caller's error is the one to tell.
-    fn undo(self) {
+    pub(crate) fn undo(self) {
         for undo in self.0.into_iter().rev() {
             let _unheard = undo();
         }
@@ -311,7 +324,7 @@ impl<'a> Journal<'a> {
 }
 
 /// Writes one value of an array and remembers the one before.
-fn replace<'a, V: Pod>(
+pub(crate) fn replace<'a, V: Pod>(
     table: &'a Table<u32, V>,
     number: u32,
     value: V,
@@ -353,7 +366,7 @@ fn additions<'a, K: Pod + Eq + Hash>(
 }
 
 /// The same for a trie, whose keys cannot be hashed as they are.
-fn trie_additions<'a, K: Pod + Eq + Hash>(
+pub(crate) fn trie_additions<'a, K: Pod + Eq + Hash>(
     table: &'a Table<Key<K>, u32>,
     wanted: &Trie<K>,
     journal: &mut Journal<'a>,
@@ -385,7 +398,7 @@ fn store<'a, K: Pod>(
     table.put(&key, &value)
 }
 
-fn removals<'a, K: Pod>(
+pub(crate) fn removals<'a, K: Pod>(
     table: &'a Table<K, u32>,
     gone: Vec<(K, u32)>,
     journal: &mut Journal<'a>,

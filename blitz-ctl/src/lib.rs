@@ -4,9 +4,12 @@
 //! the command line. Does not own: what the program decides (`blitz-ebpf-common`), or any connection
 //! (`blitz-dataplane`).
 
+pub mod allow;
 pub mod apply;
+pub mod blocklist;
 pub mod capabilities;
 pub mod counters;
+pub mod deny;
 pub mod error;
 pub mod image;
 pub mod kernel;
@@ -17,6 +20,7 @@ pub mod netlink;
 pub mod object;
 pub mod pins;
 pub mod prefixes;
+pub mod rules;
 pub mod stage;
 pub mod sys;
 pub mod twin;
