@@ -13,6 +13,7 @@ pub mod deny;
 pub mod error;
 pub mod image;
 pub mod kernel;
+pub mod limits;
 pub mod link_facts;
 pub mod lock;
 pub mod maps;
