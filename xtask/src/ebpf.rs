@@ -2,8 +2,9 @@
 //!
 //! Owns: the build's command line and environment, the committed copy and when it is written, the check
 //! that a second folder gives the same bytes. Does not own: which compiler does it (see [`toolchain`]),
-//! the object's format (see [`strip`]), the programs (`blitz-ebpf/`).
+//! the object's format (see [`strip`]), the names of crates inside it (see [`identity`]), the programs (`blitz-ebpf/`).
 
+pub(crate) mod identity;
 mod strip;
 mod toolchain;
 
@@ -206,6 +207,8 @@ fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u
     let mut command = cargo(toolchain, place);
     command
         .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTC_WRAPPER", std::env::current_exe().map_err(|error| error.to_string())?)
+        .env(identity::VARIABLE, "1")
         // bpf-linker opens the first libLLVM that it finds in the folders of this variable.
         .env("LD_LIBRARY_PATH", llvm)
         .args(["rustc", "--bin", "blitz", "--release", "--locked", "--target", TARGET])
@@ -284,7 +287,11 @@ fn flags(toolchain: &Toolchain, place: &Place) -> Result<Vec<String>> {
 fn flags_for_record() -> String {
     let folders =
         ["/rust", "/blitz", "/target", "/crates"].map(|name| format!("--remap-path-prefix=..={name}"));
-    format!("{} {} --release -Z build-std=core, DWARF removed", FLAGS.join(" "), folders.join(" "))
+    format!(
+        "{} {} -Cmetadata=NAME-VERSION --release -Z build-std=core, DWARF removed",
+        FLAGS.join(" "),
+        folders.join(" ")
+    )
 }
 
 fn here() -> Place {
