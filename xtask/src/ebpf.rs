@@ -6,7 +6,7 @@
 
 pub(crate) mod identity;
 mod strip;
-mod toolchain;
+pub(crate) mod toolchain;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -89,6 +89,21 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
         );
     }
     if check { check_committed(wanted.as_deref()) } else { build_once(wanted.as_deref(), variant, out, pin) }
+}
+
+/// `cargo fmt --check` of the workspace that the root's does not reach.
+pub(crate) fn fmt_check() -> Result<()> {
+    sh::run(&mut sh::cargo(["fmt", "--check", "--manifest-path", "blitz-ebpf/Cargo.toml"]))
+}
+
+/// clippy over the programs. It needs no BPF target: the stable compiler checks them as if for this
+/// machine, allowed by `RUSTC_BOOTSTRAP` to read the one unstable feature.
+pub(crate) fn clippy() -> Result<()> {
+    let mut clippy =
+        sh::cargo(["clippy", "--locked", "--all-features", "--manifest-path", "blitz-ebpf/Cargo.toml"]);
+    let target = sh::target_dir().join("ebpf-clippy");
+    clippy.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", target);
+    sh::run(clippy.args(["--", "-D", "warnings"]))
 }
 
 fn build_once(wanted: Option<&str>, variant: Variant, out: Option<String>, pin: bool) -> Result<()> {
@@ -251,9 +266,9 @@ fn cargo(toolchain: &Toolchain, place: &Place) -> Command {
 const FLAGS: &[&str] = &[
     // Instruction set v3 brings compare-and-swap and 32-bit registers (Linux 5.12).
     "-Ctarget-cpu=v3",
-    // Types and lines for the kernel: its verifier's messages then quote the source.
+    // Types and lines for the kernel: its verifier's messages then name the line of the source.
     "-Clink-arg=--btf",
-    // As given by the build machine otherwise.
+    // The build machine's otherwise. Only the layout of registers in probes depends on it.
     "--cfg=bpf_target_arch=\"x86_64\"",
 ];
 
@@ -295,14 +310,17 @@ fn flags_for_record() -> String {
 }
 
 fn here() -> Place {
-    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
     Place {
         root: sh::root(),
         target: sh::target_dir().join("ebpf"),
-        cargo_home: cargo_home.unwrap_or_else(home),
+        cargo_home: cargo_home(),
         offline: false,
     }
+}
+
+fn cargo_home() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    std::env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
 }
 
 fn read_pin() -> Result<Option<Pin>> {

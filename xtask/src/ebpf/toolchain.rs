@@ -8,10 +8,11 @@ use std::process::Command;
 
 use crate::sh::{self, Result};
 
-/// The linker that fits LLVM 22, which both compilers bring.
-pub(crate) const LINKER_INSTALL: &str = "cargo install --locked bpf-linker --version 0.10.3";
-pub(crate) const DEBIAN_INSTALL: &str = "apt-get install -y --no-install-recommends rustc-web rust-web-src";
-pub(crate) const NIGHTLY_INSTALL: &str = "rustup toolchain install nightly --component rust-src";
+/// Debian's compiler and the source of its library.
+pub(crate) const DEBIAN_PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
+/// What follows `cargo` to install the linker. This version fits LLVM 22, which both compilers bring.
+pub(crate) const LINKER_INSTALL: [&str; 5] = ["install", "--locked", "bpf-linker", "--version", "0.10.3"];
+const NIGHTLY_INSTALL: &str = "rustup toolchain install nightly --component rust-src";
 
 /// Everything that shapes the object's bytes beside its source.
 pub(super) struct Toolchain {
@@ -45,12 +46,9 @@ pub(super) fn find(wanted: Option<&str>, pinned: Option<&Pin>) -> Result<Toolcha
     if let Some(name) = wanted.filter(|name| !["debian", "nightly"].contains(name)) {
         return Err(format!("--toolchain {name:?}: there are debian and nightly"));
     }
-    let linker = sh::find_program("bpf-linker").or_else(|| {
-        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-        let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))?;
-        Some(home.join("bin/bpf-linker")).filter(|file| file.is_file())
-    });
-    let linker = linker.ok_or_else(|| format!("bpf-linker is missing: type\n\n    {LINKER_INSTALL}\n"))?;
+    let Some(linker) = find_linker() else {
+        return Err(format!("bpf-linker is missing: type\n\n    {}\n", linker_to_type()));
+    };
     let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted == name);
     let mut found: Vec<Toolchain> = Vec::new();
     if is_wanted("debian") {
@@ -66,10 +64,30 @@ pub(super) fn find(wanted: Option<&str>, pinned: Option<&Pin>) -> Result<Toolcha
     if at < found.len() {
         return Ok(found.swap_remove(at));
     }
-    Err(format!(
-        "no compiler here can build `core` for BPF. On Debian type\n\n    {DEBIAN_INSTALL}\n\n\
-         or anywhere, with rustup,\n\n    {NIGHTLY_INSTALL}\n"
-    ))
+    Err(format!("no compiler here can build `core` for BPF. Type one of\n\n{}", compiler_to_type()))
+}
+
+/// Whether some compiler here has the source of its library.
+pub(crate) fn has_compiler() -> Result<bool> {
+    // Any file will do for the linker: this asks about compilers only.
+    let linker = Path::new("true");
+    Ok(debian(linker)?.is_some() || nightly(linker)?.is_some())
+}
+
+/// `bpf-linker` in the path or where cargo installs.
+pub(crate) fn find_linker() -> Option<PathBuf> {
+    sh::find_program("bpf-linker")
+        .or_else(|| Some(super::cargo_home().join("bin/bpf-linker")).filter(|file| file.is_file()))
+}
+
+/// The two ways to a compiler, for a person.
+pub(crate) fn compiler_to_type() -> String {
+    let packages = DEBIAN_PACKAGES.join(" ");
+    format!("    sudo apt-get install -y --no-install-recommends {packages}\n    {NIGHTLY_INSTALL}\n")
+}
+
+fn linker_to_type() -> String {
+    format!("cargo {}", LINKER_INSTALL.join(" "))
 }
 
 /// Debian's compiler beside its library's source; cargo is the one that runs this.
@@ -179,10 +197,10 @@ impl Toolchain {
     /// What brings it, for the person who lacks it.
     fn install(&self) -> String {
         if self.name != "debian" {
-            return format!("{NIGHTLY_INSTALL}; {LINKER_INSTALL}");
+            return format!("{NIGHTLY_INSTALL}; {}", linker_to_type());
         }
         let mut packages = "apt-get install".to_owned();
-        for package in ["rustc-web", "rust-web-src"] {
+        for package in DEBIAN_PACKAGES {
             let mut query = Command::new("dpkg-query");
             let output = sh::output(query.args(["-W", "-f=${Version}", package]));
             let version = output.ok().filter(|output| output.status.success());
@@ -191,7 +209,7 @@ impl Toolchain {
                 None => format!(" {package}"),
             };
         }
-        format!("{packages}; {LINKER_INSTALL}")
+        format!("{packages}; {}", linker_to_type())
     }
 }
 
