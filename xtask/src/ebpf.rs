@@ -218,7 +218,7 @@ fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u
         // The folders of the crates must be there before they can be named in the flags.
         sh::run(cargo(toolchain, place).args(["fetch", "--locked"]))?;
     }
-    let llvm = toolchain.llvm_folder(&place.target)?;
+    let llvm = toolchain.compiler.llvm_folder(&place.target)?;
     let mut command = cargo(toolchain, place);
     command
         .env("RUSTC_BOOTSTRAP", "1")
@@ -246,7 +246,7 @@ fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u
 
 /// cargo in `blitz-ebpf/`, without what a person or the outer cargo set for other builds.
 fn cargo(toolchain: &Toolchain, place: &Place) -> Command {
-    let mut command = Command::new(&toolchain.cargo);
+    let mut command = Command::new(&toolchain.compiler.cargo);
     command.current_dir(place.root.join("blitz-ebpf"));
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -258,7 +258,7 @@ fn cargo(toolchain: &Toolchain, place: &Place) -> Command {
     command
         .env("CARGO_HOME", &place.cargo_home)
         .env("CARGO_TARGET_DIR", &place.target)
-        .env("RUSTC", &toolchain.rustc);
+        .env("RUSTC", &toolchain.compiler.rustc);
     command
 }
 
@@ -282,7 +282,7 @@ fn flags(toolchain: &Toolchain, place: &Place) -> Result<Vec<String>> {
     let mut flags: Vec<String> = FLAGS.iter().map(|flag| (*flag).to_owned()).collect();
     flags.push(format!("-Clinker={}", toolchain.linker.display()));
     let mut folders: Vec<(PathBuf, &str)> = Vec::new();
-    folders.extend(toolchain.library_folders().into_iter().map(|folder| (folder, "/rust")));
+    folders.extend(toolchain.compiler.library_folders().into_iter().map(|folder| (folder, "/rust")));
     // Of the folders that fit, the compiler takes the last: the outer ones come first.
     folders.push((place.root.clone(), "/blitz"));
     folders.push((place.target.clone(), "/target"));

@@ -16,14 +16,19 @@ const NIGHTLY_INSTALL: &str = "rustup toolchain install nightly --component rust
 
 /// Everything that shapes the object's bytes beside its source.
 pub(super) struct Toolchain {
+    pub(super) compiler: Compiler,
+    pub(super) linker: PathBuf,
+    linker_version: String,
+}
+
+/// A compiler that has the source of its library.
+pub(super) struct Compiler {
     /// How a person chooses it: `debian` or `nightly`.
-    pub(super) name: &'static str,
+    name: &'static str,
     pub(super) rustc: PathBuf,
     pub(super) cargo: PathBuf,
-    pub(super) linker: PathBuf,
     sysroot: PathBuf,
     version: Version,
-    linker_version: String,
 }
 
 /// What `rustc -vV` says.
@@ -49,29 +54,25 @@ pub(super) fn find(wanted: Option<&str>, pinned: Option<&Pin>) -> Result<Toolcha
     let Some(linker) = find_linker() else {
         return Err(format!("bpf-linker is missing: type\n\n    {}\n", linker_to_type()));
     };
-    let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted == name);
-    let mut found: Vec<Toolchain> = Vec::new();
-    if is_wanted("debian") {
-        found.extend(debian(&linker)?);
-    }
-    if is_wanted("nightly") {
-        found.extend(nightly(&linker)?);
-    }
-    let is_pinned = |toolchain: &Toolchain| {
-        pinned.is_some_and(|pin| pin.value("rustc-commit") == Some(&toolchain.version.commit))
+    let mut compilers = compilers()?;
+    compilers.retain(|compiler| wanted.is_none_or(|wanted| wanted == compiler.name));
+    let is_pinned = |compiler: &Compiler| {
+        pinned.is_some_and(|pin| pin.value("rustc-commit") == Some(&compiler.version.commit))
     };
-    let at = found.iter().position(is_pinned).unwrap_or(0);
-    if at < found.len() {
-        return Ok(found.swap_remove(at));
+    let at = compilers.iter().position(is_pinned).unwrap_or(0);
+    if at >= compilers.len() {
+        return Err(format!(
+            "no compiler here can build `core` for BPF. Type one of\n\n{}",
+            compiler_to_type()
+        ));
     }
-    Err(format!("no compiler here can build `core` for BPF. Type one of\n\n{}", compiler_to_type()))
+    let linker_version = ask(&linker, &["--version"])?.trim().trim_start_matches("bpf-linker ").to_owned();
+    Ok(Toolchain { compiler: compilers.swap_remove(at), linker, linker_version })
 }
 
 /// Whether some compiler here has the source of its library.
 pub(crate) fn has_compiler() -> Result<bool> {
-    // Any file will do for the linker: this asks about compilers only.
-    let linker = Path::new("true");
-    Ok(debian(linker)?.is_some() || nightly(linker)?.is_some())
+    compilers().map(|compilers| !compilers.is_empty())
 }
 
 /// `bpf-linker` in the path or where cargo installs.
@@ -90,34 +91,37 @@ fn linker_to_type() -> String {
     format!("cargo {}", LINKER_INSTALL.join(" "))
 }
 
+fn compilers() -> Result<Vec<Compiler>> {
+    Ok([debian()?, nightly()?].into_iter().flatten().collect())
+}
+
 /// Debian's compiler beside its library's source; cargo is the one that runs this.
-fn debian(linker: &Path) -> Result<Option<Toolchain>> {
+fn debian() -> Result<Option<Compiler>> {
     let rustc = Path::new("/usr/bin/rustc");
     let cargo = std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from);
-    if rustc.is_file() { examine("debian", rustc.to_owned(), cargo, linker) } else { Ok(None) }
+    if rustc.is_file() { examine("debian", rustc.to_owned(), cargo) } else { Ok(None) }
 }
 
 /// rustup's nightly, if it has `rust-src`.
-fn nightly(linker: &Path) -> Result<Option<Toolchain>> {
+fn nightly() -> Result<Option<Compiler>> {
     let mut ask = Command::new("rustup");
     ask.args(["run", "nightly", "rustc", "--print", "sysroot"]);
     let Some(sysroot) = sh::output(&mut ask).ok().filter(|output| output.status.success()) else {
         return Ok(None);
     };
     let bin = Path::new(String::from_utf8_lossy(&sysroot.stdout).trim()).join("bin");
-    examine("nightly", bin.join("rustc"), bin.join("cargo"), linker)
+    examine("nightly", bin.join("rustc"), bin.join("cargo"))
 }
 
 /// Asks a compiler who it is. `None` when its library's source is not here.
-fn examine(name: &'static str, rustc: PathBuf, cargo: PathBuf, linker: &Path) -> Result<Option<Toolchain>> {
+fn examine(name: &'static str, rustc: PathBuf, cargo: PathBuf) -> Result<Option<Compiler>> {
     let sysroot = PathBuf::from(ask(&rustc, &["--print", "sysroot"])?.trim());
     if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
         return Ok(None);
     }
     let text = ask(&rustc, &["-vV"])?;
     let version = Version::parse(&text).ok_or_else(|| format!("{} -vV: {text:?}", rustc.display()))?;
-    let linker_version = ask(linker, &["--version"])?.trim().trim_start_matches("bpf-linker ").to_owned();
-    Ok(Some(Toolchain { name, rustc, cargo, linker: linker.to_owned(), sysroot, version, linker_version }))
+    Ok(Some(Compiler { name, rustc, cargo, sysroot, version }))
 }
 
 fn ask(program: &Path, args: &[&str]) -> Result<String> {
@@ -133,10 +137,30 @@ fn ask(program: &Path, args: &[&str]) -> Result<String> {
 
 impl Toolchain {
     pub(super) fn describe(&self) -> String {
-        let Self { name, version, linker_version, .. } = self;
-        format!("toolchain {name}: {}, LLVM {}, bpf-linker {linker_version}", version.line, version.llvm)
+        let Compiler { name, version, .. } = &self.compiler;
+        format!("{name}: {}, LLVM {}, bpf-linker {}", version.line, version.llvm, self.linker_version)
     }
 
+    /// The record of this toolchain with these flags.
+    pub(super) fn pin(&self, flags: &str) -> Result<Pin> {
+        let lock = sh::root().join("blitz-ebpf/Cargo.lock");
+        let text = std::fs::read_to_string(&lock).map_err(|error| format!("{}: {error}", lock.display()))?;
+        let aya = locked_version(&text, "aya-ebpf").ok_or("blitz-ebpf/Cargo.lock has no aya-ebpf")?;
+        let version = &self.compiler.version;
+        let rows = [
+            ("rustc", version.line.trim_start_matches("rustc ").to_owned()),
+            ("rustc-commit", version.commit.clone()),
+            ("llvm", version.llvm.clone()),
+            ("bpf-linker", self.linker_version.clone()),
+            ("aya-ebpf", aya),
+            ("flags", flags.to_owned()),
+            ("install", self.compiler.install()),
+        ];
+        Ok(Pin { rows: rows.map(|(name, value)| (name.to_owned(), value)).into() })
+    }
+}
+
+impl Compiler {
     /// The library's source, under the name that cargo uses and under its real one.
     pub(super) fn library_folders(&self) -> Vec<PathBuf> {
         let folder = self.sysroot.join("lib/rustlib/src/rust");
@@ -175,23 +199,6 @@ impl Toolchain {
         let name = library.file_name().unwrap_or_default();
         std::os::unix::fs::symlink(&library, folder.join(name)).map_err(failed)?;
         Ok(folder)
-    }
-
-    /// The record of this toolchain with these flags.
-    pub(super) fn pin(&self, flags: &str) -> Result<Pin> {
-        let lock = sh::root().join("blitz-ebpf/Cargo.lock");
-        let text = std::fs::read_to_string(&lock).map_err(|error| format!("{}: {error}", lock.display()))?;
-        let aya = locked_version(&text, "aya-ebpf").ok_or("blitz-ebpf/Cargo.lock has no aya-ebpf")?;
-        let rows = [
-            ("rustc", self.version.line.trim_start_matches("rustc ").to_owned()),
-            ("rustc-commit", self.version.commit.clone()),
-            ("llvm", self.version.llvm.clone()),
-            ("bpf-linker", self.linker_version.clone()),
-            ("aya-ebpf", aya),
-            ("flags", flags.to_owned()),
-            ("install", self.install()),
-        ];
-        Ok(Pin { rows: rows.map(|(name, value)| (name.to_owned(), value)).into() })
     }
 
     /// What brings it, for the person who lacks it.
