@@ -147,15 +147,15 @@ fn build_once(wanted: Option<&str>, variant: Variant, out: Option<String>, pin: 
 
 fn check_committed(wanted: Option<&str>) -> Result<()> {
     let pinned = read_pin()?.ok_or_else(|| format!("{PIN} is missing: build-ebpf --pin writes it"))?;
-    let found = toolchain::find(wanted, Some(&pinned));
-    let toolchain = found
-        .map_err(|error| format!("{error}\nThe committed object was built with:\n{}", pinned.to_text()))?;
+    let remedy = || format!("it was built with {}; type\n\n    {}\n", pinned.summary(), pinned.install());
+    let toolchain = toolchain::find(wanted, Some(&pinned)).map_err(|error| {
+        format!("{error}\nOnly the committed object's own toolchain can check it: {}", remedy())
+    })?;
     println!("build-ebpf: {}", toolchain.describe());
     if let Some(difference) = pinned.difference(&toolchain.pin(&flags_for_record())?) {
         return Err(format!(
-            "the committed object can be compared only by the toolchain that built it, and {difference}; \
-             install:\n{}",
-            pinned.to_text()
+            "only the committed object's own toolchain can check it, and {difference}: {}",
+            remedy()
         ));
     }
     let here = here();

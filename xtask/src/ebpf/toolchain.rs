@@ -254,6 +254,17 @@ impl Pin {
         self.rows.iter().find(|row| row.0 == name).map(|row| row.1.as_str())
     }
 
+    /// The parts in one line.
+    pub(super) fn summary(&self) -> String {
+        let value = |name| self.value(name).unwrap_or("of an unknown version");
+        format!("rustc {}, LLVM {}, bpf-linker {}", value("rustc"), value("llvm"), value("bpf-linker"))
+    }
+
+    /// The command that brings it.
+    pub(super) fn install(&self) -> &str {
+        self.value("install").unwrap_or("cargo xtask setup --ebpf")
+    }
+
     /// The first part in which `now` is not what is pinned, as half a sentence.
     pub(super) fn difference(&self, now: &Self) -> Option<String> {
         let other = now.rows.iter().filter(|(name, _)| name != "install");
