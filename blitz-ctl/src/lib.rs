@@ -23,6 +23,7 @@ pub mod netlink;
 pub mod object;
 pub mod pins;
 pub mod prefixes;
+pub mod rehearsal;
 pub mod rules;
 pub mod stage;
 pub mod sys;
