@@ -35,6 +35,7 @@ use super::connections::Listener;
 use super::snapshot::Snapshot;
 use crate::exchange::ErrorKind;
 use crate::metrics::names::{Kind, Metric};
+use crate::process::Reports;
 use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
 use crate::runtime::sim::{BLACK_HOLE_PORT, Rng, UNREACHABLE_PORT, World};
 use crate::runtime::{Handle, Runtime, TcpListener};
@@ -266,7 +267,8 @@ fn run_in(seed: u64, world: &World, script: Option<u64>) -> Report {
     let text = config_text(&rng, &env, connections_max);
     let segment = Segment::create(Shape { workers: 1, endpoints: ROWS }).expect("a segment");
     let rows = segment.worker(0).expect("the first worker");
-    let proxy = Proxy::new(handle.clone(), rows, snapshot(&text, 1), false);
+    let (outbox, _) = std::sync::mpsc::channel();
+    let proxy = Proxy::new(handle.clone(), rows, snapshot(&text, 1), false, Reports::new(outbox));
 
     let drains_at_ms = (rng.chance(200) && script.is_none()).then(|| rng.below(8_000));
     let swaps_at_ms = (rng.chance(300) && script.is_none()).then(|| rng.below(5_000));
@@ -481,6 +483,7 @@ fn invariants(handle: &Handle, proxy: &Proxy, segment: &Segment, connections_max
 /// Error kinds that no seed can reach, each with its reason.
 const UNREACHED: &[(ErrorKind, &str)] = &[
     (ErrorKind::Denied, "no policy of this release denies requests"),
+    (ErrorKind::RateLimited, "no limit here: any request might be refused; see `tests/limits.rs`"),
     (ErrorKind::DnsFailure, "names are resolved beside the workers; here an upstream has no address"),
     (ErrorKind::DnsTimeout, "as above"),
     (ErrorKind::UpstreamConnectFailed, "the simulated network refuses, is silent, or has no route"),
