@@ -193,6 +193,10 @@ fn config_text(rng: &Rng, env: &Env, connections_max: u64) -> String {
     ] {
         let _ = writeln!(text, "[timeouts]\n{key}_ms = {}", value.as_millis());
     }
+    let limit = client::REQUESTS_PER_SECOND;
+    let limit = format!(
+        "[[limits]]\nname = \"often\"\nby = \"source_prefix_and_path\"\nrequests_per_second = {limit}\n"
+    );
     // One table header is allowed only once.
     let (before, after) = text.split_once("[timeouts]\n").unwrap_or((&text, ""));
     let mut text = format!("{before}[timeouts]\n{}", after.replace("[timeouts]\n", ""));
@@ -206,7 +210,7 @@ fn config_text(rng: &Rng, env: &Env, connections_max: u64) -> String {
         env.body_bytes_max,
         env.response_head_bytes_max,
     );
-    text
+    text + &limit
 }
 
 fn snapshot(text: &str, generation: u64) -> Snapshot {
@@ -483,7 +487,6 @@ fn invariants(handle: &Handle, proxy: &Proxy, segment: &Segment, connections_max
 /// Error kinds that no seed can reach, each with its reason.
 const UNREACHED: &[(ErrorKind, &str)] = &[
     (ErrorKind::Denied, "no policy of this release denies requests"),
-    (ErrorKind::RateLimited, "no limit here: any request might be refused; see `tests/limits.rs`"),
     (ErrorKind::DnsFailure, "names are resolved beside the workers; here an upstream has no address"),
     (ErrorKind::DnsTimeout, "as above"),
     (ErrorKind::UpstreamConnectFailed, "the simulated network refuses, is silent, or has no route"),
