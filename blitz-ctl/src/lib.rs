@@ -4,7 +4,25 @@
 //! the command line. Does not own: what the program decides (`blitz-ebpf-common`), or any connection
 //! (`blitz-dataplane`).
 
+pub mod apply;
+pub mod capabilities;
+pub mod counters;
+pub mod daemon;
+pub mod error;
 pub mod image;
+pub mod kernel;
+pub mod link_facts;
+pub mod lock;
+pub mod maps;
+pub mod netlink;
+pub mod object;
+pub mod pins;
 pub mod prefixes;
 pub mod rehearsal;
+pub mod stage;
+pub mod sys;
 pub mod twin;
+
+pub use error::{Error, Kind, Result};
+pub use pins::Pins;
+pub use stage::Stage;

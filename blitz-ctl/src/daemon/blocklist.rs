@@ -29,8 +29,8 @@ const REASON_EIGHTHS: u64 = 7;
 
 /// Where blocks hold: the stages of all interfaces.
 pub trait Stages {
-    /// Whether there is no stage at all.
-    fn is_empty(&self) -> bool;
+    /// How many stages there are.
+    fn count(&self) -> u32;
     /// Stores a block in every stage. When one has no room, the others hold it all the same and the first
     /// failure is returned.
     ///
@@ -144,7 +144,7 @@ impl Blocklist {
             return Err("the report asks for a block of no time".to_owned());
         }
         let nothing = |outcome| ReportDone { outcome, remaining_ms: 0 };
-        if !self.is_in_use(report.reason) || stages.is_empty() {
+        if !self.is_in_use(report.reason) || stages.count() == 0 {
             return Ok(nothing(Outcome::Off));
         }
         let key = key_of(source);
@@ -162,8 +162,7 @@ impl Blocklist {
         let outcome = match before {
             Some(before) => {
                 // The later end holds, with the reason that came first.
-                let later =
-                    if before.expires == 0 { 0 } else { before.expires.max(held.expires) };
+                let later = if before.expires == 0 { 0 } else { before.expires.max(held.expires) };
                 held = Held { expires: later, ..before.clone() };
                 Outcome::Already
             }
@@ -216,11 +215,12 @@ impl Blocklist {
     }
 
     /// Takes over what the maps hold: at the start, and from time to time, since the command line writes to
-    /// them as well. A source that some stages lack (an interface that came later) is stored there, too.
+    /// them as well. With `spread`, a source that some stages lack (an interface that came later) is stored
+    /// there, too; without, somebody may have unblocked it there on purpose.
     ///
     /// # Errors
     /// What the maps said; the list stays as it was.
-    pub fn reconcile(&mut self, now: u64, stages: &impl Stages) -> Result<()> {
+    pub fn reconcile(&mut self, now: u64, stages: &impl Stages, spread: bool) -> Result<()> {
         let mut found: BTreeMap<SourceKey, (Held, u32)> = BTreeMap::new();
         for (key, block, reason) in stages.blocks()? {
             let note = self.entries.get(&key).map(|held| held.note.clone()).unwrap_or_default();
@@ -234,9 +234,8 @@ impl Blocklist {
         self.entries.clear();
         self.ends.clear();
         self.counts.clear();
-        let most = found.values().map(|(_, count)| *count).max().unwrap_or(0);
         for (key, (held, count)) in found {
-            if count < most && (held.expires == 0 || held.expires > now) {
+            if spread && count < stages.count() && (held.expires == 0 || held.expires > now) {
                 stages.block(&key, &held)?;
             }
             self.insert(key, held);
@@ -319,9 +318,7 @@ const NEVER_AGAIN: u64 = u64::MAX;
 pub fn key_of(source: IpAddr) -> SourceKey {
     match source {
         IpAddr::V4(source) => SourceKey::blocked(Family::V4, &words4(source.into())),
-        IpAddr::V6(source) => {
-            SourceKey { prefix: (u128::from(source) >> 64) as u64, family: 6, limit: 0 }
-        }
+        IpAddr::V6(source) => SourceKey { prefix: (u128::from(source) >> 64) as u64, family: 6, limit: 0 },
     }
 }
 

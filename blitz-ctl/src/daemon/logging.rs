@@ -74,7 +74,8 @@ fn timestamp(line: &mut String, time: SystemTime) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let second = since.as_secs() % 86_400;
     let (mut days, mut year) = (since.as_secs() / 86_400, 1970);
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     // A few dozen steps; a clock beyond the year 9999 stays there.
     while days >= 365 + u64::from(is_leap(year)) && year < 9999 {
         days -= 365 + u64::from(is_leap(year));

@@ -97,7 +97,8 @@ mod tests {
     fn root_and_the_named_user_are_let_in() {
         let directory = tempfile::tempdir().expect("directory");
         let passwd = directory.path().join("passwd");
-        std::fs::write(&passwd, "root:x:0:0::/:/bin/sh\nblitz:x:123:45::/:/bin/false\nbroken\n").expect("write");
+        std::fs::write(&passwd, "root:x:0:0::/:/bin/sh\nblitz:x:123:45::/:/bin/false\nbroken\n")
+            .expect("write");
         std::os::unix::fs::symlink("61234", directory.path().join("direct:edge")).expect("link");
         let peers = |user: Option<&str>| Peers {
             user: user.map(str::to_owned),

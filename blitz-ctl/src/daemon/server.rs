@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blitz_ctl_protocol::message::{
-    BlockedPage, DescriptorFacts, OpenSocket, Reason, Report, ReportDone, Socket, SocketFacts, SocketProtocol,
-    Status, UnblockDone,
+    BlockedPage, DescriptorFacts, OpenSocket, Reason, Report, ReportDone, Socket, SocketFacts,
+    SocketProtocol, Status, UnblockDone,
 };
 use blitz_ctl_protocol::server::{Incoming, Session};
 use blitz_ctl_protocol::{Credentials, Error as Broken, sys};
@@ -104,7 +104,8 @@ impl Drop for Listener {
 /// A sentence: another daemon serves there, something that is no socket is there, or no right to write.
 pub fn listen(path: &Path) -> Result<Listener> {
     let shown = path.display();
-    let failed = |what: &str, error: &io::Error| Error::io(format!("the control socket {shown}: {what}"), error);
+    let failed =
+        |what: &str, error: &io::Error| Error::io(format!("the control socket {shown}: {what}"), error);
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(|error| failed("its directory", &error))?;
     }

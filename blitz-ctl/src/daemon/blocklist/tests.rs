@@ -34,8 +34,8 @@ impl Maps {
 }
 
 impl Stages for Maps {
-    fn is_empty(&self) -> bool {
-        self.stages.is_empty()
+    fn count(&self) -> u32 {
+        self.stages.len() as u32
     }
 
     fn block(&self, key: &SourceKey, held: &Held) -> Result<()> {
@@ -56,7 +56,9 @@ impl Stages for Maps {
     fn expire(&self, key: &SourceKey, now: u64) -> Result<()> {
         self.check()?;
         for stage in &self.stages {
-            stage.borrow_mut().retain(|found, block| found != key || block.expires == 0 || block.expires > now);
+            stage
+                .borrow_mut()
+                .retain(|found, block| found != key || block.expires == 0 || block.expires > now);
         }
         Ok(())
     }
@@ -108,7 +110,9 @@ fn ask(list: &mut Blocklist, maps: &Maps, source: &str, reason: Reason, now: u64
 #[test]
 fn a_report_blocks_in_every_stage_until_its_end() {
     let (mut list, maps) = (list(10), Maps::new(2));
-    let done = list.report(&report("203.0.113.9", Reason::Framing, 10_000), SECOND, &maps, |_| false).expect("report");
+    let done = list
+        .report(&report("203.0.113.9", Reason::Framing, 10_000), SECOND, &maps, |_| false)
+        .expect("report");
     assert_eq!((done.outcome, done.remaining_ms), (Outcome::Blocked, 10_000));
     assert_eq!((maps.holds("203.0.113.9"), maps.used.get(), list.len()), (2, true, 1));
     let page = list.page(None, 2 * SECOND);
@@ -134,7 +138,8 @@ fn a_second_report_extends_and_restores() {
     let row = &list.page(None, 5 * SECOND).rows[0];
     assert_eq!((row.reason, row.remaining_ms), (Some(Reason::Framing), Some(10_000)));
     // A shorter one does not shorten.
-    let short = list.report(&report("203.0.113.9", Reason::Limit, 1), 6 * SECOND, &maps, |_| false).expect("report");
+    let short =
+        list.report(&report("203.0.113.9", Reason::Limit, 1), 6 * SECOND, &maps, |_| false).expect("report");
     assert_eq!((short.outcome, short.remaining_ms), (Outcome::Already, 9000));
 }
 
@@ -150,9 +155,17 @@ fn the_longest_block_is_an_hour_and_no_time_is_refused() {
 fn who_is_never_blocked() {
     let (mut list, maps) = (list(10), Maps::new(1));
     for source in [
-        "127.0.0.1", "::1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "fe80::1", "ff02::1",
+        "127.0.0.1",
+        "::1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "fe80::1",
+        "ff02::1",
         // Allowed, also in its IPv6 form, and a neighbour in the /64 of an allowed address.
-        "192.0.2.3", "::ffff:192.0.2.3", "2001:db8:1::8",
+        "192.0.2.3",
+        "::ffff:192.0.2.3",
+        "2001:db8:1::8",
     ] {
         assert_eq!(ask(&mut list, &maps, source, Reason::Framing, 0), Outcome::Exempt, "{source}");
     }
@@ -176,12 +189,16 @@ fn a_report_is_about_the_peer_of_its_connection() {
 fn the_list_is_bounded_and_one_reason_leaves_room_for_the_other() {
     let (mut list, maps) = (list(16), Maps::new(1));
     let blocked = (0..=255u8)
-        .filter(|last| ask(&mut list, &maps, &format!("198.18.0.{last}"), Reason::Limit, 0) == Outcome::Blocked)
+        .filter(|last| {
+            ask(&mut list, &maps, &format!("198.18.0.{last}"), Reason::Limit, 0) == Outcome::Blocked
+        })
         .count();
     assert_eq!(blocked, 14, "seven eighths");
     assert_eq!(ask(&mut list, &maps, "198.18.0.0", Reason::Limit, 0), Outcome::Already);
     let framing = (0..=255u8)
-        .filter(|last| ask(&mut list, &maps, &format!("198.18.1.{last}"), Reason::Framing, 0) == Outcome::Blocked)
+        .filter(|last| {
+            ask(&mut list, &maps, &format!("198.18.1.{last}"), Reason::Framing, 0) == Outcome::Blocked
+        })
         .count();
     assert_eq!((framing, list.len(), maps.stages[0].borrow().len()), (2, 16, 16));
     // An operator is not bound by that.
@@ -211,12 +228,19 @@ fn a_new_daemon_takes_over_what_the_maps_hold() {
     // An interface that was attached meanwhile knows nothing.
     maps.stages[1].borrow_mut().clear();
     let mut second = list(10);
-    second.reconcile(2 * SECOND, &maps).expect("reconcile");
+    second.reconcile(2 * SECOND, &maps, true).expect("reconcile");
     assert_eq!((second.len(), maps.holds("203.0.113.9"), maps.holds("2001:db8::77")), (2, 2, 2));
     let rows = second.page(None, 2 * SECOND).rows;
-    assert_eq!(rows.iter().map(|row| row.source.to_string()).collect::<Vec<_>>(), ["203.0.113.9", "2001:db8::"]);
+    assert_eq!(
+        rows.iter().map(|row| row.source.to_string()).collect::<Vec<_>>(),
+        ["203.0.113.9", "2001:db8::"]
+    );
     assert_eq!(rows[0].remaining_ms, Some(8000));
     assert_eq!(rows[1].reason, Some(Reason::Limit));
+    // What is taken out of one stage by hand is not put back.
+    maps.stages[0].borrow_mut().clear();
+    second.reconcile(3 * SECOND, &maps, false).expect("reconcile");
+    assert_eq!((second.len(), maps.holds("203.0.113.9")), (2, 1));
     assert_eq!(second.sweep(10 * SECOND, &maps).expect("sweep"), 1);
     assert_eq!(second.sweep(11 * SECOND, &maps).expect("sweep"), 1);
 }
@@ -229,7 +253,7 @@ fn maps_that_fail_are_named_and_nothing_is_forgotten() {
     let error = list.report(&report("203.0.113.8", Reason::Framing, 1000), 0, &maps, |_| false);
     assert!(error.expect_err("broken").contains("broken"));
     assert!(list.sweep(60 * SECOND, &maps).is_err());
-    assert!(list.reconcile(0, &maps).is_err());
+    assert!(list.reconcile(0, &maps, false).is_err());
     assert!(list.unblock("203.0.113.9".parse().expect("address"), &maps).is_err());
     maps.is_broken.set(false);
     list.sweep(60 * SECOND, &maps).expect("sweep");
