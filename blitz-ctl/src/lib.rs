@@ -4,13 +4,17 @@
 //! the command line. Does not own: what the program decides (`blitz-ebpf-common`), or any connection
 //! (`blitz-dataplane`).
 
+pub mod allow;
 pub mod apply;
+pub mod blocklist;
 pub mod capabilities;
 pub mod counters;
 pub mod daemon;
+pub mod deny;
 pub mod error;
 pub mod image;
 pub mod kernel;
+pub mod limits;
 pub mod link_facts;
 pub mod lock;
 pub mod maps;
@@ -19,6 +23,7 @@ pub mod object;
 pub mod pins;
 pub mod prefixes;
 pub mod rehearsal;
+pub mod rules;
 pub mod stage;
 pub mod sys;
 pub mod twin;

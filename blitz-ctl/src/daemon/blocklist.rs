@@ -203,7 +203,12 @@ impl Blocklist {
             removed += 1;
         }
         match self.empty_since {
-            _ if !self.entries.is_empty() => self.empty_since = None,
+            _ if !self.entries.is_empty() => {
+                self.empty_since = None;
+                // A command that found the list empty may have made the program stop looking just when the
+                // first block was stored.
+                stages.use_blocklist(true)?;
+            }
             None => self.empty_since = Some(now),
             Some(since) if now.saturating_sub(since) >= EMPTY_LINGER && since != NEVER_AGAIN => {
                 stages.use_blocklist(false)?;
