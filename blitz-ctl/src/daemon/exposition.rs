@@ -39,7 +39,7 @@ impl Families {
             pair.set_value((*value).to_owned());
             pair
         });
-        metric.set_label(pairs.collect::<Vec<_>>().into());
+        metric.set_label(pairs.collect::<Vec<_>>());
         // The text format has no integers; what is beyond 2^53 is rounded.
         match family.kind {
             Kind::Counter => {
