@@ -174,8 +174,28 @@ impl Stage {
         Ok(removed)
     }
 
-    /// Why a source or prefix is denied or blocked; without words only the moment is kept.
-    pub(crate) fn write_note(&self, prefix: Prefix, reason: &str) -> Result<()> {
+    /// Says why a blocked source is blocked.
+    ///
+    /// # Errors
+    /// [`Kind::Full`] when the table of reasons has no room.
+    pub fn note(&self, _lock: &Lock, prefix: Prefix, reason: &str) -> Result<()> {
+        self.write_note(prefix, reason)
+    }
+
+    /// Forgets the words about a prefix.
+    ///
+    /// # Errors
+    /// What bpf(2) reports.
+    pub fn forget_note(&self, _lock: &Lock, prefix: Prefix) -> Result<()> {
+        self.maps()
+            .notes
+            .remove(&prefix.noted())
+            .map(drop)
+            .map_err(|error| self.io("write DENY_NOTES", &error))
+    }
+
+    /// Why a prefix is denied; without words only the moment is kept.
+    fn write_note(&self, prefix: Prefix, reason: &str) -> Result<()> {
         let added = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut note = Note { added, reason: [0; NOTE_MAX] };
         counters::fill(&mut note.reason, reason);
@@ -193,7 +213,9 @@ impl Stage {
     }
 
     /// The words about a prefix.
-    pub(crate) fn reason(&self, prefix: Prefix) -> Option<String> {
+    ///
+    /// Absent words and words that cannot be read are the same here: they only inform.
+    pub fn reason(&self, prefix: Prefix) -> Option<String> {
         self.maps().notes.get(&prefix.noted()).ok().flatten().as_ref().and_then(note_text)
     }
 

@@ -8,6 +8,8 @@ pub mod allow;
 pub mod apply;
 pub mod blocklist;
 pub mod capabilities;
+pub mod cli;
+pub mod config;
 pub mod counters;
 pub mod daemon;
 pub mod deny;

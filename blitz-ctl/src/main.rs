@@ -1,21 +1,8 @@
-//! `blitz-ctl`.
+//! The binary `blitz-ctl`: see [`blitz_ctl::cli`].
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-#[derive(Parser)]
-enum Command {
-    Run(blitz_ctl::daemon::Arguments),
-}
-
 fn main() -> ExitCode {
-    let Command::Run(arguments) = Command::parse();
-    match arguments.execute() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("blitz-ctl: {error}");
-            ExitCode::from(error.kind().exit_code())
-        }
-    }
+    blitz_ctl::cli::main()
 }

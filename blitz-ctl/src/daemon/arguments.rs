@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::{Options, exporter, logging, run};
 use crate::error::Result;
-use crate::pins::{self, Pins};
+use crate::pins::Pins;
 
 /// Keeps the stages in line with a configuration, serves the control socket and the metrics.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,9 +28,6 @@ pub struct Arguments {
     /// More in the log
     #[arg(short, long)]
     verbose: bool,
-    /// Where stages are pinned; for tests
-    #[arg(long, value_name = "DIR", default_value = pins::BASE, hide = true)]
-    pins: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,18 +42,18 @@ fn metrics(text: &str) -> std::result::Result<Metrics, String> {
 }
 
 impl Arguments {
-    /// Runs the daemon to its end.
+    /// Runs the daemon to its end over the stages pinned at `pins`.
     ///
     /// # Errors
     /// As [`run`].
-    pub fn execute(self) -> Result<()> {
+    pub fn execute(self, pins: Pins) -> Result<()> {
         logging::install(if self.verbose { log::LevelFilter::Debug } else { log::LevelFilter::Info });
         run(Options {
             config: self.config,
             socket: self.socket,
             metrics: self.metrics.0,
             user: self.user,
-            pins: Pins::at(self.pins),
+            pins,
         })
     }
 }

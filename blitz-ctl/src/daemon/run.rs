@@ -12,7 +12,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,8 +19,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use blitz_config::file::TEXT_BYTES_MAX;
-use blitz_config::{Config, Format, Overrides};
+use blitz_config::Config;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::blocklist::Rules;
@@ -30,8 +28,9 @@ use super::stages::Managed;
 use super::state::State;
 use super::{census, exporter, notify, server, snapshot};
 use crate::capabilities::{self, Capability};
+use crate::config as file;
 use crate::error::{Error, Kind, Result};
-use crate::image::{Image, InForce};
+use crate::image::InForce;
 use crate::pins::Pins;
 use crate::stage::Stage;
 
@@ -63,7 +62,7 @@ pub struct Options {
 /// # Errors
 /// One sentence with cause and remedy when it cannot start. What was in force stays in force.
 pub fn run(options: Options) -> Result<()> {
-    let config = read(&options.config)?;
+    let config = file::load(&options.config)?;
     capabilities::require(&Capability::ALL)?;
     if let Some(said) = options.pins.prepare()? {
         log::info!("{said}");
@@ -159,7 +158,7 @@ fn keep(state: &State, path: &Path, mut config: Config, inbox: &mpsc::Receiver<(
         match inbox.recv_timeout(TICK) {
             Ok(()) => {
                 notify::send("RELOADING=1");
-                match read(path).and_then(|new| reload(state, &new).map(|()| new)) {
+                match file::load(path).and_then(|new| reload(state, &new).map(|()| new)) {
                     Ok(new) => {
                         config = new;
                         state.tallies().reloads_ok.fetch_add(1, Ordering::Relaxed);
@@ -240,7 +239,7 @@ fn attach(pins: &Pins, interface: &str, config: &Config) -> Result<Managed> {
         Err(error) if error.kind() == Kind::NotAttached => InForce::default(),
         Err(error) => return Err(error),
     };
-    let image = compile(config, &in_force)?;
+    let image = file::compile(config, &in_force)?;
     let attached = Stage::attach(pins, &lock, interface, config.xdp.mode, Some(&image))?;
     let report = &attached.report;
     let what = match report.kind {
@@ -272,12 +271,12 @@ fn reload(state: &State, config: &Config) -> Result<()> {
         // Opened anew: it may have been detached and attached by hand since.
         match Stage::open(pins, interface) {
             Ok(stage) if managed.iter().any(|m| m.stage().interface() == interface) => {
-                let image = compile(config, &stage.in_force()?)?;
+                let image = file::compile(config, &stage.in_force()?)?;
                 kept.push((stage, image));
             }
             Ok(_) => fresh.push(interface),
             Err(error) if error.kind() == Kind::NotAttached => {
-                compile(config, &InForce::default())?;
+                file::compile(config, &InForce::default())?;
                 fresh.push(interface);
             }
             Err(error) => return Err(error),
@@ -364,13 +363,6 @@ fn retry(state: &State, config: &Config) {
     }
 }
 
-fn compile(config: &Config, in_force: &InForce) -> Result<Image> {
-    let cpus = aya::util::nr_cpus().map_err(|(what, error)| Error::io(what, &error))?;
-    let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
-    Image::from_config(config, cpus, in_force)
-        .map_err(|refusal| Error::new(Kind::Full, refusal.to_string(), "what was in force stays in force"))
-}
-
 fn rules(config: &Config) -> Rules {
     let list = &config.xdp.blocklist;
     Rules {
@@ -379,20 +371,4 @@ fn rules(config: &Config) -> Rules {
         limit: list.limit_refusals_per_minute != 0,
         exempt: config.xdp.allow.iter().chain(&config.xdp.management).copied().collect(),
     }
-}
-
-/// Reads and validates the configuration.
-fn read(path: &Path) -> Result<Config> {
-    let shown = path.display();
-    let usage = |cause: String| Error::new(Kind::Usage, cause, "`blitz-ctl check FILE` says the same");
-    let format = Format::from_path(path).map_err(|error| usage(error.to_string()))?;
-    let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(TEXT_BYTES_MAX as u64 + 1).read_to_string(&mut text))
-        .map_err(|error| Error::io(format!("{shown}: cannot read the configuration"), &error))?;
-    if text.len() > TEXT_BYTES_MAX {
-        return Err(usage(format!("{shown}: the file is larger than {TEXT_BYTES_MAX} bytes")));
-    }
-    blitz_config::load(&text, format, &shown.to_string(), &Overrides::default())
-        .map_err(|error| usage(error.to_string()))
 }
