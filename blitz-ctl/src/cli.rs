@@ -82,6 +82,8 @@ enum Verb {
     Route(show::Route),
     /// Checks a configuration: what it would put into the kernel, and the memory that takes
     Check(attach::Check),
+    /// Keeps stages in line with a configuration; serves the control socket and the metrics
+    Run(crate::daemon::Arguments),
 }
 
 /// Which stages a verb is about.
@@ -131,6 +133,7 @@ impl Verb {
             Self::Limit(verb) => verb.execute(context),
             Self::Route(verb) => verb.execute(context),
             Self::Check(verb) => verb.execute(context),
+            Self::Run(verb) => verb.execute(context.pins.clone()),
         }
     }
 }
