@@ -396,6 +396,68 @@ fn packets_meet_the_lists_that_were_typed() {
 }
 
 #[test]
+fn a_host_wide_entry_does_not_end_the_session_it_is_typed_in() {
+    let Some(place) = Place::new() else { return };
+    place.attach(None);
+    let base = place.base().display().to_string();
+    let deny = |prefix: &str| {
+        let session = "SSH_CONNECTION=198.51.100.9 40000 192.0.2.1 22";
+        let program = env!("CARGO_BIN_EXE_blitz-ctl");
+        place.inside(&["env", session, program, "--pins", &base, "deny", "add", prefix, "--host"])
+    };
+    let sentence = ["198.51.100.0/24 holds 198.51.100.9", "allow add 198.51.100.9 --management"];
+    deny("198.51.100.0/24").refused(2, &sentence);
+    assert!(place.stage().deny_list().expect("a list").is_empty());
+    assert_eq!(deny("203.0.113.0/24").code, 0);
+    assert_eq!(place.ctl(&["allow", "add", "198.51.100.9", "--management"]).code, 0);
+    assert_eq!(deny("198.51.100.0/24").code, 0);
+    assert_eq!(place.stage().deny_list().expect("a list").len(), 2);
+}
+
+#[test]
+fn programs_get_errors_as_json() {
+    let Some(place) = Place::new() else { return };
+    let outcome = place.ctl(&["--json", "deny", "list"]);
+    assert_eq!((outcome.code, outcome.out.as_str()), (4, ""));
+    let error: serde_json::Value = serde_json::from_str(&outcome.err).expect("JSON");
+    assert_eq!(error["error"]["kind"], "not_attached");
+    assert!(error["error"]["remedy"].as_str().is_some_and(|remedy| remedy.contains("attach")), "{error}");
+}
+
+#[test]
+fn a_list_that_grew_and_shrank_still_finds_its_prefixes() {
+    let Some(place) = Place::new() else { return };
+    place.attach(None);
+    let stage = place.stage();
+    let lock = Pins::at(place.base()).lock().expect("free");
+    let terms = blitz_ctl::deny::Terms::default();
+    let prefix =
+        |length: u8| blitz_ctl::prefixes::Prefix::new("2001:db8::".parse().expect("an address"), length);
+    // 97 lengths, one after the other, in one network: more than the index and the list of lengths hold, since a
+    // removal leaves its length there. The list is then written anew.
+    for length in 32..=128 {
+        assert!(stage.deny(&lock, prefix(length), &terms).expect("room"), "{length} is new");
+        assert!(stage.undeny(&lock, prefix(length)).expect("written").is_some());
+    }
+    assert!(stage.deny_list().expect("a list").is_empty());
+    assert_eq!(stage.settings().expect("settings").flags, 0, "the program stops looking");
+    // As many as there is room for, and then one too many, which changes nothing.
+    let mut denied = 0;
+    let refused = (32..=128).find(|length| match stage.deny(&lock, prefix(*length), &terms) {
+        Ok(is_new) => {
+            denied += usize::from(is_new);
+            false
+        }
+        Err(error) => {
+            assert!(error.to_string().contains("too many different lengths; join"), "{error}");
+            true
+        }
+    });
+    assert_eq!(refused, Some(80), "8 in the index and 40 everywhere");
+    assert_eq!((stage.deny_list().expect("a list").len(), denied), (48, 48));
+}
+
+#[test]
 fn writers_take_turns() {
     let Some(place) = Place::new() else { return };
     place.attach(Some(&config("")));
