@@ -193,7 +193,7 @@ mod tests {
     fn the_command_line_is_consistent_and_every_flag_is_explained() {
         let mut command = Arguments::command();
         command.build();
-        command.debug_assert();
+        command.clone().debug_assert();
         fn explained(command: &clap::Command) {
             for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
                 assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
