@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use blitz_config::model::Cidr;
 use blitz_ctl_protocol::message::{Blocked, BlockedPage, Outcome, PAGE_ROWS_MAX, Reason, Report, ReportDone};
-use blitz_ebpf_common::layout::{BLOCKED_MAX, Block, SourceKey};
-use blitz_ebpf_common::packet::{Family, words4};
+use blitz_ebpf_common::layout::{BLOCKED_MAX, Block, BlockKey};
 
 use crate::error::Result;
+use crate::prefixes::wire;
 
 /// Longest block that a report may ask for. A longer one is cut.
 pub const TTL_MAX: Duration = Duration::from_secs(3600);
@@ -36,22 +36,22 @@ pub trait Stages {
     ///
     /// # Errors
     /// What the map said.
-    fn block(&self, key: &SourceKey, held: &Held) -> Result<()>;
+    fn block(&self, key: &BlockKey, held: &Held) -> Result<()>;
     /// Removes a block from every stage; whether any had it.
     ///
     /// # Errors
     /// What the map said.
-    fn unblock(&self, key: &SourceKey) -> Result<bool>;
+    fn unblock(&self, key: &BlockKey) -> Result<bool>;
     /// Removes a block from every stage in which it has ended by `now`.
     ///
     /// # Errors
     /// What the map said.
-    fn expire(&self, key: &SourceKey, now: u64) -> Result<()>;
+    fn expire(&self, key: &BlockKey, now: u64) -> Result<()>;
     /// Every block of every stage; one that several hold may come several times.
     ///
     /// # Errors
     /// What the map said.
-    fn blocks(&self) -> Result<Vec<(SourceKey, Block, Option<Reason>)>>;
+    fn blocks(&self) -> Result<Vec<(BlockKey, Block, Option<Reason>)>>;
     /// Tells the program whether to look at the list at all.
     ///
     /// # Errors
@@ -90,8 +90,8 @@ pub struct Rules {
 pub struct Blocklist {
     rules: Rules,
     /// At most [`BLOCKED_MAX`], which is what the maps hold.
-    entries: BTreeMap<SourceKey, Held>,
-    ends: BTreeSet<(u64, SourceKey)>,
+    entries: BTreeMap<BlockKey, Held>,
+    ends: BTreeSet<(u64, BlockKey)>,
     /// Entries by reason.
     counts: BTreeMap<Option<Reason>, u64>,
     /// When the list became empty, while the program still looks at it; it stops a while later.
@@ -226,7 +226,7 @@ impl Blocklist {
     /// # Errors
     /// What the maps said; the list stays as it was.
     pub fn reconcile(&mut self, now: u64, stages: &impl Stages, spread: bool) -> Result<()> {
-        let mut found: BTreeMap<SourceKey, (Held, u32)> = BTreeMap::new();
+        let mut found: BTreeMap<BlockKey, (Held, u32)> = BTreeMap::new();
         for (key, block, reason) in stages.blocks()? {
             let note = self.entries.get(&key).map(|held| held.note.clone()).unwrap_or_default();
             let held = Held { since: block.since, expires: block.expires, reason, note };
@@ -297,7 +297,7 @@ impl Blocklist {
         self.rules.exempt.iter().any(|cidr| cidr.contains(blocked.address) || blocked.contains(cidr.address))
     }
 
-    fn insert(&mut self, key: SourceKey, held: Held) {
+    fn insert(&mut self, key: BlockKey, held: Held) {
         self.remove(&key);
         *self.counts.entry(held.reason).or_default() += 1;
         if held.expires != 0 {
@@ -306,7 +306,7 @@ impl Blocklist {
         self.entries.insert(key, held);
     }
 
-    fn remove(&mut self, key: &SourceKey) -> bool {
+    fn remove(&mut self, key: &BlockKey) -> bool {
         let Some(held) = self.entries.remove(key) else { return false };
         self.ends.remove(&(held.expires, *key));
         if let Some(count) = self.counts.get_mut(&held.reason) {
@@ -320,18 +320,16 @@ impl Blocklist {
 const NEVER_AGAIN: u64 = u64::MAX;
 
 /// The key of a source; of an IPv6 source its /64.
-pub fn key_of(source: IpAddr) -> SourceKey {
-    match source {
-        IpAddr::V4(source) => SourceKey::blocked(Family::V4, &words4(source.into())),
-        IpAddr::V6(source) => SourceKey { prefix: (u128::from(source) >> 64) as u64, family: 6, limit: 0 },
-    }
+pub fn key_of(source: IpAddr) -> BlockKey {
+    let (family, words) = wire(source);
+    BlockKey::new(family, &words)
 }
 
 /// The address of a key; of an IPv6 key the first of its /64.
-pub fn address_of(key: &SourceKey) -> IpAddr {
+pub fn address_of(key: &BlockKey) -> IpAddr {
     match key.family {
-        4 => IpAddr::V4(Ipv4Addr::from((key.prefix & 0xffff_ffff) as u32)),
-        _ => IpAddr::V6(Ipv6Addr::from(u128::from(key.prefix) << 64)),
+        4 => IpAddr::V4(Ipv4Addr::from(key.first)),
+        _ => IpAddr::V6(Ipv6Addr::from(u128::from(key.first) << 96 | u128::from(key.second) << 64)),
     }
 }
 

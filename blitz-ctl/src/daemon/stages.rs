@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use blitz_ctl_protocol::message::Reason;
-use blitz_ebpf_common::layout::{Block, SETTING_BLOCK, Settings, SourceKey};
+use blitz_ebpf_common::layout::{Block, BlockKey, SETTING_BLOCK, Settings};
 
 use super::blocklist::{Held, Stages};
 use crate::counters;
@@ -127,7 +127,7 @@ impl Stages for All {
         u32::try_from(self.stages.len()).unwrap_or(u32::MAX)
     }
 
-    fn block(&self, key: &SourceKey, held: &Held) -> Result<()> {
+    fn block(&self, key: &BlockKey, held: &Held) -> Result<()> {
         self.each(|managed| {
             // A stage without the rule counts the packet under no rule; its verdict says it was blocked.
             let rule = held.reason.and_then(|reason| managed.rules.get(&reason)).copied().unwrap_or(0);
@@ -137,7 +137,7 @@ impl Stages for All {
         })
     }
 
-    fn unblock(&self, key: &SourceKey) -> Result<bool> {
+    fn unblock(&self, key: &BlockKey) -> Result<bool> {
         let mut was_there = false;
         self.each(|managed| {
             let removed = managed.stage.maps().blocked.remove(key);
@@ -147,7 +147,7 @@ impl Stages for All {
         Ok(was_there)
     }
 
-    fn expire(&self, key: &SourceKey, now: u64) -> Result<()> {
+    fn expire(&self, key: &BlockKey, now: u64) -> Result<()> {
         self.each(|managed| {
             let blocked = &managed.stage.maps().blocked;
             // The command line may have given it another end meanwhile.
@@ -159,7 +159,7 @@ impl Stages for All {
         })
     }
 
-    fn blocks(&self) -> Result<Vec<(SourceKey, Block, Option<Reason>)>> {
+    fn blocks(&self) -> Result<Vec<(BlockKey, Block, Option<Reason>)>> {
         let mut found = Vec::new();
         for managed in self.stages.iter() {
             let entries = managed.stage.maps().blocked.entries();

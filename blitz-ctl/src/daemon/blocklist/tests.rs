@@ -13,7 +13,7 @@ const SECOND: u64 = 1_000_000_000;
 
 #[derive(Default)]
 struct Maps {
-    stages: Vec<RefCell<HashMap<SourceKey, Block>>>,
+    stages: Vec<RefCell<HashMap<BlockKey, Block>>>,
     used: Cell<bool>,
     is_broken: Cell<bool>,
 }
@@ -38,7 +38,7 @@ impl Stages for Maps {
         self.stages.len() as u32
     }
 
-    fn block(&self, key: &SourceKey, held: &Held) -> Result<()> {
+    fn block(&self, key: &BlockKey, held: &Held) -> Result<()> {
         self.check()?;
         let rule = held.reason.map_or(0, |reason| reason as u32 + 1);
         for stage in &self.stages {
@@ -48,12 +48,12 @@ impl Stages for Maps {
         Ok(())
     }
 
-    fn unblock(&self, key: &SourceKey) -> Result<bool> {
+    fn unblock(&self, key: &BlockKey) -> Result<bool> {
         self.check()?;
         Ok(self.stages.iter().filter(|stage| stage.borrow_mut().remove(key).is_some()).count() > 0)
     }
 
-    fn expire(&self, key: &SourceKey, now: u64) -> Result<()> {
+    fn expire(&self, key: &BlockKey, now: u64) -> Result<()> {
         self.check()?;
         for stage in &self.stages {
             stage
@@ -63,10 +63,10 @@ impl Stages for Maps {
         Ok(())
     }
 
-    fn blocks(&self) -> Result<Vec<(SourceKey, Block, Option<Reason>)>> {
+    fn blocks(&self) -> Result<Vec<(BlockKey, Block, Option<Reason>)>> {
         self.check()?;
         let reason = |rule: u32| Reason::ALL.into_iter().find(|reason| *reason as u32 + 1 == rule);
-        let rows = |stage: &RefCell<HashMap<SourceKey, Block>>| {
+        let rows = |stage: &RefCell<HashMap<BlockKey, Block>>| {
             stage.borrow().iter().map(|(key, block)| (*key, *block, reason(block.rule))).collect::<Vec<_>>()
         };
         Ok(self.stages.iter().flat_map(rows).collect())
@@ -230,7 +230,8 @@ fn a_new_daemon_takes_over_what_the_maps_hold() {
     let mut second = list(10);
     second.reconcile(2 * SECOND, &maps, true).expect("reconcile");
     assert_eq!((second.len(), maps.holds("203.0.113.9"), maps.holds("2001:db8::77")), (2, 2, 2));
-    let rows = second.page(None, 2 * SECOND).rows;
+    let mut rows = second.page(None, 2 * SECOND).rows;
+    rows.sort_by_key(|row| row.source);
     assert_eq!(
         rows.iter().map(|row| row.source.to_string()).collect::<Vec<_>>(),
         ["203.0.113.9", "2001:db8::"]
