@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use blitz_ctl_protocol::message::Reason;
@@ -15,13 +16,15 @@ use super::blocklist::{Held, Stages};
 use crate::counters;
 use crate::error::{Error, Kind, Result};
 use crate::netlink;
-use crate::pins::Pins;
+use crate::pins::{InterfacePins, Pins};
 use crate::stage::{Stage, pinned_link};
 
 /// A stage with what is looked up often.
 #[derive(Debug)]
 pub struct Managed {
     stage: Stage,
+    /// Inode of the directory of its pins: another one is another stage.
+    directory: Option<u64>,
     /// Rule numbers of the reasons in this stage.
     rules: BTreeMap<Reason, u32>,
 }
@@ -39,7 +42,14 @@ impl Managed {
             .into_iter()
             .filter_map(|reason| Some((reason, number(reason.rule_name())?)))
             .collect();
-        Ok(Self { stage, rules })
+        let directory = inode(stage.pins());
+        Ok(Self { stage, directory, rules })
+    }
+
+    /// Whether somebody has detached it and attached another in its place: these maps filter nothing then.
+    pub fn is_replaced(&self) -> bool {
+        let now = inode(self.stage.pins());
+        now.is_some() && now != self.directory
     }
 
     /// The stage.
@@ -74,6 +84,10 @@ impl Managed {
             _ => Error::io(format!("{}: {what}", self.stage.interface()), error),
         }
     }
+}
+
+fn inode(pins: &InterfacePins) -> Option<u64> {
+    std::fs::metadata(pins.directory()).ok().map(|directory| directory.ino())
 }
 
 /// A program that runs.
