@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 
 use blitz_ctl_protocol::message::ConnectionFacts;
 
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::error::{Error, Kind};
 
