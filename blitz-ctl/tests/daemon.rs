@@ -481,6 +481,24 @@ fn an_operator_sees_and_undoes_and_what_has_ended_is_cleared() {
 }
 
 #[test]
+fn a_report_does_not_wait_for_another_writer() {
+    let Some(place) = Place::new("l") else { return };
+    place.config("");
+    let daemon = place.daemon(&[]);
+    let lock = Pins::at(place.pins()).lock().expect("free");
+    let started = Instant::now();
+    let done = daemon.client().report(&report(CLIENT, Reason::Limit, 600_000)).expect("report");
+    assert_eq!(done.outcome, Outcome::Blocked);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    drop(lock);
+    // The program is told to look at the list by the next sweep.
+    until("a drop", || {
+        place.send(1);
+        place.packets("drop_blocked") > 0.0
+    });
+}
+
+#[test]
 fn a_stage_that_was_attached_by_hand_and_an_interface_that_came_back_are_adopted() {
     let Some(place) = Place::new("h") else { return };
     place.config("");
