@@ -12,7 +12,7 @@ use blitz_ctl::maps::Maps;
 use blitz_ctl::sys::clock;
 use blitz_ctl::sys::map::Table;
 use blitz_ctl::{Kind, Pins, Stage};
-use blitz_ebpf_common::layout::{Block, LAYOUT_VERSION, Layout, ServiceKey, SourceKey, maps};
+use blitz_ebpf_common::layout::{Block, BlockKey, LAYOUT_VERSION, Layout, ServiceKey, maps};
 use support::{FOUR, INTERFACE, Place, config};
 
 #[test]
@@ -100,7 +100,7 @@ fn maps_of_another_owner_are_left_alone() {
     stranger.pin(&pin).expect("a pin");
     place.ctl(&["attach", INTERFACE]).refused(5, &["BLOCKED", "of kind Array instead of Hash", "rm -r"]);
     std::fs::remove_file(&pin).expect("removed");
-    let stranger = aya::maps::HashMap::<_, SourceKey, Block>::create(16, 0).expect("a map");
+    let stranger = aya::maps::HashMap::<_, BlockKey, Block>::create(16, 0).expect("a map");
     stranger.pin(&pin).expect("a pin");
     place.ctl(&["attach", INTERFACE]).refused(5, &["BLOCKED", "16 entries instead of 65536", "rm -r"]);
     std::fs::remove_file(&pin).expect("removed");
@@ -145,8 +145,8 @@ fn a_full_blocklist_refuses_and_what_is_over_makes_room() {
     let stage = place.stage();
     let pins = Pins::at(place.base());
     let room = stage.maps().blocked.entries_max();
-    let fill = |expires: u64| -> Vec<(SourceKey, Block)> {
-        let key = |n: u32| SourceKey { prefix: u64::from(0x0a00_0000 + n), family: 4, limit: 0 };
+    let fill = |expires: u64| -> Vec<(BlockKey, Block)> {
+        let key = |n: u32| BlockKey { first: 0x0a00_0000 + n, second: 0, family: 4 };
         (0..room).map(|n| (key(n), Block { expires, since: 1, rule: 1, flags: 0 })).collect()
     };
     stage.maps().blocked.put_all(&fill(0)).expect("room");

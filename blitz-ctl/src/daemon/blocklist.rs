@@ -329,8 +329,8 @@ pub fn key_of(source: IpAddr) -> BlockKey {
 /// The address of a key; of an IPv6 key the first of its /64.
 pub fn address_of(key: &BlockKey) -> IpAddr {
     match key.family {
-        4 => IpAddr::V4(Ipv4Addr::from(key.first)),
-        _ => IpAddr::V6(Ipv6Addr::from(u128::from(key.first) << 96 | u128::from(key.second) << 64)),
+        4 => IpAddr::V4(key.first.into()),
+        _ => IpAddr::V6((u128::from(key.first) << 96 | u128::from(key.second) << 64).into()),
     }
 }
 
