@@ -10,11 +10,17 @@
 #![forbid(unsafe_code)]
 
 mod bounded;
+mod policy;
 mod release;
 mod shape;
 mod syntax;
 
 pub use bounded::Bounded;
+pub use policy::{
+    BlocklistFile, DenyFile, DenyScopeFile, DenyTableFile, LIMITS_MAX, LimitByFile, LimitFile, PerSecond,
+    TransportFile, XDP_ALLOW_MAX, XDP_DENY_MAX, XDP_INTERFACES_MAX, XDP_SERVICES_MAX, XdpFile, XdpModeFile,
+    XdpServiceFile,
+};
 pub(crate) use shape::key_text;
 pub use syntax::{Format, TEXT_BYTES_MAX, parse};
 
@@ -78,6 +84,12 @@ pub struct FileConfig {
     pub http: HttpFile,
     /// The admin API. Not reloadable.
     pub admin: AdminFile,
+    /// Limits on packets and requests: one policy from the network card to the request. Default:
+    /// none. At most 255. Reloadable.
+    #[schemars(length(max = LIMITS_MAX))]
+    pub limits: Vec<LimitFile>,
+    /// The kernel stage, which `blitz-ctl` loads and attaches. Reloadable.
+    pub xdp: XdpFile,
 }
 
 /// One address that clients connect to.

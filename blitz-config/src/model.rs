@@ -4,6 +4,10 @@
 //! type. Does not own: the file's shape (see [`crate::file`]), or the steps between two
 //! configurations (see [`crate::plan`]).
 
+mod policy;
+
+pub use policy::{Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpService};
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -24,6 +28,11 @@ pub struct Config {
     pub http: HttpLimits,
     /// The admin API.
     pub admin: Admin,
+    /// Limits in file order, at most 255. At most one packet limit by source and one by service
+    /// covers a service.
+    pub limits: Vec<Limit>,
+    /// The kernel stage.
+    pub xdp: Xdp,
 }
 
 /// One address that clients connect to.

@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, Balance, Cidr, Config, Endpoint, EndpointHost, HttpLimits, Listener, PassiveHealth, Route,
-    Timeouts, Upstream,
+    Admin, Balance, Cidr, Config, Endpoint, EndpointHost, HttpLimits, Limit, Listener, PassiveHealth, Route,
+    Timeouts, Upstream, Xdp,
 };
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -31,6 +31,10 @@ pub struct Plan {
     pub http: Option<HttpLimits>,
     /// The new admin API, when it differs.
     pub admin: Option<Admin>,
+    /// The new limits, when they or the order of the listeners that they index differ.
+    pub limits: Option<Vec<Limit>>,
+    /// The new kernel stage, when it differs.
+    pub xdp: Option<Xdp>,
 }
 
 /// Steps from one list to another whose items are told apart by a key.
@@ -105,6 +109,9 @@ impl Plan {
         // A route holds the index of its upstream: equal routes over another order are other routes.
         let names = |config: &Config| config.upstreams.iter().map(|up| up.name.clone()).collect::<Vec<_>>();
         let is_same_order = names(old) == names(new);
+        // And a limit holds the indices of its listeners.
+        let places = |config: &Config| config.listeners.iter().map(|it| it.address).collect::<Vec<_>>();
+        let is_same_place = places(old) == places(new);
         Self {
             listeners: Steps::between(&old.listeners, &new.listeners, |it| it.address, |_, new| new.clone()),
             upstreams,
@@ -114,12 +121,14 @@ impl Plan {
             timeouts: (old.timeouts != new.timeouts).then_some(new.timeouts),
             http: (old.http != new.http).then_some(new.http),
             admin: (old.admin != new.admin).then_some(new.admin),
+            limits: (old.limits != new.limits || !is_same_place).then(|| new.limits.clone()),
+            xdp: (old.xdp != new.xdp).then(|| new.xdp.clone()),
         }
     }
 
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        let Self { listeners, upstreams, routes, trusted_proxies, timeouts, http, admin } = self;
+        let Self { listeners, upstreams, routes, trusted_proxies, timeouts, http, admin, limits, xdp } = self;
         listeners.is_empty()
             && upstreams.is_empty()
             && routes.is_none()
@@ -127,6 +136,8 @@ impl Plan {
             && timeouts.is_none()
             && http.is_none()
             && admin.is_none()
+            && limits.is_none()
+            && xdp.is_none()
     }
 
     /// What of the plan a reload from `old` cannot do. The rest can be applied all the same.
@@ -151,6 +162,8 @@ impl Plan {
             timeouts: self.timeouts.unwrap_or(old.timeouts),
             http: self.http.unwrap_or(old.http),
             admin: self.admin.unwrap_or(old.admin),
+            limits: self.limits.as_ref().unwrap_or(&old.limits).clone(),
+            xdp: self.xdp.as_ref().unwrap_or(&old.xdp).clone(),
         })
     }
 }

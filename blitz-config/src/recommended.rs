@@ -4,7 +4,8 @@
 //! [`crate::file`]).
 #![forbid(unsafe_code)]
 
-use crate::model::{Admin, HttpLimits, PassiveHealth, Timeouts, Upstream};
+use crate::model::{Admin, Blocklist, HttpLimits, Limit, PassiveHealth, Timeouts, Upstream, Xdp, XdpMode};
+use blitz_ebpf_common::layout;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -105,4 +106,61 @@ impl Upstream {
 
     /// Port 443 asks for TLS to the endpoint.
     pub const TLS_PORT: u16 = 443;
+}
+
+impl Limit {
+    /// One IPv4 address is one source.
+    pub const PREFIX_V4_RECOMMENDED: u8 = 32;
+
+    /// One IPv6 subnet is one source: whoever has one address of it has all 2^64.
+    pub const PREFIX_V6_RECOMMENDED: u8 = 64;
+
+    /// What a second gives may come at once: a page with its pictures is a burst.
+    pub const BURST_RECOMMENDED: Duration = Duration::from_secs(1);
+}
+
+impl Blocklist {
+    /// When a source is blocked, where a file says nothing.
+    pub const RECOMMENDED: Self = Self {
+        // A broken client sends one bad request and sees its 400; ten in a minute are tried on purpose.
+        framing_violations_per_minute: 10,
+        // Ten refusals a second for a minute: who reads 429 and `Retry-After` is far below.
+        limit_refusals_per_minute: 600,
+        // Long enough to end an attempt, short enough for whoever gets the address next.
+        ttl: Duration::from_secs(60),
+        // A quarter of the kernel's list; the rest is the operator's.
+        entries_max: layout::BLOCKED_MAX / 4,
+    };
+}
+
+impl Default for Blocklist {
+    fn default() -> Self {
+        Self::RECOMMENDED
+    }
+}
+
+impl Xdp {
+    /// Sources whose buckets the kernel keeps.
+    pub const SOURCES_RECOMMENDED: u32 = layout::SOURCES_MAX;
+
+    /// Denied prefixes of each family: several public lists together.
+    pub const DENY_RECOMMENDED: u32 = 131_072;
+}
+
+impl Default for Xdp {
+    /// No interface, nothing denied, nothing allowed.
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            mode: XdpMode::Auto,
+            shadow: false,
+            allow: Vec::new(),
+            management: Vec::new(),
+            deny: Vec::new(),
+            services: Vec::new(),
+            sources_max: Self::SOURCES_RECOMMENDED,
+            deny_max: Self::DENY_RECOMMENDED,
+            blocklist: Blocklist::RECOMMENDED,
+        }
+    }
 }

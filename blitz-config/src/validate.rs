@@ -5,6 +5,10 @@
 //! ranges (see [`crate::file`]), or the syntax of addresses and patterns.
 #![forbid(unsafe_code)]
 
+mod policy;
+
+pub use policy::{FRAME_BYTES_MAX, RULE_BYTES_MAX};
+
 use crate::address;
 use crate::error::{ConfigError, Issues, quoted};
 use crate::file::{
@@ -130,6 +134,10 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
         }
     };
 
+    let names: Vec<String> = file.listeners.iter().map(|listener| listener.name.clone()).collect();
+    let mut limits = policy::limits(&file.limits, &names, &mut issues);
+    let xdp = policy::xdp(&file.xdp, &mut issues);
+
     let mut flags = Issues::new(COMMAND_LINE);
     if overrides.backends.len() > UPSTREAM_ENDPOINTS_MAX {
         let count = overrides.backends.len();
@@ -142,6 +150,10 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
     }
     if let Some(port) = overrides.port {
         listeners = vec![main_listener(port)];
+        // The one listener stands for those that it replaces, and so for their limits.
+        for limit in limits.iter_mut().filter(|limit| !limit.listeners.is_empty()) {
+            limit.listeners = vec![0];
+        }
     }
     if let Some(address) = &overrides.admin {
         match address::socket_address(address) {
@@ -165,6 +177,10 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
             (None, None) => issues.add(format!("listeners[{index}].address"), message),
         }
     }
+    if is_sound {
+        policy::check_meetings(&limits, &listeners, &mut issues);
+        policy::check_services(&xdp, &listeners, &mut issues);
+    }
     if is_sound && routes.is_empty() && !listeners.iter().any(|listener| listener.builtin_answers) {
         issues.add(
             "routes",
@@ -181,6 +197,8 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
         timeouts: timeouts(&file.timeouts),
         http: http_limits(&file.http),
         admin,
+        limits,
+        xdp,
     })
 }
 
@@ -190,7 +208,7 @@ fn listeners(file: &[ListenerFile], issues: &mut Issues) -> Vec<Listener> {
     // Index in the file of each entry of `listeners`.
     let mut indices = Vec::with_capacity(file.len());
     for (index, listener) in file.iter().enumerate() {
-        if let Err(why) = check_name(&listener.name) {
+        if let Err(why) = check_name(&listener.name, NAME_BYTES_MAX) {
             issues.add(format!("listeners[{index}].name"), why);
         } else if let Some(first) = names.insert(&listener.name, index) {
             let message = format!(
@@ -264,7 +282,7 @@ fn upstreams(file: &BTreeMap<String, UpstreamFile>, issues: &mut Issues) -> Vec<
     let mut total = 0;
     for (name, upstream) in file {
         let path = format!("upstreams.{}", key_text(name));
-        if let Err(why) = check_name(name) {
+        if let Err(why) = check_name(name, NAME_BYTES_MAX) {
             issues.add(path.clone(), why);
         }
         if upstream.endpoints.is_empty() {
@@ -442,16 +460,13 @@ fn http_limits(file: &HttpFile) -> HttpLimits {
 }
 
 /// Names end up in logs, metric labels and paths of the admin API.
-fn check_name(name: &str) -> Result<(), String> {
-    let is_name = (1..=NAME_BYTES_MAX).contains(&name.len())
+fn check_name(name: &str, bytes_max: usize) -> Result<(), String> {
+    let is_name = (1..=bytes_max).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
     if is_name {
         Ok(())
     } else {
-        Err(format!(
-            "{} is not a name; accepted: 1 to {NAME_BYTES_MAX} letters, digits, ., _ and -",
-            quoted(name)
-        ))
+        Err(format!("{} is not a name; accepted: 1 to {bytes_max} letters, digits, ., _ and -", quoted(name)))
     }
 }
 

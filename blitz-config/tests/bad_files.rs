@@ -31,7 +31,7 @@ const TOML_MORE: &[(&str, &str)] = &[
     ("[timeout]", "f.toml: timeout: unknown key; did you mean \"timeouts\"?"),
     (
         "[banana]",
-        "f.toml: banana: unknown key; accepted: admin, backends, http, listeners, routes, timeouts, trusted_proxies, upstreams",
+        "f.toml: banana: unknown key; accepted: admin, backends, http, limits, listeners, routes, timeouts, trusted_proxies, upstreams, xdp",
     ),
     (
         "[timeouts]\nkeep_alive = 5",
@@ -94,14 +94,6 @@ const TOML_MORE: &[(&str, &str)] = &[
         "f.toml: listeners[1].name: 7 is not accepted; accepted: a string",
     ),
     // Known, but later.
-    (
-        "[[limits]]\nname = \"x\"",
-        "f.toml: limits: known, but not in this release: rate limits; remove the key",
-    ),
-    (
-        "[xdp]\ninterfaces = [\"eth0\"]",
-        "f.toml: xdp: known, but not in this release: the XDP stage; remove the key",
-    ),
     (
         "[listeners.tls]",
         "f.toml: listeners[0].tls: known, but not in this release: TLS on a listener; remove the key",
@@ -489,21 +481,15 @@ endpoints = [{ address = "127.0.0.1:9001" }]
 [[routes]]
 upstream = "api"
 filters = ["jwt:staff"]
-[[limits]]
-name = "per_source"
-[xdp]
-interfaces = ["eth0"]
 "#;
     let error = load(text, Format::Toml, "f.toml", &Overrides::default()).unwrap_err();
-    let expected = r#"f.toml: limits: known, but not in this release: rate limits; remove the key
-f.toml: listeners[0].protocols[1]: "h2" is known, but not in this release: HTTP/2; accepted: "h1"
+    let expected = r#"f.toml: listeners[0].protocols[1]: "h2" is known, but not in this release: HTTP/2; accepted: "h1"
 f.toml: listeners[0].protocols[2]: "h3" is known, but not in this release: HTTP/3; accepted: "h1"
 f.toml: listeners[0].tls: known, but not in this release: TLS on a listener; remove the key
 f.toml: routes[0].filters: known, but not in this release: filters on a route; remove the key
 f.toml: upstreams.api.balance: "least_request" is known, but not in this release: balancing by requests in flight; accepted: "round_robin", "weighted"
 f.toml: upstreams.api.health.active: known, but not in this release: active health checks; remove the key
-f.toml: upstreams.api.tls: known, but not in this release: TLS to an upstream; remove the key
-f.toml: xdp: known, but not in this release: the XDP stage; remove the key"#;
+f.toml: upstreams.api.tls: known, but not in this release: TLS to an upstream; remove the key"#;
     assert_eq!(error.to_string(), expected);
 }
 

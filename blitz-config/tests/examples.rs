@@ -40,6 +40,10 @@ fn schema_keys(schema: &Value, path: &str, out: &mut Vec<(String, Value)>) {
     if let Some(schema) = schema.get("items") {
         schema_keys(schema, &format!("{path}[]"), out);
     }
+    // A value of several forms: the table among them has keys.
+    for form in schema["anyOf"].as_array().into_iter().flatten() {
+        schema_keys(form, path, out);
+    }
     if let Some(schema) = schema.get("additionalProperties").filter(|schema| schema.is_object()) {
         schema_keys(schema, &format!("{path}.*"), out);
     }
@@ -169,13 +173,15 @@ fn the_page_shows_only_accepted_samples() {
 
 #[test]
 fn defaults_are_the_recommended_values() {
-    use blitz_config::model::{Admin, HttpLimits, PassiveHealth, Timeouts, Upstream};
+    use blitz_config::model::{Admin, HttpLimits, PassiveHealth, Timeouts, Upstream, Xdp};
     let with_port = Overrides { port: Some(8080), ..Overrides::default() };
     let text = "[upstreams.a]\nendpoints = [{ address = \"a:1\" }]";
     let config: Config = load(text, Format::Toml, "f", &with_port).unwrap();
     assert_eq!(config.timeouts, Timeouts::RECOMMENDED);
     assert_eq!(config.http, HttpLimits::RECOMMENDED);
     assert_eq!(config.admin, Admin::RECOMMENDED);
+    assert_eq!(config.limits, []);
+    assert_eq!(config.xdp, Xdp::default());
     assert_eq!(config.upstreams[0].passive, PassiveHealth::RECOMMENDED);
     assert_eq!(config.upstreams[0].idle_connections_max, Upstream::IDLE_CONNECTIONS_RECOMMENDED);
     assert_eq!(config.upstreams[0].endpoints[0].weight, 1);

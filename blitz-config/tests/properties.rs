@@ -43,6 +43,18 @@ const WORDS: &[&str] = &[
     "ejection_ms",
     "idle_connections_max",
     "keep_alive_ms",
+    "xdp",
+    "interfaces",
+    "deny",
+    "prefix",
+    "scope",
+    "services",
+    "blocklist",
+    "burst_seconds",
+    "requests_per_second",
+    "bytes_per_second",
+    "by",
+    "shadow",
 ];
 
 /// Values of real files, good and bad.
@@ -75,6 +87,10 @@ const STRINGS: &[&str] = &[
     "-",
     ".",
     "a..b",
+    "service",
+    "source_prefix_and_path",
+    "native",
+    "udp",
 ];
 
 fn json_value() -> impl Strategy<Value = Value> {
@@ -110,12 +126,31 @@ fn shaped_file() -> impl Strategy<Value = Value> {
     let listener = (text(), text(), any::<bool>()).prop_map(
         |(name, address, builtin)| json!({"name": name, "address": address, "builtin_answers": builtin}),
     );
-    (vec(listener, 0..3), hash_map(text(), upstream, 0..3), vec(route, 0..4), vec(text(), 0..3)).prop_map(
-        |(listeners, upstreams, routes, proxies)| {
-            let upstreams: serde_json::Map<String, Value> = upstreams.into_iter().collect();
-            json!({"listeners": listeners, "upstreams": upstreams, "routes": routes, "trusted_proxies": proxies})
+    let limit = (text(), vec(text(), 0..2), 1_u64..=32, 1_u64..200_000, any::<bool>()).prop_map(
+        |(name, listeners, bits, rate, is_bytes)| {
+            let key = if is_bytes { "bytes_per_second" } else { "requests_per_second" };
+            json!({"name": name, "listeners": listeners, "prefix_v4": bits, key: rate})
         },
-    )
+    );
+    let deny = (text(), any::<bool>()).prop_map(|(prefix, is_table)| {
+        if is_table { json!({"prefix": prefix, "scope": "host"}) } else { json!(prefix) }
+    });
+    let service = (text(), 1_u16..5)
+        .prop_map(|(address, port)| json!({"address": address, "port": port, "protocol": "tcp"}));
+    let xdp = (vec(text(), 0..2), vec(text(), 0..2), vec(deny, 0..3), vec(service, 0..3)).prop_map(
+        |(interfaces, allow, deny, services)| {
+            json!({"interfaces": interfaces, "allow": allow, "deny": deny, "services": services})
+        },
+    );
+    let policy = (vec(limit, 0..3), xdp);
+    (vec(listener, 0..3), hash_map(text(), upstream, 0..3), vec(route, 0..4), vec(text(), 0..3), policy)
+        .prop_map(|(listeners, upstreams, routes, proxies, (limits, xdp))| {
+            let upstreams: serde_json::Map<String, Value> = upstreams.into_iter().collect();
+            json!({
+                "listeners": listeners, "upstreams": upstreams, "routes": routes, "trusted_proxies": proxies,
+                "limits": limits, "xdp": xdp,
+            })
+        })
 }
 
 /// The configuration without repeated keys, as validation leaves it.
@@ -159,8 +194,23 @@ fn config() -> impl Strategy<Value = Config> {
         methods: vec![],
         upstream,
     });
-    (vec(listener, 0..5), vec(upstream, 0..6), vec(route, 0..3), 1_u64..3, 1_usize..3, 0_u16..3, 0_u8..3)
-        .prop_map(|(listeners, upstreams, routes, seconds, fields, port, proxies)| Config {
+    let limit = ("[a-c]", vec(0_usize..3, 0..2), 1_u64..3).prop_map(|(name, listeners, rate)| Limit {
+        name,
+        by: LimitBy::SourcePrefix,
+        listeners,
+        prefix_v4: 32,
+        prefix_v6: 64,
+        packets_per_second: None,
+        bytes_per_second: None,
+        syns_per_second: None,
+        requests_per_second: Some(rate),
+        burst: Duration::from_secs(1),
+        shadow: false,
+    });
+    let policy = (vec(limit, 0..3), any::<bool>());
+    let lists = (vec(listener, 0..5), vec(upstream, 0..6), vec(route, 0..3));
+    (lists, 1_u64..3, 1_usize..3, 0_u16..3, 0_u8..3, policy).prop_map(
+        |((listeners, upstreams, routes), seconds, fields, port, proxies, (limits, shadow))| Config {
             listeners,
             upstreams,
             routes,
@@ -170,7 +220,10 @@ fn config() -> impl Strategy<Value = Config> {
             timeouts: Timeouts { keep_alive: Duration::from_secs(seconds), ..Timeouts::RECOMMENDED },
             http: HttpLimits { request_fields_max: fields, ..HttpLimits::RECOMMENDED },
             admin: Admin { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port) },
-        })
+            limits,
+            xdp: Xdp { shadow, ..Xdp::default() },
+        },
+    )
 }
 
 proptest! {

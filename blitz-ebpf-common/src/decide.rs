@@ -9,9 +9,9 @@ use core::ops::Deref;
 use crate::gcra::{self, Take, Word};
 use crate::layout::{
     ALLOW_MANAGEMENT, ALLOW_SERVICE, Block, Buckets, DENY_HOST, DENY_SHADOW, Deny, Dimension, EVERYWHERE_MAX,
-    Everywhere, Fault, LENGTHS_MAX, LIMIT_SHADOW, Lengths, Limit, PORT_EXACT, Ports, Prefix4, Prefix6,
-    SETTING_ALLOW, SETTING_BLOCK, SETTING_DENY, SETTING_HOST, SETTING_SHADOW, Service, ServiceKey, Settings,
-    SourceKey, Verdict, index4, index6, port_column,
+    Fault, LENGTHS_MAX, LIMIT_SHADOW, Lengths, Limit, PORT_EXACT, Ports, Prefix4, Prefix6, SETTING_ALLOW,
+    SETTING_BLOCK, SETTING_DENY, SETTING_HOST, SETTING_SHADOW, Service, ServiceKey, Settings, SourceKey,
+    Verdict, index4, index6, port_column,
 };
 use crate::packet::{Bytes, Family, Packet, Words, parse};
 
@@ -75,9 +75,9 @@ pub trait Tables {
     /// One word of the IPv6 list of [`Everywhere`] of a deny slot.
     fn everywhere6(&self, slot: u32, word: usize) -> u64;
     /// A deny entry of IPv4.
-    fn deny4(&self, slot: u32, prefix: &Prefix4) -> Option<Deny>;
+    fn deny4(&self, prefix: &Prefix4) -> Option<Deny>;
     /// A deny entry of IPv6.
-    fn deny6(&self, slot: u32, prefix: &Prefix6) -> Option<Deny>;
+    fn deny6(&self, prefix: &Prefix6) -> Option<Deny>;
     /// A limit by its number.
     fn limit(&self, number: u32) -> Option<&Limit>;
     /// The words of a source's buckets, made with all words zero when there are none. `None`: no room.
@@ -125,26 +125,40 @@ pub fn decide<B: Bytes + ?Sized, T: Tables>(frame: &B, length: u32, tables: &T) 
 #[inline(always)]
 pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Decision {
     let settings = tables.settings();
-    let Some(service) = find_service(packet, tables) else {
-        return decide_host(packet, &settings, tables);
-    };
     let dry = settings.flags & SETTING_SHADOW != 0;
-    let allowed = settings.flags & SETTING_ALLOW != 0
-        && tables.allowed(packet.family, &packet.source) & ALLOW_SERVICE != 0;
+    let service = find_service(packet, tables);
+    // What is for no service meets host-wide deny entries only, and never from a management address.
+    let (exempt, denies, needed) = match service {
+        Some(_) => (ALLOW_SERVICE, SETTING_DENY, 0),
+        None if settings.flags & SETTING_HOST == 0 => return Decision::new(Verdict::PassNoService, 0),
+        None => (ALLOW_MANAGEMENT, SETTING_HOST, DENY_HOST),
+    };
+    let allowed =
+        settings.flags & SETTING_ALLOW != 0 && tables.allowed(packet.family, &packet.source) & exempt != 0;
     if !allowed {
-        if let Some(stop) = lists(packet, &settings, dry, tables) {
-            return stop;
+        if service.is_some()
+            && settings.flags & SETTING_BLOCK != 0
+            && let Some(rule) = blocked(packet, dry, tables)
+        {
+            return Decision::new(Verdict::DropBlocked, rule);
         }
-        if service.source_limit != 0 {
-            if let Some(over) = source_limit(packet, length, service.source_limit, dry, tables) {
-                return over;
-            }
+        if settings.flags & denies != 0
+            && let Some(rule) = denied(packet, settings.deny_slot, needed, dry, tables)
+        {
+            return Decision::new(Verdict::DropDenied, rule);
         }
     }
-    if service.service_limit != 0 {
-        if let Some(over) = service_limit(packet, length, service.service_limit, dry, tables) {
-            return over;
-        }
+    let Some(service) = service else { return Decision::new(Verdict::PassNoService, 0) };
+    if !allowed
+        && service.source_limit != 0
+        && let Some(over) = source_limit(packet, length, service.source_limit, dry, tables)
+    {
+        return over;
+    }
+    if service.service_limit != 0
+        && let Some(over) = service_limit(packet, length, service.service_limit, dry, tables)
+    {
+        return over;
     }
     Decision::new(if allowed { Verdict::PassAllowed } else { Verdict::PassService }, service.rule)
 }
@@ -154,8 +168,7 @@ pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Dec
 #[inline(always)]
 fn find_service<T: Tables>(packet: &Packet, tables: &T) -> Option<Service> {
     let column = port_column(packet.family, packet.protocol)?;
-    let ports = tables.ports(packet.destination_port)?;
-    let listed = *ports.service.get(column)?;
+    let listed = tables.ports(packet.destination_port)?.get(column);
     if listed == 0 {
         return None;
     }
@@ -180,85 +193,48 @@ fn find_service<T: Tables>(packet: &Packet, tables: &T) -> Option<Service> {
     service
 }
 
-/// What is for no service: only host-wide deny entries touch it, and never a management address.
+/// The rule that has the source on the blocklist.
 #[inline(always)]
-fn decide_host<T: Tables>(packet: &Packet, settings: &Settings, tables: &T) -> Decision {
-    let pass = Decision::new(Verdict::PassNoService, 0);
-    if settings.flags & SETTING_HOST == 0 {
-        return pass;
+fn blocked<T: Tables>(packet: &Packet, dry: bool, tables: &T) -> Option<u32> {
+    let block = tables.blocked(&SourceKey::blocked(packet.family, &packet.source))?;
+    if block.expires != 0 && tables.now() >= block.expires {
+        return None;
     }
-    if settings.flags & SETTING_ALLOW != 0
-        && tables.allowed(packet.family, &packet.source) & ALLOW_MANAGEMENT != 0
-    {
-        return pass;
+    if dry || block.flags & DENY_SHADOW != 0 {
+        tables.shadow(block.rule);
+        return None;
     }
-    let dry = settings.flags & SETTING_SHADOW != 0;
-    match deny(packet, settings.deny_slot, DENY_HOST, dry, tables) {
-        Some(rule) => Decision::new(Verdict::DropDenied, rule),
-        None => pass,
-    }
-}
-
-/// The blocklist, then the deny list.
-#[inline(always)]
-fn lists<T: Tables>(packet: &Packet, settings: &Settings, dry: bool, tables: &T) -> Option<Decision> {
-    if settings.flags & SETTING_BLOCK != 0 {
-        let key = SourceKey::blocked(packet.family, &packet.source);
-        if let Some(block) = tables.blocked(&key)
-            && (block.expires == 0 || tables.now() < block.expires)
-        {
-            if !dry && block.flags & DENY_SHADOW == 0 {
-                return Some(Decision::new(Verdict::DropBlocked, block.rule));
-            }
-            tables.shadow(block.rule);
-        }
-    }
-    if settings.flags & SETTING_DENY != 0 {
-        let rule = deny(packet, settings.deny_slot, 0, dry, tables)?;
-        return Some(Decision::new(Verdict::DropDenied, rule));
-    }
-    None
+    Some(block.rule)
 }
 
 /// The rule of the longest deny prefix in force that holds the source and has all flags of `needed`.
 #[inline(always)]
-fn deny<T: Tables>(packet: &Packet, slot: u32, needed: u32, dry: bool, tables: &T) -> Option<u32> {
+fn denied<T: Tables>(packet: &Packet, slot: u32, needed: u32, dry: bool, tables: &T) -> Option<u32> {
     let bucket = match packet.family {
         Family::V4 => tables.lengths4(index4(slot, packet.source[3])),
         Family::V6 => tables.lengths6(index6(slot, packet.source[0])),
     };
-    let mut listed = match bucket {
-        Some(lengths) => lengths.packed,
-        None => {
-            tables.fault(Fault::NoEntry);
-            0
-        }
-    };
-    for _ in 0..LENGTHS_MAX {
-        if listed == 0 {
-            break;
-        }
-        if let Some(rule) = deny_at(packet, slot, (listed & 0xff) as u32, needed, dry, tables) {
-            return Some(rule);
-        }
-        listed >>= 8;
+    if bucket.is_none() {
+        tables.fault(Fault::NoEntry);
     }
-    for word in 0..EVERYWHERE_MAX / 8 {
-        let mut listed = match packet.family {
+    // The index's word first, then the words of the lengths that are tried for everybody.
+    let mut listed = bucket.map_or(0, |lengths| lengths.packed);
+    for word in 0..=EVERYWHERE_MAX / LENGTHS_MAX {
+        for _ in 0..LENGTHS_MAX {
+            if listed == 0 {
+                break;
+            }
+            if let Some(rule) = denied_at(packet, slot, (listed & 0xff) as u32, needed, dry, tables) {
+                return Some(rule);
+            }
+            listed >>= 8;
+        }
+        listed = match packet.family {
             Family::V4 => tables.everywhere4(slot, word),
             Family::V6 => tables.everywhere6(slot, word),
         };
         if listed == 0 {
             break;
-        }
-        for _ in 0..8 {
-            if listed == 0 {
-                break;
-            }
-            if let Some(rule) = deny_at(packet, slot, (listed & 0xff) as u32, needed, dry, tables) {
-                return Some(rule);
-            }
-            listed >>= 8;
         }
     }
     None
@@ -266,7 +242,7 @@ fn deny<T: Tables>(packet: &Packet, slot: u32, needed: u32, dry: bool, tables: &
 
 /// Looks at one prefix length, given as the length plus one.
 #[inline(always)]
-fn deny_at<T: Tables>(
+fn denied_at<T: Tables>(
     packet: &Packet,
     slot: u32,
     listed: u32,
@@ -276,8 +252,8 @@ fn deny_at<T: Tables>(
 ) -> Option<u32> {
     let length = listed.wrapping_sub(1);
     let entry = match packet.family {
-        Family::V4 => tables.deny4(slot, &Prefix4::of(packet.source[3], length)),
-        Family::V6 => tables.deny6(slot, &Prefix6::of(&packet.source, length)),
+        Family::V4 => tables.deny4(&Prefix4::of(packet.source[3], length, slot)),
+        Family::V6 => tables.deny6(&Prefix6::of(&packet.source, length, slot)),
     }?;
     if entry.flags & needed != needed || (entry.expires != 0 && tables.now() >= entry.expires) {
         return None;
@@ -292,7 +268,7 @@ fn deny_at<T: Tables>(
 /// Tokens of `packet` in one dimension; `None` when the limit does not ask about it.
 #[inline(always)]
 fn tokens(limit: &Limit, dimension: Dimension, packet: &Packet, length: u32) -> Option<u32> {
-    if !limit.rates[dimension as usize].limits() {
+    if !dimension.of(&limit.rates).limits() {
         return None;
     }
     match dimension {
@@ -324,8 +300,8 @@ fn source_limit<T: Tables>(
     let now = gcra::units(tables.now());
     for dimension in Dimension::ALL {
         let Some(tokens) = tokens(limit, dimension, packet, length) else { continue };
-        let rate = &limit.rates[dimension as usize];
-        match gcra::take(&words[dimension as usize], now, rate.cost(tokens), rate.depth) {
+        let rate = dimension.of(&limit.rates);
+        match gcra::take(dimension.of(&words), now, rate.cost(tokens), rate.depth) {
             Take::Granted => continue,
             Take::Refused { .. } => {}
             Take::Contended => tables.fault(Fault::Contended),
@@ -362,16 +338,16 @@ fn service_limit<T: Tables>(
     };
     for dimension in Dimension::ALL {
         let Some(tokens) = tokens(limit, dimension, packet, length) else { continue };
-        let rate = &limit.rates[dimension as usize];
+        let rate = dimension.of(&limit.rates);
         let cost = rate.cost(tokens);
-        let left = credit.words[dimension as usize];
+        let left = *dimension.of(&credit.words);
         if left >= cost {
             tables.set_credit(number, dimension, left - cost);
             continue;
         }
         // What is left is spent first, so that a quantum below one packet's cost is never stuck.
         let draw = if limit.quantum > cost { limit.quantum } else { cost };
-        match gcra::take(&words[dimension as usize], gcra::units(tables.now()), draw, rate.depth) {
+        match gcra::take(dimension.of(&words), gcra::units(tables.now()), draw, rate.depth) {
             Take::Granted => {
                 tables.set_credit(number, dimension, left + draw - cost);
                 continue;

@@ -32,14 +32,10 @@ pub mod maps {
     pub const ALLOW6: &str = "ALLOW6";
     /// Hash from [`super::SourceKey`] (limit 0) to [`super::Block`]: the blocklist.
     pub const BLOCKED: &str = "BLOCKED";
-    /// Hash from [`super::Prefix4`] to [`super::Deny`], for deny slot 0.
-    pub const DENY4_0: &str = "DENY4_0";
-    /// The same for deny slot 1.
-    pub const DENY4_1: &str = "DENY4_1";
-    /// Hash from [`super::Prefix6`] to [`super::Deny`], for deny slot 0.
-    pub const DENY6_0: &str = "DENY6_0";
-    /// The same for deny slot 1.
-    pub const DENY6_1: &str = "DENY6_1";
+    /// Hash from [`super::Prefix4`] to [`super::Deny`]. Both deny slots live here, told apart by the key.
+    pub const DENY4: &str = "DENY4";
+    /// Hash from [`super::Prefix6`] to [`super::Deny`], likewise.
+    pub const DENY6: &str = "DENY6";
     /// Array of [`super::Lengths`] by `slot * 65,536 + first 16 bits of the address`.
     pub const DENY_INDEX4: &str = "DENY_INDEX4";
     /// Array of [`super::Lengths`] by `slot * 16,384 + `[`super::index6`].
@@ -66,7 +62,7 @@ pub mod maps {
     pub const DENY_NOTES: &str = "DENY_NOTES";
 
     /// Every map, in the order of this list.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 22] = [
         LAYOUT,
         SETTINGS,
         PORTS,
@@ -75,10 +71,8 @@ pub mod maps {
         ALLOW4,
         ALLOW6,
         BLOCKED,
-        DENY4_0,
-        DENY4_1,
-        DENY6_0,
-        DENY6_1,
+        DENY4,
+        DENY6,
         DENY_INDEX4,
         DENY_INDEX6,
         DENY_LENGTHS,
@@ -107,8 +101,9 @@ pub const SERVICE_AT_MAX: u32 = 4096;
 pub const ALLOW_MAX: u32 = 4096;
 /// Sources on the blocklist.
 pub const BLOCKED_MAX: u32 = 65_536;
-/// Prefixes of one family in one deny slot, unless the loader sets another size.
-pub const DENY_MAX: u32 = 1_048_576;
+/// Entries of [`maps::DENY4`] and of [`maps::DENY6`], unless the loader sets another size: twice the
+/// prefixes that may be in force, since a new list is written beside the old one.
+pub const DENY_MAX: u32 = 2 * 131_072;
 /// Buckets of the IPv4 deny index in one slot.
 pub const INDEX4: u32 = 65_536;
 /// Buckets of the IPv6 deny index in one slot.
@@ -135,7 +130,7 @@ pub struct Layout {
     pub version: u32,
     /// Sources the limiter holds.
     pub sources_max: u32,
-    /// Prefixes one deny slot holds, of each family.
+    /// Prefixes of each family that may be in force: half the entries of its hash.
     pub deny_max: u32,
 }
 
@@ -170,8 +165,23 @@ pub const ALLOW_MANAGEMENT: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ports {
-    /// By [`port_column`].
-    pub service: [u16; 4],
+    /// Four 16-bit columns, the lowest first; see [`port_column`]. One word, so that it is picked by a
+    /// shift: the verifier allows no address that is computed from the packet.
+    pub packed: u64,
+}
+
+impl Ports {
+    /// One column.
+    #[inline(always)]
+    pub const fn get(self, column: u32) -> u16 {
+        (self.packed >> ((column & 3) * 16)) as u16
+    }
+
+    /// The same with one column set.
+    pub const fn with(self, column: u32, service: u16) -> Self {
+        let shift = (column & 3) * 16;
+        Self { packed: self.packed & !(0xffff << shift) | ((service as u64) << shift) }
+    }
 }
 
 /// See [`Ports`].
@@ -179,7 +189,7 @@ pub const PORT_EXACT: u16 = 0x8000;
 
 /// The column of [`Ports`] for a family and protocol; `None` for other protocols than TCP and UDP.
 #[inline(always)]
-pub const fn port_column(family: Family, protocol: u8) -> Option<usize> {
+pub const fn port_column(family: Family, protocol: u8) -> Option<u32> {
     let family = match family {
         Family::V4 => 0,
         Family::V6 => 1,
@@ -263,39 +273,43 @@ pub struct Block {
     pub flags: u32,
 }
 
-/// An IPv4 prefix.
+/// An IPv4 prefix in a deny slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Prefix4 {
     /// Network address, host order, host bits zero.
     pub address: u32,
     /// Prefix length, 0 to 32.
-    pub length: u32,
+    pub length: u16,
+    /// The deny slot, 0 or 1.
+    pub slot: u16,
 }
 
-/// An IPv6 prefix.
+/// An IPv6 prefix in a deny slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Prefix6 {
     /// Network address, host bits zero.
     pub address: Words,
     /// Prefix length, 0 to 128.
-    pub length: u32,
+    pub length: u16,
+    /// The deny slot, 0 or 1; 0 in [`maps::DENY_NOTES`].
+    pub slot: u16,
 }
 
 impl Prefix4 {
-    /// The prefix of `length` that holds `address`.
+    /// The prefix of `length` that holds `address`, in `slot`.
     #[inline(always)]
-    pub const fn of(address: u32, length: u32) -> Self {
+    pub const fn of(address: u32, length: u32, slot: u32) -> Self {
         let length = if length > 32 { 32 } else { length };
-        Self { address: address & mask(length), length }
+        Self { address: address & mask(length), length: length as u16, slot: slot as u16 }
     }
 }
 
 impl Prefix6 {
-    /// The prefix of `length` that holds `address`.
+    /// The prefix of `length` that holds `address`, in `slot`.
     #[inline(always)]
-    pub const fn of(address: &Words, length: u32) -> Self {
+    pub const fn of(address: &Words, length: u32, slot: u32) -> Self {
         let length = if length > 128 { 128 } else { length };
         let address = [
             address[0] & mask(length),
@@ -303,7 +317,7 @@ impl Prefix6 {
             address[2] & mask(length.saturating_sub(64)),
             address[3] & mask(length.saturating_sub(96)),
         ];
-        Self { address, length }
+        Self { address, length: length as u16, slot: slot as u16 }
     }
 }
 
@@ -415,6 +429,27 @@ pub enum Dimension {
 impl Dimension {
     /// In the order in which they are asked.
     pub const ALL: [Self; 3] = [Self::Packets, Self::Bytes, Self::Syns];
+
+    /// The element of this dimension. Constant indices only: no bounds check is left that could panic,
+    /// which the verifier would refuse.
+    #[inline(always)]
+    pub const fn of<T>(self, three: &[T; 3]) -> &T {
+        match self {
+            Self::Packets => &three[0],
+            Self::Bytes => &three[1],
+            Self::Syns => &three[2],
+        }
+    }
+
+    /// The element of this dimension, to change it.
+    #[inline(always)]
+    pub const fn of_mut<T>(self, three: &mut [T; 3]) -> &mut T {
+        match self {
+            Self::Packets => &mut three[0],
+            Self::Bytes => &mut three[1],
+            Self::Syns => &mut three[2],
+        }
+    }
 }
 
 /// The words of a limit, by [`Dimension`].

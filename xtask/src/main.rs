@@ -6,6 +6,7 @@
 
 mod bench;
 mod ci;
+mod ebpf;
 mod faults;
 mod fuzz;
 mod guard;
@@ -34,6 +35,12 @@ const COMMANDS: &[Command] = &[
         about: "install or name each missing system package",
         help: setup::HELP,
         run: setup::main,
+    },
+    Command {
+        name: "build-ebpf",
+        about: "build the BPF object, or check the committed one",
+        help: ebpf::HELP,
+        run: ebpf::main,
     },
     Command {
         name: "quickstart",

@@ -32,6 +32,9 @@ fn walk<'a>(value: &'a Value, schema: &Value, path: &mut Vec<Step<'a>>, issues: 
     if !accepted.is_empty() {
         return check_word(value, &accepted, path, issues);
     }
+    if let Some(forms) = schema.get("anyOf").and_then(Value::as_array) {
+        return walk_forms(value, forms, path, issues);
+    }
     match (schema.get("type").and_then(Value::as_str), value) {
         (Some("object"), Value::Object(map)) => walk_table(map, schema, path, issues),
         (Some("array"), Value::Array(items)) => {
@@ -54,18 +57,45 @@ fn walk<'a>(value: &'a Value, schema: &Value, path: &mut Vec<Step<'a>>, issues: 
         (Some("string"), Value::String(_)) | (Some("boolean"), Value::Bool(_)) => {}
         (Some(expected), _) => {
             let accepted = match expected {
-                "object" => "a table".to_owned(),
-                "array" => "a list".to_owned(),
-                "string" => "a string".to_owned(),
-                "boolean" => "true or false".to_owned(),
-                _ => {
+                "integer" => {
                     let (least, most) = range(schema);
-                    format!("a whole number, {least} to {most}")
+                    format!("{}, {least} to {most}", kind_text(expected))
                 }
+                _ => kind_text(expected).to_owned(),
             };
             issues.add(render(path), format!("{} is not accepted; accepted: {accepted}", shown(value)));
         }
         (None, _) => {}
+    }
+}
+
+/// A value that has several forms of different types, such as a string or a table.
+fn walk_forms<'a>(value: &'a Value, forms: &[Value], path: &mut Vec<Step<'a>>, issues: &mut Issues) {
+    let type_of = |form: &Value| form.get("type").and_then(Value::as_str).map(str::to_owned);
+    let own = match value {
+        Value::Object(_) => "object",
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "integer",
+        Value::Null => "null",
+    };
+    if let Some(form) = forms.iter().find(|form| type_of(form).as_deref() == Some(own)) {
+        return walk(value, form, path, issues);
+    }
+    let words = forms.iter().filter_map(type_of).map(|kind| kind_text(&kind).to_owned());
+    let accepted = words.collect::<Vec<_>>().join(" or ");
+    issues.add(render(path), format!("{} is not accepted; accepted: {accepted}", shown(value)));
+}
+
+/// A type of the schema as a message names it.
+fn kind_text(kind: &str) -> &'static str {
+    match kind {
+        "object" => "a table",
+        "array" => "a list",
+        "string" => "a string",
+        "boolean" => "true or false",
+        _ => "a whole number",
     }
 }
 

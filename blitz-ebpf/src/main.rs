@@ -1,0 +1,50 @@
+//! The XDP program of Blitz.
+//!
+//! Owns: the entry point and the object's license. Does not own: the decision (`blitz-ebpf-common`),
+//! the maps (see [`tables`]), packet access (see [`frame`]), atomics (see [`atomic`]), what a panic
+//! becomes (see [`panic`]).
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features, reason = "compare-and-swap on BPF exists as an intrinsic only; see `atomic`")]
+
+mod atomic;
+mod frame;
+mod panic;
+mod rotate;
+mod tables;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use blitz_ebpf_common::decide::{Decision, decide_packet};
+use blitz_ebpf_common::layout::Verdict;
+use blitz_ebpf_common::packet::parse;
+
+use crate::frame::Frame;
+use crate::tables::Maps;
+
+/// The license that the kernel reads before it offers GPL-only helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+/// Parses a frame, decides, counts, and passes or drops it.
+#[xdp(frags)]
+fn blitz_xdp(context: XdpContext) -> u32 {
+    #[cfg(feature = "reachable-panic")]
+    panic::reach(&context);
+    // SAFETY: the context of this very call.
+    let length = unsafe { bpf_xdp_get_buff_len(context.as_ptr().cast::<xdp_md>()) } as u32;
+    let maps = Maps { length };
+    let decision = match parse(&Frame::new(&context)) {
+        Some(packet) => decide_packet(&rotate::source(packet), length, &maps),
+        None => Decision { verdict: Verdict::PassNotUnderstood, rule: 0 },
+    };
+    maps.count(decision);
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(&context, "verdict {} rule {}", decision.verdict as u32, decision.rule);
+    if decision.verdict.drops() { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+}

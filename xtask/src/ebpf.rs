@@ -1,0 +1,331 @@
+//! `cargo xtask build-ebpf`: the BPF object that `blitz-ctl` embeds.
+//!
+//! Owns: the build's command line and environment, the committed copy and when it is written, the check
+//! that a second folder gives the same bytes. Does not own: which compiler does it (see [`toolchain`]),
+//! the object's format (see [`strip`]), the programs (`blitz-ebpf/`).
+
+mod strip;
+mod toolchain;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::sh::{self, Args, Result};
+use toolchain::{Pin, Toolchain};
+
+pub(crate) const HELP: &str = "
+cargo xtask build-ebpf [--check] [--debug] [--reachable-panic] [--out PATH]
+                       [--toolchain debian|nightly] [--pin]
+
+Builds blitz-ebpf/ for bpfel-unknown-none, with Debian's rustc-web and rust-web-src or
+with rustup's nightly that has rust-src, and links it with bpf-linker. The object goes to
+target/ebpf/blitz.bpf.o, and with the pinned toolchain also to blitz-ctl/object/blitz.bpf.o,
+the copy that is committed and embedded; blitz-ctl/object/blitz.bpf.toolchain names the pin.
+
+  --check            build it, and again from a copy in another folder; fail if the two or the
+                     committed copy differ, or if the pinned toolchain is not here
+  --debug            with log lines from inside the programs; never the committed copy
+  --reachable-panic  with a panic that a packet can reach, which the kernel must refuse; for a
+                     test, never the committed copy
+  --out PATH         write the object there and leave the committed copy alone
+  --toolchain NAME   use this one and no other
+  --pin              make the toolchain at hand the pinned one, and write the committed copy
+";
+
+/// The committed copy, from the root of the workspace.
+const OBJECT: &str = "blitz-ctl/object/blitz.bpf.o";
+/// What built it.
+const PIN: &str = "blitz-ctl/object/blitz.bpf.toolchain";
+const TARGET: &str = "bpfel-unknown-none";
+/// What the object is built from, from the root of the workspace.
+const SOURCES: &[&str] = &["Cargo.toml", "blitz-ebpf", "blitz-ebpf-common"];
+
+/// Which object.
+#[derive(Clone, Copy, Default)]
+struct Variant {
+    debug: bool,
+    reachable_panic: bool,
+}
+
+impl Variant {
+    fn features(self) -> String {
+        let names = [(self.debug, "log"), (self.reachable_panic, "reachable-panic")];
+        names.iter().filter(|(wanted, _)| *wanted).map(|(_, name)| *name).collect::<Vec<_>>().join(",")
+    }
+
+    fn is_plain(self) -> bool {
+        self.features().is_empty()
+    }
+
+    fn file_name(self) -> String {
+        let mut name = "blitz".to_owned();
+        for feature in self.features().split(',').filter(|feature| !feature.is_empty()) {
+            name += "-";
+            name += feature;
+        }
+        name + ".bpf.o"
+    }
+}
+
+/// Where one build reads and writes.
+struct Place {
+    root: PathBuf,
+    target: PathBuf,
+    cargo_home: PathBuf,
+    /// Nothing may be downloaded: everything is here from the build before.
+    offline: bool,
+}
+
+pub(crate) fn main(mut args: Args) -> Result<()> {
+    let (check, pin) = (args.flag("--check"), args.flag("--pin"));
+    let variant = Variant { debug: args.flag("--debug"), reachable_panic: args.flag("--reachable-panic") };
+    let out = args.value("--out")?;
+    let wanted = args.value("--toolchain")?;
+    args.finish()?;
+    if (check || pin) && (!variant.is_plain() || out.is_some()) || (check && pin) {
+        return Err(
+            "--check and --pin are about the committed copy; they go with --toolchain only".to_owned()
+        );
+    }
+    if check { check_committed(wanted.as_deref()) } else { build_once(wanted.as_deref(), variant, out, pin) }
+}
+
+fn build_once(wanted: Option<&str>, variant: Variant, out: Option<String>, pin: bool) -> Result<()> {
+    let pinned = read_pin()?;
+    let toolchain = toolchain::find(wanted, pinned.as_ref())?;
+    println!("build-ebpf: {}", toolchain.describe());
+    let here = here();
+    let bytes = build(&toolchain, &here, variant)?;
+    let path = match &out {
+        Some(path) => PathBuf::from(path),
+        None => here.target.join(variant.file_name()),
+    };
+    write(&path, &bytes)?;
+    println!("build-ebpf: wrote {} ({} bytes)", path.display(), bytes.len());
+    if !variant.is_plain() || out.is_some() {
+        return Ok(());
+    }
+    let now = toolchain.pin(&flags_for_record())?;
+    let left_alone = match &pinned {
+        _ if pin => None,
+        None => Some("none is pinned yet; --pin makes this one the pinned toolchain".to_owned()),
+        Some(pinned) => pinned.difference(&now),
+    };
+    if let Some(reason) = left_alone {
+        println!("build-ebpf: the committed {OBJECT} was left alone: {reason}");
+        return Ok(());
+    }
+    let committed = here.root.join(OBJECT);
+    let is_same = std::fs::read(&committed).is_ok_and(|old| old == bytes);
+    write(&committed, &bytes)?;
+    if pin {
+        write(&here.root.join(PIN), now.to_text().as_bytes())?;
+        println!("build-ebpf: pinned this toolchain in {PIN}");
+    }
+    println!(
+        "build-ebpf: the committed {OBJECT} {}",
+        if is_same { "was the same already" } else { "is new" }
+    );
+    Ok(())
+}
+
+fn check_committed(wanted: Option<&str>) -> Result<()> {
+    let pinned = read_pin()?.ok_or_else(|| format!("{PIN} is missing: build-ebpf --pin writes it"))?;
+    let found = toolchain::find(wanted, Some(&pinned));
+    let toolchain = found
+        .map_err(|error| format!("{error}\nThe committed object was built with:\n{}", pinned.to_text()))?;
+    println!("build-ebpf: {}", toolchain.describe());
+    if let Some(difference) = pinned.difference(&toolchain.pin(&flags_for_record())?) {
+        return Err(format!(
+            "the committed object can be compared only by the toolchain that built it, and {difference}; \
+             install:\n{}",
+            pinned.to_text()
+        ));
+    }
+    let here = here();
+    let bytes = build(&toolchain, &here, Variant::default())?;
+    let elsewhere = std::env::temp_dir().join(format!("blitz-ebpf-{}", std::process::id()));
+    let again = build_elsewhere(&toolchain, &here, &elsewhere);
+    // A scratch copy; what is left of it harms nobody.
+    let _ = std::fs::remove_dir_all(&elsewhere);
+    if bytes != again? {
+        return Err(format!(
+            "the build is not reproducible: {} gave other bytes than {}",
+            elsewhere.display(),
+            here.root.display()
+        ));
+    }
+    println!(
+        "build-ebpf: two folders, two target folders and two CARGO_HOMEs gave the same {} bytes",
+        bytes.len()
+    );
+    let committed = std::fs::read(here.root.join(OBJECT)).map_err(|error| format!("{OBJECT}: {error}"))?;
+    if committed != bytes {
+        let kept = here.target.join("blitz.bpf.o");
+        write(&kept, &bytes)?;
+        return Err(format!(
+            "{OBJECT} is not what blitz-ebpf/ builds ({} bytes against {}): run cargo xtask build-ebpf and \
+             commit the object with its source; what was built here is {}",
+            committed.len(),
+            bytes.len(),
+            kept.display()
+        ));
+    }
+    println!("build-ebpf: the committed {OBJECT} is what its source builds");
+    Ok(())
+}
+
+/// Builds from a copy of the sources, with another target folder and another `CARGO_HOME`.
+fn build_elsewhere(toolchain: &Toolchain, here: &Place, folder: &Path) -> Result<Vec<u8>> {
+    let there = Place {
+        root: folder.join("a copy"),
+        target: folder.join("built"),
+        cargo_home: folder.join("cargo-home"),
+        offline: true,
+    };
+    for source in SOURCES {
+        let from = here.root.join(source);
+        if from.exists() {
+            copy(&from, &there.root.join(source))?;
+        }
+    }
+    std::fs::create_dir_all(&there.cargo_home).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let registry = here.cargo_home.join("registry");
+    std::os::unix::fs::symlink(&registry, there.cargo_home.join("registry"))
+        .map_err(|error| format!("{}: {error}", registry.display()))?;
+    build(toolchain, &there, Variant::default())
+}
+
+/// Runs cargo and returns the object without its DWARF.
+fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u8>> {
+    if !place.offline {
+        // The folders of the crates must be there before they can be named in the flags.
+        sh::run(cargo(toolchain, place).args(["fetch", "--locked"]))?;
+    }
+    let llvm = toolchain.llvm_folder(&place.target)?;
+    let mut command = cargo(toolchain, place);
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        // bpf-linker opens the first libLLVM that it finds in the folders of this variable.
+        .env("LD_LIBRARY_PATH", llvm)
+        .args(["rustc", "--bin", "blitz", "--release", "--locked", "--target", TARGET])
+        .args(["-Z", "build-std=core", "--config", &config(toolchain, place)?]);
+    if place.offline {
+        command.arg("--offline");
+    }
+    if !variant.is_plain() {
+        command.args(["--features", &variant.features()]);
+    }
+    if !variant.debug {
+        // For this crate only, not for those below it.
+        command.args(["--", "-D", "warnings"]);
+    }
+    sh::run(&mut command)?;
+    let built = place.target.join(TARGET).join("release/blitz");
+    let bytes = std::fs::read(&built).map_err(|error| format!("{}: {error}", built.display()))?;
+    strip::without_dwarf(&bytes).map_err(|what| format!("{}: {what}", built.display()))
+}
+
+/// cargo in `blitz-ebpf/`, without what a person or the outer cargo set for other builds.
+fn cargo(toolchain: &Toolchain, place: &Place) -> Command {
+    let mut command = Command::new(&toolchain.cargo);
+    command.current_dir(place.root.join("blitz-ebpf"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let is_kept = text.starts_with("CARGO_TERM_") || text.starts_with("CARGO_HTTP_");
+        if (text.starts_with("CARGO") || text.starts_with("RUST")) && !is_kept {
+            command.env_remove(&name);
+        }
+    }
+    command
+        .env("CARGO_HOME", &place.cargo_home)
+        .env("CARGO_TARGET_DIR", &place.target)
+        .env("RUSTC", &toolchain.rustc);
+    command
+}
+
+/// Flags of the compiler that do not depend on the machine.
+const FLAGS: &[&str] = &[
+    // Instruction set v3 brings compare-and-swap and 32-bit registers (Linux 5.12).
+    "-Ctarget-cpu=v3",
+    // Types and lines for the kernel: its verifier's messages then quote the source.
+    "-Clink-arg=--btf",
+    // As given by the build machine otherwise.
+    "--cfg=bpf_target_arch=\"x86_64\"",
+];
+
+/// The flags as cargo's configuration: unlike `RUSTFLAGS` they are for the target only, and can be printed.
+fn config(toolchain: &Toolchain, place: &Place) -> Result<String> {
+    let flags: Vec<_> = flags(toolchain, place)?.iter().map(|flag| format!("{flag:?}")).collect();
+    Ok(format!("target.{TARGET}.rustflags=[{}]", flags.join(", ")))
+}
+
+fn flags(toolchain: &Toolchain, place: &Place) -> Result<Vec<String>> {
+    let mut flags: Vec<String> = FLAGS.iter().map(|flag| (*flag).to_owned()).collect();
+    flags.push(format!("-Clinker={}", toolchain.linker.display()));
+    let mut folders: Vec<(PathBuf, &str)> = Vec::new();
+    folders.extend(toolchain.library_folders().into_iter().map(|folder| (folder, "/rust")));
+    // Of the folders that fit, the compiler takes the last: the outer ones come first.
+    folders.push((place.root.clone(), "/blitz"));
+    folders.push((place.target.clone(), "/target"));
+    // A folder for each registry; its name depends on where the crates are downloaded from.
+    let sources = place.cargo_home.join("registry/src");
+    let failed = |error: std::io::Error| format!("{}: {error}", sources.display());
+    for registry in std::fs::read_dir(&sources).map_err(failed)? {
+        folders.push((registry.map_err(failed)?.path(), "/crates"));
+    }
+    for (folder, name) in folders {
+        flags.push(format!("--remap-path-prefix={}={name}", folder.display()));
+    }
+    Ok(flags)
+}
+
+/// The flags as the record names them: without what stands for the machine's folders.
+fn flags_for_record() -> String {
+    let folders =
+        ["/rust", "/blitz", "/target", "/crates"].map(|name| format!("--remap-path-prefix=..={name}"));
+    format!("{} {} --release -Z build-std=core, DWARF removed", FLAGS.join(" "), folders.join(" "))
+}
+
+fn here() -> Place {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    Place {
+        root: sh::root(),
+        target: sh::target_dir().join("ebpf"),
+        cargo_home: cargo_home.unwrap_or_else(home),
+        offline: false,
+    }
+}
+
+fn read_pin() -> Result<Option<Pin>> {
+    let path = sh::root().join(PIN);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Pin::parse(&text).map(Some).map_err(|what| format!("{PIN}: {what}")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{PIN}: {error}")),
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
+    std::fs::write(path, bytes).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Copies a file, or a folder without what was built in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| format!("{}: {error}", from.display());
+    if from.is_file() {
+        let bytes = std::fs::read(from).map_err(failed)?;
+        return write(to, &bytes);
+    }
+    for entry in std::fs::read_dir(from).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if name != "target" {
+            copy(&from.join(&name), &to.join(&name))?;
+        }
+    }
+    Ok(())
+}
