@@ -5,14 +5,16 @@
 //! [`crate::flood`]).
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use tempfile::TempDir;
 
 use crate::netns::remove_pins;
-use crate::sys;
 use crate::wire::{End, Wire};
+use crate::{Client, PATIENCE, sys, wait_until};
 
 /// Where the binary is: `BLITZ_CTL_BIN`, else beside the test's own.
 ///
@@ -190,3 +192,73 @@ impl Counters {
         Self::default()
     }
 }
+
+/// A running `blitz-ctl run`. Dropping it kills it; the stage stays.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+    /// Its control socket.
+    pub socket: PathBuf,
+}
+
+impl Daemon {
+    /// Starts it with the stage's configuration and waits until its metrics can be read.
+    #[track_caller]
+    pub fn start(wire: &Wire, stage: &Stage) -> Self {
+        let (log, socket) = (stage.scratch().join("daemon.log"), stage.scratch().join("ctl.sock"));
+        let mut command = command(&wire.host);
+        command.arg("run").arg("--config").arg(stage.config()).arg("--socket").arg(&socket);
+        let file = File::options().create(true).append(true).open(&log).expect("a log can be made");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        let child = command.spawn().expect("blitz-ctl can be executed");
+        let mut daemon = Self { child, log, socket };
+        wait_until("the daemon answers on its metrics port", PATIENCE, || {
+            let ended = daemon.child.try_wait().expect("the daemon is our child");
+            assert!(ended.is_none(), "the daemon ended with {ended:?}:\n{}", daemon.log());
+            wire.host.run(|| TcpStream::connect(METRICS).is_ok())
+        });
+        daemon
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it and those before it wrote.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What its exporter says.
+    #[track_caller]
+    pub fn metrics(&self, wire: &Wire) -> String {
+        let stream = wire.host.run(|| TcpStream::connect(METRICS)).expect("the exporter takes connections");
+        let mut client = Client::from(stream);
+        client.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        client.response().text()
+    }
+
+    /// Kills it, as a crash would.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.end();
+        if std::thread::panicking() {
+            eprintln!("--- log of blitz-ctl run\n{}---", self.log());
+        }
+    }
+}
+
+/// Where the exporter listens, in the namespace of the host end.
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);

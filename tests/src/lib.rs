@@ -14,6 +14,7 @@ pub mod matrix;
 pub mod net;
 pub mod netns;
 pub mod nginx;
+pub mod policy;
 pub mod process;
 pub mod require;
 mod sys;
@@ -28,6 +29,7 @@ pub use matrix::{Cell, Io, Mode};
 pub use net::{closed_port, free_port, wait_until};
 pub use netns::Netns;
 pub use nginx::Nginx;
+pub use policy::Policy;
 pub use process::Signal;
 pub use upstream::{Request, Upstream};
 

@@ -23,6 +23,16 @@ const NAMES: &str = "/run/netns";
 /// Where `blitz-ctl` pins, by interface.
 const PINS: &str = "/sys/fs/bpf/blitz";
 
+/// Returns from the test, with the reason printed, unless it may make namespaces and attach programs.
+#[macro_export]
+macro_rules! require_netns {
+    () => {
+        if !$crate::Netns::available() {
+            return;
+        }
+    };
+}
+
 /// A network namespace. Dropping it removes it, with the interfaces that it holds.
 #[derive(Debug)]
 pub struct Netns {

@@ -4,13 +4,11 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use blitz_tests::wire::{HOST4, HOST6, PEER4, PEER6, Wire, WireSetup};
-use blitz_tests::{Flood, Netns, PATIENCE, Receiver};
+use blitz_tests::{Flood, PATIENCE, Receiver, require_netns};
 
 #[test]
 fn both_ends_reach_each_other_and_nothing_is_left() {
-    if !Netns::available() {
-        return;
-    }
+    require_netns!();
     let wire = WireSetup::default().mtu(9000).queues(2).without_neighbours().make();
     let listener = wire.host.run(|| TcpListener::bind((HOST4, 0)).unwrap());
     let address = listener.local_addr().unwrap();
@@ -27,9 +25,7 @@ fn both_ends_reach_each_other_and_nothing_is_left() {
 
 #[test]
 fn the_host_end_can_stay_in_the_namespace_of_the_test() {
-    if !Netns::available() {
-        return;
-    }
+    require_netns!();
     // Other addresses than the machine may use: the benchmark range of RFC 2544.
     let wire = WireSetup::default().host_here().make();
     assert!(std::path::Path::new("/sys/class/net").join(&wire.host.interface).exists());
@@ -43,9 +39,7 @@ fn the_host_end_can_stay_in_the_namespace_of_the_test() {
 
 #[test]
 fn each_packet_of_a_paced_flow_is_offered_once_and_arrives_once() {
-    if !Netns::available() {
-        return;
-    }
+    require_netns!();
     let wire = Wire::new();
     for (host, peer) in [(IpAddr::from(HOST4), IpAddr::from(PEER4)), (HOST6.into(), PEER6.into())] {
         let receiver = Receiver::start(&wire.host, host, 0);
@@ -61,9 +55,7 @@ fn each_packet_of_a_paced_flow_is_offered_once_and_arrives_once() {
 
 #[test]
 fn syns_of_many_sources_reach_the_host() {
-    if !Netns::available() {
-        return;
-    }
+    require_netns!();
     let wire = Wire::new();
     let before = wire.host.statistic("rx", "packets");
     let sources = (0..250).map(|n| IpAddr::from([198, 51, 100, n])).collect();
