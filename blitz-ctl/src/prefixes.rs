@@ -59,7 +59,9 @@ impl Prefix {
     /// The key of [`blitz_ebpf_common::layout::maps::DENY_NOTES`]: IPv4 in its mapped form.
     pub fn noted(self) -> Prefix6 {
         match self {
-            Self::V4(prefix) => Prefix6 { address: words4(prefix.address), length: 96 + prefix.length, slot: 0 },
+            Self::V4(prefix) => {
+                Prefix6 { address: words4(prefix.address), length: 96 + prefix.length, slot: 0 }
+            }
             Self::V6(prefix) => prefix,
         }
     }
@@ -147,6 +149,16 @@ impl PrefixSet {
     /// Whether there is no prefix.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// One bucket of the IPv4 index, for slot 0.
+    pub fn index4_at(&self, bucket: u32) -> Lengths {
+        self.index4.get(&bucket).copied().unwrap_or_default()
+    }
+
+    /// One bucket of the IPv6 index, for slot 0.
+    pub fn index6_at(&self, bucket: u32) -> Lengths {
+        self.index6.get(&bucket).copied().unwrap_or_default()
     }
 
     /// Buckets of the IPv4 index that are not empty, for slot 0.
