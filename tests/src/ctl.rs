@@ -64,7 +64,7 @@ pub fn run(end: &End, args: &[&str]) -> Said {
 pub fn command(end: &End) -> Command {
     let mut command = Command::new(binary());
     if let Some(space) = &end.space {
-        space.contain(&mut command);
+        space.network().contain(&mut command);
     }
     sys::die_with_thread(&mut command);
     command

@@ -6,12 +6,11 @@
 //! Every name begins with [`PREFIX`] and the process id of the test, so that the sweep knows whose a
 //! leftover is. Only the network is separate: the file system, with `/sys/fs/bpf`, is everybody's.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 
 use crate::{require, sys};
 
@@ -33,11 +32,34 @@ macro_rules! require_netns {
     };
 }
 
+/// The way into a network namespace, for as long as one has it.
+#[derive(Clone, Debug)]
+pub struct Network(Arc<File>);
+
+impl Network {
+    /// Runs `work` on a thread inside. Sockets opened there stay inside when they are returned.
+    #[track_caller]
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                sys::enter_network(&self.0).expect("the namespace can be entered");
+                work()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Lets `command` run inside. It must be started while this value exists.
+    pub fn contain(&self, command: &mut Command) {
+        sys::start_in_network(command, &self.0);
+    }
+}
+
 /// A network namespace. Dropping it removes it, with the interfaces that it holds.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
-    file: File,
+    network: Network,
 }
 
 impl Netns {
@@ -65,7 +87,7 @@ impl Netns {
         let name = unique();
         ip(&["netns", "add", &name]);
         let file = File::open(Path::new(NAMES).join(&name)).expect("a namespace just made can be opened");
-        let made = Self { name, file };
+        let made = Self { name, network: Network(Arc::new(file)) };
         made.ip(&["link", "set", "lo", "up"]);
         made
     }
@@ -83,34 +105,15 @@ impl Netns {
         ip(&words)
     }
 
-    /// Runs `work` on a thread inside. Sockets opened there stay inside when they are returned.
+    /// The way in.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Runs `work` inside; see [`Network::run`].
     #[track_caller]
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                self.enter();
-                work()
-            });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    /// Moves the calling thread inside for the rest of its life.
-    #[track_caller]
-    pub fn enter(&self) {
-        sys::enter_network(&self.file).expect("the namespace can be entered");
-    }
-
-    /// A program that will run inside.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
-        self.contain(&mut command);
-        command
-    }
-
-    /// Lets `command` run inside. It must be started while this namespace exists.
-    pub fn contain(&self, command: &mut Command) {
-        sys::start_in_network(command, &self.file);
+        self.network.run(work)
     }
 
     /// Writes a file below `/sys/class/net` as it is inside (sysfs shows the namespace that mounted it).
