@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Duration;
 
 /// Sends a signal to a process, or to the group `-pid`.
 pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
@@ -165,4 +166,43 @@ pub(crate) fn socket_drops(socket: &UdpSocket) -> io::Result<u64> {
     // SAFETY: the pointer leads to as many octets as `len` says, which live across the call.
     let status = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, value, &raw mut len) };
     if status == 0 { Ok(u64::from(words[8])) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A TCP connection over IPv4 from `source`, waited for no longer than `limit`.
+pub(crate) fn connect_from(
+    source: IpAddr,
+    destination: SocketAddr,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    let (IpAddr::V4(source), SocketAddr::V4(destination)) = (source, destination) else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    // SAFETY: socket takes numbers only.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just opened and nothing else owns it.
+    let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    // The send timeout bounds connect(2) too (socket(7)).
+    stream.set_write_timeout(Some(limit))?;
+    let address = |address: SocketAddrV4| libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+        sin_zero: [0; 8],
+    };
+    let (from, to) = (address(SocketAddrV4::new(source, 0)), address(destination));
+    let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: the pointer leads to a whole sockaddr_in that lives across the call.
+    if unsafe { libc::bind(stream.as_raw_fd(), (&raw const from).cast(), len) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the pointer leads to a whole sockaddr_in that lives across the call.
+    if unsafe { libc::connect(stream.as_raw_fd(), (&raw const to).cast(), len) } != 0 {
+        let error = io::Error::last_os_error();
+        let timed_out = matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EAGAIN));
+        return Err(if timed_out { io::ErrorKind::TimedOut.into() } else { error });
+    }
+    Ok(stream)
 }
