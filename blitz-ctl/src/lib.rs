@@ -6,4 +6,5 @@
 
 pub mod image;
 pub mod prefixes;
+pub mod rehearsal;
 pub mod twin;

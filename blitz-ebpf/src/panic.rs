@@ -18,5 +18,5 @@ fn panic(_: &PanicInfo<'_>) -> ! {
 #[inline(always)]
 pub(crate) fn reach(context: &aya_ebpf::programs::XdpContext) {
     let length = context.data_end() - context.data();
-    assert!(length % 2 == 0, "an odd length");
+    assert!(length.is_multiple_of(2), "an odd length");
 }

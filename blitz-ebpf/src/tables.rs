@@ -13,10 +13,10 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use blitz_ebpf_common::decide::{Decision, Tables};
 use blitz_ebpf_common::gcra::Word;
 use blitz_ebpf_common::layout::{
-    ALLOW_MAX, BLOCKED_MAX, Block, Buckets, Count, DENY_MAX, Deny, Dimension, Everywhere, Fault, INDEX4, INDEX6,
-    LIMITS_MAX, Layout, Lengths, Limit, NOTES_MAX, Note, PORTS as PORTS_MAX, Ports, Prefix4, Prefix6, RULES_MAX,
-    RuleCount, RuleName, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX, Service, ServiceKey, Settings, SourceKey,
-    Verdict,
+    ALLOW_MAX, BLOCKED_MAX, Block, Buckets, Count, DENY_MAX, Deny, Dimension, Everywhere, Fault, INDEX4,
+    INDEX6, LIMITS_MAX, Layout, Lengths, Limit, NOTES_MAX, Note, PORTS as PORTS_MAX, Ports, Prefix4, Prefix6,
+    RULES_MAX, RuleCount, RuleName, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX, Service, ServiceKey, Settings,
+    SourceKey, Verdict,
 };
 use blitz_ebpf_common::packet::{Family, Words};
 

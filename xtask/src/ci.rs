@@ -5,13 +5,13 @@
 use std::time::Instant;
 
 use crate::sh::{self, Args, Result};
-use crate::{faults, quickstart, setup, test, tidy};
+use crate::{ebpf, faults, quickstart, setup, test, tidy};
 
 pub(crate) const HELP: &str = "
 cargo xtask ci [--checks-only]
 
-fmt, clippy with warnings denied, tidy, the faults, one quickstart, and the tests, with
-BLITZ_REQUIRE_ALL=1 for all of them.
+fmt, clippy with warnings denied, tidy, the BPF object against its source, the faults, one
+quickstart, and the tests, with BLITZ_REQUIRE_ALL=1 for all of them.
 
   --checks-only   all but the tests
 ";
@@ -23,6 +23,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
         return rerun_requiring_all(checks_only);
     }
     let none = || Args::new(Vec::new());
+    let flag = |name: &str| Args::new(vec![name.to_owned()]);
     let mut times = Vec::new();
     let mut step = |name: &'static str, run: &mut dyn FnMut() -> Result<()>| {
         println!("\n== {name}");
@@ -31,14 +32,19 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
         times.push((name, begun.elapsed()));
         Ok::<(), String>(())
     };
-    step("setup", &mut || setup::main(none()))?;
-    step("fmt", &mut || sh::run(&mut sh::cargo(["fmt", "--all", "--check"])))?;
+    step("setup", &mut || setup::main(flag("--ebpf")))?;
+    step("fmt", &mut || {
+        sh::run(&mut sh::cargo(["fmt", "--all", "--check"]))?;
+        ebpf::fmt_check()
+    })?;
     step("tidy", &mut || tidy::main(none()))?;
     step("clippy", &mut || {
-        sh::run(&mut sh::cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+        sh::run(&mut sh::cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+        ebpf::clippy()
     })?;
+    step("build-ebpf", &mut || ebpf::main(flag("--check")))?;
     step("faults", &mut || faults::main(none()))?;
-    step("quickstart", &mut || quickstart::main(Args::new(vec!["--once".to_owned()])))?;
+    step("quickstart", &mut || quickstart::main(flag("--once")))?;
     if !checks_only {
         step("test", &mut || test::main(none()))?;
     }

@@ -2,10 +2,11 @@
 //!
 //! Owns: the build's command line and environment, the committed copy and when it is written, the check
 //! that a second folder gives the same bytes. Does not own: which compiler does it (see [`toolchain`]),
-//! the object's format (see [`strip`]), the programs (`blitz-ebpf/`).
+//! the object's format (see [`strip`]), the names of crates inside it (see [`identity`]), the programs (`blitz-ebpf/`).
 
+pub(crate) mod identity;
 mod strip;
-mod toolchain;
+pub(crate) mod toolchain;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -90,6 +91,21 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     if check { check_committed(wanted.as_deref()) } else { build_once(wanted.as_deref(), variant, out, pin) }
 }
 
+/// `cargo fmt --check` of the workspace that the root's does not reach.
+pub(crate) fn fmt_check() -> Result<()> {
+    sh::run(&mut sh::cargo(["fmt", "--check", "--manifest-path", "blitz-ebpf/Cargo.toml"]))
+}
+
+/// clippy over the programs. It needs no BPF target: the stable compiler checks them as if for this
+/// machine, allowed by `RUSTC_BOOTSTRAP` to read the one unstable feature.
+pub(crate) fn clippy() -> Result<()> {
+    let mut clippy =
+        sh::cargo(["clippy", "--locked", "--all-features", "--manifest-path", "blitz-ebpf/Cargo.toml"]);
+    let target = sh::target_dir().join("ebpf-clippy");
+    clippy.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", target);
+    sh::run(clippy.args(["--", "-D", "warnings"]))
+}
+
 fn build_once(wanted: Option<&str>, variant: Variant, out: Option<String>, pin: bool) -> Result<()> {
     let pinned = read_pin()?;
     let toolchain = toolchain::find(wanted, pinned.as_ref())?;
@@ -131,15 +147,15 @@ fn build_once(wanted: Option<&str>, variant: Variant, out: Option<String>, pin: 
 
 fn check_committed(wanted: Option<&str>) -> Result<()> {
     let pinned = read_pin()?.ok_or_else(|| format!("{PIN} is missing: build-ebpf --pin writes it"))?;
-    let found = toolchain::find(wanted, Some(&pinned));
-    let toolchain = found
-        .map_err(|error| format!("{error}\nThe committed object was built with:\n{}", pinned.to_text()))?;
+    let remedy = || format!("it was built with {}; type\n\n    {}\n", pinned.summary(), pinned.install());
+    let toolchain = toolchain::find(wanted, Some(&pinned)).map_err(|error| {
+        format!("{error}\nOnly the committed object's own toolchain can check it: {}", remedy())
+    })?;
     println!("build-ebpf: {}", toolchain.describe());
     if let Some(difference) = pinned.difference(&toolchain.pin(&flags_for_record())?) {
         return Err(format!(
-            "the committed object can be compared only by the toolchain that built it, and {difference}; \
-             install:\n{}",
-            pinned.to_text()
+            "only the committed object's own toolchain can check it, and {difference}: {}",
+            remedy()
         ));
     }
     let here = here();
@@ -202,10 +218,12 @@ fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u
         // The folders of the crates must be there before they can be named in the flags.
         sh::run(cargo(toolchain, place).args(["fetch", "--locked"]))?;
     }
-    let llvm = toolchain.llvm_folder(&place.target)?;
+    let llvm = toolchain.compiler.llvm_folder(&place.target)?;
     let mut command = cargo(toolchain, place);
     command
         .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTC_WRAPPER", std::env::current_exe().map_err(|error| error.to_string())?)
+        .env(identity::VARIABLE, "1")
         // bpf-linker opens the first libLLVM that it finds in the folders of this variable.
         .env("LD_LIBRARY_PATH", llvm)
         .args(["rustc", "--bin", "blitz", "--release", "--locked", "--target", TARGET])
@@ -228,7 +246,7 @@ fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u
 
 /// cargo in `blitz-ebpf/`, without what a person or the outer cargo set for other builds.
 fn cargo(toolchain: &Toolchain, place: &Place) -> Command {
-    let mut command = Command::new(&toolchain.cargo);
+    let mut command = Command::new(&toolchain.compiler.cargo);
     command.current_dir(place.root.join("blitz-ebpf"));
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -240,7 +258,7 @@ fn cargo(toolchain: &Toolchain, place: &Place) -> Command {
     command
         .env("CARGO_HOME", &place.cargo_home)
         .env("CARGO_TARGET_DIR", &place.target)
-        .env("RUSTC", &toolchain.rustc);
+        .env("RUSTC", &toolchain.compiler.rustc);
     command
 }
 
@@ -248,9 +266,9 @@ fn cargo(toolchain: &Toolchain, place: &Place) -> Command {
 const FLAGS: &[&str] = &[
     // Instruction set v3 brings compare-and-swap and 32-bit registers (Linux 5.12).
     "-Ctarget-cpu=v3",
-    // Types and lines for the kernel: its verifier's messages then quote the source.
+    // Types and lines for the kernel: its verifier's messages then name the line of the source.
     "-Clink-arg=--btf",
-    // As given by the build machine otherwise.
+    // The build machine's otherwise. Only the layout of registers in probes depends on it.
     "--cfg=bpf_target_arch=\"x86_64\"",
 ];
 
@@ -264,7 +282,7 @@ fn flags(toolchain: &Toolchain, place: &Place) -> Result<Vec<String>> {
     let mut flags: Vec<String> = FLAGS.iter().map(|flag| (*flag).to_owned()).collect();
     flags.push(format!("-Clinker={}", toolchain.linker.display()));
     let mut folders: Vec<(PathBuf, &str)> = Vec::new();
-    folders.extend(toolchain.library_folders().into_iter().map(|folder| (folder, "/rust")));
+    folders.extend(toolchain.compiler.library_folders().into_iter().map(|folder| (folder, "/rust")));
     // Of the folders that fit, the compiler takes the last: the outer ones come first.
     folders.push((place.root.clone(), "/blitz"));
     folders.push((place.target.clone(), "/target"));
@@ -284,18 +302,25 @@ fn flags(toolchain: &Toolchain, place: &Place) -> Result<Vec<String>> {
 fn flags_for_record() -> String {
     let folders =
         ["/rust", "/blitz", "/target", "/crates"].map(|name| format!("--remap-path-prefix=..={name}"));
-    format!("{} {} --release -Z build-std=core, DWARF removed", FLAGS.join(" "), folders.join(" "))
+    format!(
+        "{} {} -Cmetadata=NAME-VERSION --release -Z build-std=core, DWARF removed",
+        FLAGS.join(" "),
+        folders.join(" ")
+    )
 }
 
 fn here() -> Place {
-    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
     Place {
         root: sh::root(),
         target: sh::target_dir().join("ebpf"),
-        cargo_home: cargo_home.unwrap_or_else(home),
+        cargo_home: cargo_home(),
         offline: false,
     }
+}
+
+fn cargo_home() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    std::env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
 }
 
 fn read_pin() -> Result<Option<Pin>> {

@@ -72,6 +72,13 @@ const COMMANDS: &[Command] = &[
 ];
 
 fn main() -> ExitCode {
+    if std::env::var_os(ebpf::identity::VARIABLE).is_some() {
+        let Err(message) = ebpf::identity::become_rustc() else {
+            return ExitCode::SUCCESS;
+        };
+        eprintln!("xtask as a wrapper of rustc: {message}");
+        return ExitCode::FAILURE;
+    }
     let mut words = std::env::args().skip(1);
     let Some(name) = words.next() else {
         overview();

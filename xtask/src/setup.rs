@@ -6,10 +6,11 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::ebpf::toolchain as ebpf;
 use crate::sh::{self, Args, Result};
 
 pub(crate) const HELP: &str = "
-cargo xtask setup [--bench] [--fuzz]
+cargo xtask setup [--bench] [--fuzz] [--ebpf]
 
 Looks for each program that building and testing need, and installs what is missing
 (as root on Debian and its kin), or prints the exact command to type. No service is
@@ -17,6 +18,8 @@ started, and none is left enabled that this run installed.
 
   --bench   also what `cargo xtask bench` runs beside the gateway
   --fuzz    also what `cargo xtask fuzz` needs (a nightly toolchain, cargo-fuzz)
+  --ebpf    also what `cargo xtask build-ebpf` needs (a compiler with the source of its
+            library, bpf-linker); building and running Blitz needs neither
 ";
 
 /// A program and the packages that bring it.
@@ -57,6 +60,22 @@ const TEST_TOOLS: &[Tool] = &[
         pacman: "git",
         service: None,
     },
+    Tool {
+        program: "ip",
+        why: "network namespaces and veth pairs of the tests",
+        apt: "iproute2",
+        dnf: "iproute",
+        pacman: "iproute2",
+        service: None,
+    },
+    Tool {
+        program: "setpriv",
+        why: "running the daemon with its four capabilities only",
+        apt: "util-linux",
+        dnf: "util-linux",
+        pacman: "util-linux",
+        service: None,
+    },
 ];
 
 const BENCH_TOOLS: &[Tool] = &[
@@ -77,6 +96,22 @@ const BENCH_TOOLS: &[Tool] = &[
         service: None,
     },
     Tool {
+        program: "nft",
+        why: "a drop by the kernel's own filter, beside the XDP stage",
+        apt: "nftables",
+        dnf: "nftables",
+        pacman: "nftables",
+        service: None,
+    },
+    Tool {
+        program: "xdp-filter",
+        why: "a drop by another XDP program, beside the XDP stage",
+        apt: "xdp-tools",
+        dnf: "xdp-tools",
+        pacman: "xdp-tools",
+        service: None,
+    },
+    Tool {
         program: "taskset",
         why: "pinning to a core",
         apt: "util-linux",
@@ -87,11 +122,14 @@ const BENCH_TOOLS: &[Tool] = &[
 ];
 
 pub(crate) fn main(mut args: Args) -> Result<()> {
-    let (bench, fuzz) = (args.flag("--bench"), args.flag("--fuzz"));
+    let (bench, fuzz, ebpf) = (args.flag("--bench"), args.flag("--fuzz"), args.flag("--ebpf"));
     args.finish()?;
     let mut missing = ensure(bench)?;
     if fuzz {
         missing.extend(fuzz_tools());
+    }
+    if ebpf {
+        missing.extend(ebpf_tools()?);
     }
     if missing.is_empty() { Ok(()) } else { Err(format!("missing: {}", missing.join(", "))) }
 }
@@ -170,6 +208,35 @@ pub(crate) fn fuzz_tools() -> Vec<&'static str> {
         missing.push("cargo-fuzz");
     }
     missing
+}
+
+/// Looks for a compiler that builds for BPF and for its linker, and installs what is missing.
+///
+/// The packages of Debian touch no toolchain of the user; where they cannot be installed, the commands are named.
+fn ebpf_tools() -> Result<Vec<&'static str>> {
+    let mut missing = Vec::new();
+    if !ebpf::has_compiler()? && sh::is_root() && sh::find_program("apt-get").is_some() {
+        println!("setup: a compiler with the source of its library is missing (the BPF object)");
+        sh::run(Command::new("apt-get").args(["update", "-q"]))?;
+        let mut install = Command::new("apt-get");
+        install.args(["install", "-y", "-q", "--no-install-recommends"]).args(ebpf::DEBIAN_PACKAGES);
+        // Another release of Debian may not have them; what is missing is named below.
+        if let Err(error) = sh::run(install.env("DEBIAN_FRONTEND", "noninteractive")) {
+            println!("setup: {error}");
+        }
+    }
+    if !ebpf::has_compiler()? {
+        println!("setup: to install it, type one of\n\n{}", ebpf::compiler_to_type());
+        missing.push("a compiler for BPF");
+    }
+    if ebpf::find_linker().is_none() {
+        println!("setup: bpf-linker is missing (the BPF object)");
+        sh::run(&mut sh::cargo(ebpf::LINKER_INSTALL))?;
+    }
+    if missing.is_empty() {
+        println!("setup: all here: a compiler for BPF, bpf-linker");
+    }
+    Ok(missing)
 }
 
 #[cfg(test)]

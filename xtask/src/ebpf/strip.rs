@@ -103,3 +103,81 @@ fn content<'a>(file: &'a [u8], section: &Section) -> Result<&'a [u8], String> {
 fn number(raw: &[u8], at: usize, bytes: usize) -> u64 {
     raw[at..at + bytes].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An object with these sections, of which the last holds the names.
+    fn object(sections: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut names = vec![0];
+        let mut out = vec![0; HEADER_BYTES];
+        out[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        let mut rows = vec![Section { raw: [0; SECTION_HEADER_BYTES] }];
+        for (name, bytes) in sections {
+            let mut row = Section { raw: [0; SECTION_HEADER_BYTES] };
+            row.set(0, 4, names.len() as u64);
+            row.set(4, 4, 1);
+            row.set(24, 8, out.len() as u64);
+            row.set(32, 8, bytes.len() as u64);
+            row.set(48, 8, 8);
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+            out.extend_from_slice(bytes);
+            rows.push(row);
+        }
+        let mut row = Section { raw: [0; SECTION_HEADER_BYTES] };
+        row.set(4, 4, 3);
+        row.set(24, 8, out.len() as u64);
+        row.set(32, 8, names.len() as u64);
+        out.extend_from_slice(&names);
+        rows.push(row);
+        let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
+        let begin = (HEADER_BYTES
+            + sections.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+            + names.len()) as u64;
+        put(40, &begin.to_le_bytes());
+        put(58, &(SECTION_HEADER_BYTES as u16).to_le_bytes());
+        put(60, &(rows.len() as u16).to_le_bytes());
+        put(62, &(rows.len() as u16 - 1).to_le_bytes());
+        rows.iter().for_each(|row| out.extend_from_slice(&row.raw));
+        out
+    }
+
+    fn section(file: &[u8], index: usize) -> (u64, Vec<u8>) {
+        let begin = number(file, 40, 8) as usize + index * SECTION_HEADER_BYTES;
+        let mut raw = [0; SECTION_HEADER_BYTES];
+        raw.copy_from_slice(&file[begin..begin + SECTION_HEADER_BYTES]);
+        let section = Section { raw };
+        (section.kind(), content(file, &section).unwrap_or_default().to_vec())
+    }
+
+    #[test]
+    fn dwarf_goes_and_every_other_section_keeps_its_index_and_bytes() {
+        let whole = object(&[
+            ("xdp.frags", b"code"),
+            (".debug_info", &[7; 100]),
+            (".rel.debug_info", &[8; 32]),
+            (".BTF", b"types"),
+        ]);
+        let small = without_dwarf(&whole);
+        assert_eq!(small.as_ref().map(|small| section(small, 1)), Ok((1, b"code".to_vec())));
+        assert_eq!(small.as_ref().map(|small| section(small, 2)), Ok((SHT_NULL, Vec::new())));
+        assert_eq!(small.as_ref().map(|small| section(small, 3)), Ok((SHT_NULL, Vec::new())));
+        assert_eq!(small.as_ref().map(|small| section(small, 4)), Ok((1, b"types".to_vec())));
+        assert!(small.as_ref().is_ok_and(|small| small.len() + 100 < whole.len()));
+        // What is small already stays as it is.
+        assert_eq!(small.clone().and_then(|small| without_dwarf(&small)), small);
+    }
+
+    #[test]
+    fn what_is_no_whole_object_is_refused() {
+        let whole = object(&[("xdp.frags", b"code")]);
+        for length in 0..whole.len() {
+            assert!(without_dwarf(&whole[..length]).is_err(), "cut at {length}");
+        }
+        let mut big_endian = whole;
+        big_endian[5] = 2;
+        assert!(without_dwarf(&big_endian).is_err());
+    }
+}

@@ -8,21 +8,27 @@ use std::process::Command;
 
 use crate::sh::{self, Result};
 
-/// The linker that fits LLVM 22, which both compilers bring.
-pub(crate) const LINKER_INSTALL: &str = "cargo install --locked bpf-linker --version 0.10.3";
-pub(crate) const DEBIAN_INSTALL: &str = "apt-get install -y --no-install-recommends rustc-web rust-web-src";
-pub(crate) const NIGHTLY_INSTALL: &str = "rustup toolchain install nightly --component rust-src";
+/// Debian's compiler and the source of its library.
+pub(crate) const DEBIAN_PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
+/// What follows `cargo` to install the linker. This version fits LLVM 22, which both compilers bring.
+pub(crate) const LINKER_INSTALL: [&str; 5] = ["install", "--locked", "bpf-linker", "--version", "0.10.3"];
+const NIGHTLY_INSTALL: &str = "rustup toolchain install nightly --component rust-src";
 
 /// Everything that shapes the object's bytes beside its source.
 pub(super) struct Toolchain {
+    pub(super) compiler: Compiler,
+    pub(super) linker: PathBuf,
+    linker_version: String,
+}
+
+/// A compiler that has the source of its library.
+pub(super) struct Compiler {
     /// How a person chooses it: `debian` or `nightly`.
-    pub(super) name: &'static str,
+    name: &'static str,
     pub(super) rustc: PathBuf,
     pub(super) cargo: PathBuf,
-    pub(super) linker: PathBuf,
     sysroot: PathBuf,
     version: Version,
-    linker_version: String,
 }
 
 /// What `rustc -vV` says.
@@ -45,61 +51,77 @@ pub(super) fn find(wanted: Option<&str>, pinned: Option<&Pin>) -> Result<Toolcha
     if let Some(name) = wanted.filter(|name| !["debian", "nightly"].contains(name)) {
         return Err(format!("--toolchain {name:?}: there are debian and nightly"));
     }
-    let linker = sh::find_program("bpf-linker").or_else(|| {
-        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-        let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))?;
-        Some(home.join("bin/bpf-linker")).filter(|file| file.is_file())
-    });
-    let linker = linker.ok_or_else(|| format!("bpf-linker is missing: type\n\n    {LINKER_INSTALL}\n"))?;
-    let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted == name);
-    let mut found: Vec<Toolchain> = Vec::new();
-    if is_wanted("debian") {
-        found.extend(debian(&linker)?);
-    }
-    if is_wanted("nightly") {
-        found.extend(nightly(&linker)?);
-    }
-    let is_pinned = |toolchain: &Toolchain| {
-        pinned.is_some_and(|pin| pin.value("rustc-commit") == Some(&toolchain.version.commit))
+    let Some(linker) = find_linker() else {
+        return Err(format!("bpf-linker is missing: type\n\n    {}\n", linker_to_type()));
     };
-    let at = found.iter().position(is_pinned).unwrap_or(0);
-    if at < found.len() {
-        return Ok(found.swap_remove(at));
+    let mut compilers = compilers()?;
+    compilers.retain(|compiler| wanted.is_none_or(|wanted| wanted == compiler.name));
+    let is_pinned = |compiler: &Compiler| {
+        pinned.is_some_and(|pin| pin.value("rustc-commit") == Some(&compiler.version.commit))
+    };
+    let at = compilers.iter().position(is_pinned).unwrap_or(0);
+    if at >= compilers.len() {
+        return Err(format!(
+            "no compiler here can build `core` for BPF. Type one of\n\n{}",
+            compiler_to_type()
+        ));
     }
-    Err(format!(
-        "no compiler here can build `core` for BPF. On Debian type\n\n    {DEBIAN_INSTALL}\n\n\
-         or anywhere, with rustup,\n\n    {NIGHTLY_INSTALL}\n"
-    ))
+    let linker_version = ask(&linker, &["--version"])?.trim().trim_start_matches("bpf-linker ").to_owned();
+    Ok(Toolchain { compiler: compilers.swap_remove(at), linker, linker_version })
+}
+
+/// Whether some compiler here has the source of its library.
+pub(crate) fn has_compiler() -> Result<bool> {
+    compilers().map(|compilers| !compilers.is_empty())
+}
+
+/// `bpf-linker` in the path or where cargo installs.
+pub(crate) fn find_linker() -> Option<PathBuf> {
+    sh::find_program("bpf-linker")
+        .or_else(|| Some(super::cargo_home().join("bin/bpf-linker")).filter(|file| file.is_file()))
+}
+
+/// The two ways to a compiler, for a person.
+pub(crate) fn compiler_to_type() -> String {
+    let packages = DEBIAN_PACKAGES.join(" ");
+    format!("    sudo apt-get install -y --no-install-recommends {packages}\n    {NIGHTLY_INSTALL}\n")
+}
+
+fn linker_to_type() -> String {
+    format!("cargo {}", LINKER_INSTALL.join(" "))
+}
+
+fn compilers() -> Result<Vec<Compiler>> {
+    Ok([debian()?, nightly()?].into_iter().flatten().collect())
 }
 
 /// Debian's compiler beside its library's source; cargo is the one that runs this.
-fn debian(linker: &Path) -> Result<Option<Toolchain>> {
+fn debian() -> Result<Option<Compiler>> {
     let rustc = Path::new("/usr/bin/rustc");
     let cargo = std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from);
-    if rustc.is_file() { examine("debian", rustc.to_owned(), cargo, linker) } else { Ok(None) }
+    if rustc.is_file() { examine("debian", rustc.to_owned(), cargo) } else { Ok(None) }
 }
 
 /// rustup's nightly, if it has `rust-src`.
-fn nightly(linker: &Path) -> Result<Option<Toolchain>> {
+fn nightly() -> Result<Option<Compiler>> {
     let mut ask = Command::new("rustup");
     ask.args(["run", "nightly", "rustc", "--print", "sysroot"]);
     let Some(sysroot) = sh::output(&mut ask).ok().filter(|output| output.status.success()) else {
         return Ok(None);
     };
     let bin = Path::new(String::from_utf8_lossy(&sysroot.stdout).trim()).join("bin");
-    examine("nightly", bin.join("rustc"), bin.join("cargo"), linker)
+    examine("nightly", bin.join("rustc"), bin.join("cargo"))
 }
 
 /// Asks a compiler who it is. `None` when its library's source is not here.
-fn examine(name: &'static str, rustc: PathBuf, cargo: PathBuf, linker: &Path) -> Result<Option<Toolchain>> {
+fn examine(name: &'static str, rustc: PathBuf, cargo: PathBuf) -> Result<Option<Compiler>> {
     let sysroot = PathBuf::from(ask(&rustc, &["--print", "sysroot"])?.trim());
     if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
         return Ok(None);
     }
     let text = ask(&rustc, &["-vV"])?;
     let version = Version::parse(&text).ok_or_else(|| format!("{} -vV: {text:?}", rustc.display()))?;
-    let linker_version = ask(linker, &["--version"])?.trim().trim_start_matches("bpf-linker ").to_owned();
-    Ok(Some(Toolchain { name, rustc, cargo, linker: linker.to_owned(), sysroot, version, linker_version }))
+    Ok(Some(Compiler { name, rustc, cargo, sysroot, version }))
 }
 
 fn ask(program: &Path, args: &[&str]) -> Result<String> {
@@ -115,10 +137,30 @@ fn ask(program: &Path, args: &[&str]) -> Result<String> {
 
 impl Toolchain {
     pub(super) fn describe(&self) -> String {
-        let Self { name, version, linker_version, .. } = self;
-        format!("toolchain {name}: {}, LLVM {}, bpf-linker {linker_version}", version.line, version.llvm)
+        let Compiler { name, version, .. } = &self.compiler;
+        format!("{name}: {}, LLVM {}, bpf-linker {}", version.line, version.llvm, self.linker_version)
     }
 
+    /// The record of this toolchain with these flags.
+    pub(super) fn pin(&self, flags: &str) -> Result<Pin> {
+        let lock = sh::root().join("blitz-ebpf/Cargo.lock");
+        let text = std::fs::read_to_string(&lock).map_err(|error| format!("{}: {error}", lock.display()))?;
+        let aya = locked_version(&text, "aya-ebpf").ok_or("blitz-ebpf/Cargo.lock has no aya-ebpf")?;
+        let version = &self.compiler.version;
+        let rows = [
+            ("rustc", version.line.trim_start_matches("rustc ").to_owned()),
+            ("rustc-commit", version.commit.clone()),
+            ("llvm", version.llvm.clone()),
+            ("bpf-linker", self.linker_version.clone()),
+            ("aya-ebpf", aya),
+            ("flags", flags.to_owned()),
+            ("install", self.compiler.install()),
+        ];
+        Ok(Pin { rows: rows.map(|(name, value)| (name.to_owned(), value)).into() })
+    }
+}
+
+impl Compiler {
     /// The library's source, under the name that cargo uses and under its real one.
     pub(super) fn library_folders(&self) -> Vec<PathBuf> {
         let folder = self.sysroot.join("lib/rustlib/src/rust");
@@ -159,30 +201,13 @@ impl Toolchain {
         Ok(folder)
     }
 
-    /// The record of this toolchain with these flags.
-    pub(super) fn pin(&self, flags: &str) -> Result<Pin> {
-        let lock = sh::root().join("blitz-ebpf/Cargo.lock");
-        let text = std::fs::read_to_string(&lock).map_err(|error| format!("{}: {error}", lock.display()))?;
-        let aya = locked_version(&text, "aya-ebpf").ok_or("blitz-ebpf/Cargo.lock has no aya-ebpf")?;
-        let rows = [
-            ("rustc", self.version.line.trim_start_matches("rustc ").to_owned()),
-            ("rustc-commit", self.version.commit.clone()),
-            ("llvm", self.version.llvm.clone()),
-            ("bpf-linker", self.linker_version.clone()),
-            ("aya-ebpf", aya),
-            ("flags", flags.to_owned()),
-            ("install", self.install()),
-        ];
-        Ok(Pin { rows: rows.map(|(name, value)| (name.to_owned(), value)).into() })
-    }
-
     /// What brings it, for the person who lacks it.
     fn install(&self) -> String {
         if self.name != "debian" {
-            return format!("{NIGHTLY_INSTALL}; {LINKER_INSTALL}");
+            return format!("{NIGHTLY_INSTALL}; {}", linker_to_type());
         }
         let mut packages = "apt-get install".to_owned();
-        for package in ["rustc-web", "rust-web-src"] {
+        for package in DEBIAN_PACKAGES {
             let mut query = Command::new("dpkg-query");
             let output = sh::output(query.args(["-W", "-f=${Version}", package]));
             let version = output.ok().filter(|output| output.status.success());
@@ -191,7 +216,7 @@ impl Toolchain {
                 None => format!(" {package}"),
             };
         }
-        format!("{packages}; {LINKER_INSTALL}")
+        format!("{packages}; {}", linker_to_type())
     }
 }
 
@@ -227,6 +252,17 @@ impl Pin {
 
     fn value(&self, name: &str) -> Option<&str> {
         self.rows.iter().find(|row| row.0 == name).map(|row| row.1.as_str())
+    }
+
+    /// The parts in one line.
+    pub(super) fn summary(&self) -> String {
+        let value = |name| self.value(name).unwrap_or("of an unknown version");
+        format!("rustc {}, LLVM {}, bpf-linker {}", value("rustc"), value("llvm"), value("bpf-linker"))
+    }
+
+    /// The command that brings it.
+    pub(super) fn install(&self) -> &str {
+        self.value("install").unwrap_or("cargo xtask setup --ebpf")
     }
 
     /// The first part in which `now` is not what is pinned, as half a sentence.

@@ -1,0 +1,190 @@
+//! The loaded program against packets: BPF_PROG_TEST_RUN, no interface.
+//!
+//! Needs the right to load BPF. Without it the tests say so and pass; with `BLITZ_REQUIRE_ALL=1` they fail.
+
+mod fixtures;
+mod packets;
+mod world;
+
+use std::collections::HashMap;
+
+use blitz_ctl::rehearsal::{Options, Rehearsal};
+use blitz_ctl::twin::Twin;
+use blitz_ebpf_common::layout::{Fault, Verdict};
+
+/// The committed object, as `blitz-ctl` embeds it.
+const OBJECT: &[u8] = include_bytes!("../../object/blitz.bpf.o");
+
+/// A rehearsal of the test's world, or `None` after a line that says why there is none.
+fn rehearsal() -> Option<Rehearsal> {
+    let image = world::image();
+    let blocked = world::blocked(&image);
+    match Rehearsal::new(OBJECT, &image, &blocked, Options::default()) {
+        Ok(rehearsal) => Some(rehearsal),
+        Err(error) => {
+            let root = std::fs::read_to_string("/proc/self/status")
+                .is_ok_and(|status| status.lines().any(|line| line.starts_with("Uid:\t0")));
+            let require = std::env::var("BLITZ_REQUIRE_ALL").is_ok_and(|value| value == "1");
+            assert!(!root && !require, "the object does not load: {error}");
+            println!("skipped: loading BPF needs root here: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn every_fixture_gets_its_verdict_and_its_counters() {
+    let Some(mut kernel) = rehearsal() else { return };
+    let image = world::image();
+    let twin = Twin::new(image.clone(), world::blocked(&image));
+    twin.now.set(1 << 40);
+    let fixtures = fixtures::all();
+    assert!(fixtures.len() >= 100, "{} fixtures", fixtures.len());
+    let mut wrong = Vec::new();
+    for fixture in &fixtures {
+        let about = fixture.about;
+        for _ in 0..fixture.before {
+            kernel.passes(&fixture.frame).expect("a run");
+            twin.decide(&fixture.frame);
+        }
+        let rule = |name: &str| match name {
+            "" => 0,
+            name => image.rule(name).unwrap_or_else(|| panic!("{about}: no rule {name}")),
+        };
+        let (number, shadow) = (rule(fixture.rule), rule(fixture.shadow));
+        let before = kernel.verdicts().expect("counters");
+        let rule_before = kernel.rule(number).expect("counters");
+        let shadow_before = kernel.rule(shadow).expect("counters");
+        let passed = kernel.passes(&fixture.frame).expect("a run");
+        let after = kernel.verdicts().expect("counters");
+        let rule_after = kernel.rule(number).expect("counters");
+        let shadow_after = kernel.rule(shadow).expect("counters");
+
+        let moved: Vec<&str> = Verdict::ALL
+            .iter()
+            .filter(|verdict| after[**verdict as usize] != before[**verdict as usize])
+            .map(|verdict| verdict.label())
+            .collect();
+        let mut check = |good: bool, what: String| {
+            if !good {
+                wrong.push(format!("{about}: {what}"));
+            }
+        };
+        check(
+            moved == [fixture.verdict.label()],
+            format!("counted {moved:?}, expected {:?}", fixture.verdict),
+        );
+        check(passed != fixture.verdict.drops(), format!("passed: {passed}"));
+        if number != 0 {
+            let octets = rule_after.decided.bytes - rule_before.decided.bytes;
+            let packets = rule_after.decided.packets - rule_before.decided.packets;
+            check(packets == 1, format!("rule {} counted {packets} packets", fixture.rule));
+            check(
+                octets == fixture.frame.len() as u64,
+                format!("rule {} counted {octets} octets", fixture.rule),
+            );
+        }
+        if shadow != 0 {
+            let packets = shadow_after.shadow.packets - shadow_before.shadow.packets;
+            check(packets == 1, format!("rule {} counted {packets} packets in shadow", fixture.shadow));
+        }
+
+        twin.shadowed.borrow_mut().clear();
+        let decision = twin.decide(&fixture.frame);
+        check(decision.verdict == fixture.verdict, format!("the host says {:?}", decision.verdict));
+        check(decision.rule == number, format!("the host says rule {}", decision.rule));
+        let shadowed = twin.shadowed.take();
+        let expected: Vec<u32> = (shadow != 0).then_some(shadow).into_iter().collect();
+        check(shadowed == expected, format!("the host says shadow {shadowed:?}"));
+    }
+    assert!(wrong.is_empty(), "{} of {} fixtures:\n{}", wrong.len(), fixtures.len(), wrong.join("\n"));
+    for fault in Fault::ALL {
+        assert_eq!(kernel.fault(fault).expect("counters"), 0, "{}", fault.label());
+    }
+    println!("{} fixtures", fixtures.len());
+}
+
+/// Packets of the equality test.
+const PACKETS: u32 = 1_000_000;
+/// Packets between two comparisons of the counters.
+const BATCH: u32 = 10_000;
+
+#[test]
+fn a_million_random_packets_get_the_same_verdict_here_and_in_the_kernel() {
+    let Some(mut kernel) = rehearsal() else { return };
+    let image = world::image();
+    let twin = Twin::new(image.clone(), world::blocked(&image));
+    twin.now.set(1 << 40);
+    let seeds: Vec<Vec<u8>> = fixtures::all().into_iter().map(|fixture| fixture.frame).collect();
+    let seed = std::env::var("BLITZ_STAGE_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random(seed);
+    let mut counted = [0_u64; Verdict::ALL.len()];
+    let mut reached = HashMap::new();
+    for number in 0..PACKETS {
+        let frame = random.frame(&seeds);
+        let decision = twin.decide(&frame);
+        let passed = kernel.passes(&frame).expect("a run");
+        assert_eq!(
+            passed,
+            !decision.verdict.drops(),
+            "packet {number} of BLITZ_STAGE_SEED={seed}: the host says {decision:?}, frame {frame:02x?}"
+        );
+        counted[decision.verdict as usize] += 1;
+        *reached.entry(decision.verdict).or_insert(0_u64) += 1;
+        if number % BATCH == BATCH - 1 {
+            let kernel = kernel.verdicts().expect("counters");
+            assert_eq!(kernel, counted, "up to packet {number} of BLITZ_STAGE_SEED={seed}");
+        }
+    }
+    for (number, rule) in &image.rules {
+        if rule.starts_with("limit:") && rule != "limit:shadowed"
+            || rule.starts_with("service:")
+            || rule == "deny:config"
+        {
+            assert_ne!(kernel.rule(*number).expect("counters").decided.packets, 0, "{rule} never decided");
+        }
+    }
+    let mut reached: Vec<_> = reached.into_iter().collect();
+    reached.sort();
+    println!("{reached:?}");
+    assert_eq!(reached.len(), Verdict::ALL.len(), "not every verdict was reached");
+}
+
+/// xorshift64*, which is enough to vary packets.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() >> 33) as usize % bound
+    }
+
+    /// A fixture's frame with some of its octets changed, cut or lengthened; now and then pure noise.
+    fn frame(&mut self, seeds: &[Vec<u8>]) -> Vec<u8> {
+        if self.below(32) == 0 {
+            return (0..14 + self.below(120)).map(|_| self.next() as u8).collect();
+        }
+        let mut frame = seeds[self.below(seeds.len())].clone();
+        for _ in 0..self.below(4) {
+            let at = self.below(frame.len().min(100));
+            frame[at] = match self.below(3) {
+                0 => self.next() as u8,
+                1 => frame[at] ^ (1 << self.below(8)),
+                _ => [0, 1, 4, 6, 17, 43, 44, 51, 60, 0x45, 0x60, 0xff][self.below(12)],
+            };
+        }
+        match self.below(8) {
+            0 => frame.truncate(14 + self.below(frame.len() - 13)),
+            1 => frame.extend((0..self.below(64)).map(|octet| octet as u8)),
+            _ => {}
+        }
+        frame
+    }
+}
