@@ -188,9 +188,35 @@ impl Counters {
     #[track_caller]
     pub fn parse(text: &str, interface: &str) -> Self {
         let value: serde_json::Value = serde_json::from_str(text).expect("counters --json prints JSON");
-        let _ = (value, interface);
-        Self::default()
+        let stages = value.as_array().into_iter().flatten();
+        let stage = stages.into_iter().find(|stage| stage["interface"] == interface);
+        let Some(stage) = stage.map(|stage| &stage["counters"]) else {
+            panic!("counters --json has no {interface}: {text}")
+        };
+        let list = |key: &str| stage[key].as_array().cloned().unwrap_or_else(|| panic!("no {key}: {text}"));
+        let mut counters = Self::default();
+        for pair in list("verdicts") {
+            counters.verdicts.insert(word(&pair[0]), number(&pair[1]["packets"]));
+        }
+        for rule in list("rules") {
+            counters.rules.insert(word(&rule["name"]), number(&rule["decided"]["packets"]));
+            counters.shadow.insert(word(&rule["name"]), number(&rule["shadow"]["packets"]));
+        }
+        for pair in list("faults") {
+            counters.faults.insert(word(&pair[0]), number(&pair[1]));
+        }
+        counters
     }
+}
+
+#[track_caller]
+fn word(value: &serde_json::Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no string")).to_owned()
+}
+
+#[track_caller]
+fn number(value: &serde_json::Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
 }
 
 /// A running `blitz-ctl run`. Dropping it kills it; the stage stays.

@@ -179,21 +179,24 @@ impl Flood {
             next += batch.len() as u64;
             let mut left = &batch[..];
             while !left.is_empty() {
-                match socket.send(left) {
+                let is_refused = match socket.send(left) {
                     Ok(count) => {
                         offered.sent += count as u64;
                         left = &left[count..];
+                        // The kernel keeps the error to itself when something was sent before it.
+                        !left.is_empty()
                     }
-                    Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS)) => {
-                        offered.refused += 1;
-                        if self.insists {
-                            std::thread::sleep(Duration::from_micros(50));
-                        } else {
-                            left = &left[1..];
-                        }
-                    }
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS)) => true,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => false,
                     Err(error) => panic!("a frame cannot be sent: {error}"),
+                };
+                if is_refused {
+                    offered.refused += 1;
+                    if self.insists {
+                        std::thread::sleep(Duration::from_micros(50));
+                    } else {
+                        left = &left[1..];
+                    }
                 }
             }
         }

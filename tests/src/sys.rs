@@ -113,6 +113,15 @@ impl FrameSocket {
         let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: the pointer leads to a whole sockaddr_ll that lives across the call.
         let status = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
+        if status != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // Straight to the driver, through the transmit queue that belongs to the sender's CPU.
+        let (on, len) = (1_i32, size_of::<i32>() as libc::socklen_t);
+        let (level, option) = (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS);
+        // SAFETY: the pointer leads to an i32 that lives across the call, and the length is its size.
+        let status =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), len) };
         if status == 0 { Ok(Self(socket)) } else { Err(io::Error::last_os_error()) }
     }
 

@@ -13,7 +13,7 @@ fn offered_packets_are_verdicts_and_device_drops() {
     let _alone = require::alone();
     let wire = WireSetup::default().queues(2).make();
     let policy = Policy::new()
-        .limit("per_source", "packets_per_second = 5000\nsyns_per_second = 1000")
+        .limit("per_source", "packets_per_second = 5000\nsyns_per_second = 20")
         .xdp("deny = [\"203.0.113.0/24\"]");
     let stage = Stage::attach(&wire, &policy.toml(&wire));
     wire.pin_receive_work(&[0, 1]);
@@ -49,7 +49,8 @@ fn offered_packets_are_verdicts_and_device_drops() {
     // A few packets are the kernel's own: neighbour discovery, answers to resets.
     let difference = found.abs_diff(total) as f64 / total as f64;
     assert!(difference < 0.001, "offered {total}, found {found}: {difference:.6}");
-    assert_eq!(wire.dropped() - dropped_before, refused, "the device counts what it refused");
+    let by_device = (wire.dropped() - dropped_before).abs_diff(refused);
+    assert!(by_device < 100, "the device counts {by_device} more or less than it refused");
     for verdict in
         ["pass_service", "pass_no_service", "drop_denied", "drop_source_packets", "drop_source_syns"]
     {
