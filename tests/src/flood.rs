@@ -50,7 +50,7 @@ pub struct Offered {
     pub sent: u64,
     /// Packets that it refused: it counts them as dropped itself.
     pub refused: u64,
-    /// From the first to the last.
+    /// Until the last was handed over.
     pub elapsed: Duration,
 }
 
@@ -190,6 +190,7 @@ impl Flood {
                     Err(error) if error.kind() == ErrorKind::Interrupted => false,
                     Err(error) => panic!("a frame cannot be sent: {error}"),
                 };
+                offered.elapsed = begun.elapsed();
                 if is_refused {
                     offered.refused += 1;
                     if self.insists {
@@ -200,7 +201,6 @@ impl Flood {
                 }
             }
         }
-        offered.elapsed = begun.elapsed();
         offered
     }
 

@@ -8,7 +8,10 @@ use blitz_tests::wire::{self, HOST4, HOST6, PEER4, PEER6, Wire, WireSetup};
 use blitz_tests::{Flood, PATIENCE, Policy, Receiver, Stage, require, require_netns, wait_until};
 
 const RATE: u64 = 10_000;
-const BURST_SECONDS: u64 = 1;
+/// Long, so that a machine that is busy with other things for a second does not make the bucket overflow.
+const BURST_SECONDS: u64 = 2;
+/// Of each sender: more than the limit, less than what starves the threads that receive.
+const FLOOD_RATE: u64 = 40_000;
 const FLOOD: Duration = Duration::from_secs(5);
 const HONEST: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 77));
 
@@ -31,7 +34,8 @@ fn cut_to_the_limit(wire: &Wire, cpus: &[usize], host: IpAddr, source: IpAddr, h
     let floods: Vec<_> = (0..)
         .zip(cpus)
         .map(|(flow, &cpu)| {
-            Flood::new(source, receiver.address).flow(flow).duration(FLOOD).on_cpu(cpu).start(wire)
+            let flood = Flood::new(source, receiver.address).flow(flow).rate(FLOOD_RATE);
+            flood.duration(FLOOD).on_cpu(cpu).start(wire)
         })
         .collect();
     let offered: Vec<_> = floods.into_iter().map(|flood| flood.join()).collect();
@@ -44,7 +48,7 @@ fn cut_to_the_limit(wire: &Wire, cpus: &[usize], host: IpAddr, source: IpAddr, h
     let sent: u64 = offered.iter().map(|offered| offered.sent).sum();
     println!("offered {offered:?}, {arrived} arrived, {expected:.0} expected, honest {honest:?}");
     assert_eq!(receiver.overflowed(), 0, "the receiver lost packets itself: the test says nothing");
-    assert!(sent as f64 > 2.0 * expected, "that was no flood: {offered:?}");
+    assert!(sent as f64 > 1.5 * expected, "that was no flood: {offered:?}");
     let deviation = arrived as f64 / expected - 1.0;
     assert!(deviation.abs() < 0.02, "{arrived} arrived of {sent}, {expected:.0} allowed: {deviation:+.4}");
     assert_eq!(kept.missing(honest.sent), Vec::<u64>::new(), "of {} honest packets", honest.sent);
@@ -55,7 +59,7 @@ fn cut_to_the_limit(wire: &Wire, cpus: &[usize], host: IpAddr, source: IpAddr, h
     assert_eq!(counted.rule("limit:per_source") - before.rule("limit:per_source"), dropped);
     for thread in threads {
         let used = wire::cpu_time(thread);
-        assert!(used > Duration::from_millis(100), "receive thread {thread} did only {used:?} of work");
+        assert!(used > Duration::from_millis(20), "receive thread {thread} did only {used:?} of work");
     }
 }
 
@@ -129,14 +133,14 @@ fn a_service_limit_holds_over_all_sources() {
     require_netns!();
     let _alone = require::alone();
     let wire = Wire::new();
-    let lines = "by = \"service\"\npackets_per_second = 10000";
+    let lines = "by = \"service\"\npackets_per_second = 10000\nburst_seconds = 2";
     let stage = Stage::attach(&wire, &Policy::new().limit("all", lines).toml(&wire));
     wire.pin_receive_work(&[1]);
     let receiver = Receiver::start(&wire.host, HOST4, SERVICE_PORT);
     let sources = (0..200).map(|n| IpAddr::from([198, 51, 100, n])).collect();
-    let flood = Flood::new(PEER4, receiver.address).sources(sources).duration(Duration::from_secs(4));
-    let offered = flood.on_cpu(0).run(&wire);
-    let expected = 10_000.0 * (1.0 + offered.elapsed.as_secs_f64());
+    let flood = Flood::new(PEER4, receiver.address).sources(sources).rate(FLOOD_RATE);
+    let offered = flood.duration(Duration::from_secs(4)).on_cpu(0).run(&wire);
+    let expected = 10_000.0 * (2.0 + offered.elapsed.as_secs_f64());
     let arrived = receiver.settled(0).packets as f64;
     assert!((arrived / expected - 1.0).abs() < 0.02, "{arrived} arrived, {expected:.0} allowed");
     assert!(stage.counters(&wire).verdict("drop_service_packets") > 0);
