@@ -250,7 +250,7 @@ impl Image {
 
     /// Gives a prefix a flag. The longest prefix that holds a source decides about it, so a prefix also
     /// has the flags of those around it.
-    fn allow(&mut self, prefix: Prefix, flag: u32) {
+    pub(crate) fn allow(&mut self, prefix: Prefix, flag: u32) {
         let mut flags = flag;
         for (other, given) in &mut self.allow {
             if around(other, &prefix) {

@@ -271,7 +271,9 @@ mod tests {
         }
 
         #[test]
-        fn the_rate_itself_is_never_refused(per_second in 1u64..50_000_000, burst in 1u64..1000, start in 1u64..1 << 62) {
+        fn the_rate_itself_is_never_refused(
+            per_second in 1u64..50_000_000, burst in 1u64..1000, start in 1u64..1 << 62,
+        ) {
             let rate = Rate::new(per_second, burst);
             let mut word = 0;
             for n in 0..1000u64 {
