@@ -14,7 +14,7 @@ use aya::maps::{Array, HashMap as Hash, LpmTrie, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use blitz_ebpf_common::layout::{
-    Block, Count, Deny, Fault, PROGRAM, Prefix4, Prefix6, RuleCount, SETTING_BLOCK, ServiceKey, SourceKey,
+    Block, BlockKey, Count, Deny, Fault, PROGRAM, Prefix4, Prefix6, RuleCount, SETTING_BLOCK, ServiceKey,
     Verdict, maps,
 };
 
@@ -41,12 +41,12 @@ impl Rehearsal {
     pub fn new(
         object: &[u8],
         image: &Image,
-        blocked: &HashMap<SourceKey, Block>,
+        blocked: &HashMap<BlockKey, Block>,
         options: Options,
     ) -> Result<Self, Failure> {
         let ebpf = EbpfLoader::new()
             .override_global("ROTATE_SOURCES", &options.rotate_sources, true)
-            .map_max_entries(maps::SOURCES, image.sources_max)
+            .map_max_entries(maps::SOURCES, image.source_sets())
             .map_max_entries(maps::DENY4, image.deny_max.saturating_mul(2))
             .map_max_entries(maps::DENY6, image.deny_max.saturating_mul(2))
             .load(object)?;
@@ -56,7 +56,7 @@ impl Rehearsal {
         Ok(rehearsal)
     }
 
-    fn fill(&mut self, image: &Image, blocked: &HashMap<SourceKey, Block>) -> Result<(), Failure> {
+    fn fill(&mut self, image: &Image, blocked: &HashMap<BlockKey, Block>) -> Result<(), Failure> {
         for (port, ports) in &image.ports {
             self.array(maps::PORTS)?.set(u32::from(*port), *ports, 0)?;
         }
@@ -102,7 +102,7 @@ impl Rehearsal {
         }
         self.array(maps::DENY_LENGTHS)?.set(0, image.denied.everywhere(), 0)?;
         let mut settings = image.settings();
-        let mut block = self.hash::<SourceKey, Block>(maps::BLOCKED)?;
+        let mut block = self.hash::<BlockKey, Block>(maps::BLOCKED)?;
         for (key, entry) in blocked {
             block.insert(key, entry, 0)?;
             settings.flags |= SETTING_BLOCK;

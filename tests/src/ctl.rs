@@ -1,8 +1,7 @@
 //! `blitz-ctl` as a process, and a stage that it attached to a wire.
 //!
-//! Owns: finding the binary, running its verbs where the host end is, reading its counters, taking the
-//! stage away at the end. Does not own: the wire (see [`crate::wire`]) or the packets (see
-//! [`crate::flood`]).
+//! Owns: finding the binary, running its verbs where the host end is, reading its counters. Does not own:
+//! the wire, which takes the stage with it (see [`crate::wire`]), or the packets (see [`crate::flood`]).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,8 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use tempfile::TempDir;
 
-use crate::netns::remove_pins;
-use crate::wire::{End, Wire};
+use crate::wire::Wire;
 use crate::{Client, PATIENCE, sys, wait_until};
 
 /// Where the binary is: `BLITZ_CTL_BIN`, else beside the test's own.
@@ -48,11 +46,10 @@ pub struct Said {
     pub stderr: String,
 }
 
-/// Runs a verb where `end` is.
+/// Runs a verb where the host end of `wire` is, on the stages of this wire.
 #[track_caller]
-pub fn run(end: &End, args: &[&str]) -> Said {
-    let mut command = command(end);
-    let output = command.args(args).stdin(Stdio::null()).output().expect("blitz-ctl can be executed");
+pub fn run(wire: &Wire, args: &[&str]) -> Said {
+    let output = command(wire).args(args).stdin(Stdio::null()).output().expect("blitz-ctl can be executed");
     Said {
         status: output.status,
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -60,17 +57,19 @@ pub fn run(end: &End, args: &[&str]) -> Said {
     }
 }
 
-/// `blitz-ctl` where `end` is, to be given its words. It ends with the thread that starts it.
-pub fn command(end: &End) -> Command {
+/// `blitz-ctl` where the host end of `wire` is, to be given its verb. It ends with the thread that starts
+/// it. Its pins are the wire's own: a verb about every stage must not touch that of another test.
+pub fn command(wire: &Wire) -> Command {
     let mut command = Command::new(binary());
-    if let Some(space) = &end.space {
+    if let Some(space) = &wire.host.space {
         space.network().contain(&mut command);
     }
     sys::die_with_thread(&mut command);
+    command.arg("--pins").arg(&wire.pins);
     command
 }
 
-/// A stage on the host end of a wire. Dropping it detaches it.
+/// A stage on the host end of a wire. It goes when the wire goes.
 #[derive(Debug)]
 pub struct Stage {
     interface: String,
@@ -118,7 +117,7 @@ impl Stage {
     /// Runs a verb that must succeed; its stdout.
     #[track_caller]
     pub fn must(&self, wire: &Wire, args: &[&str]) -> String {
-        let said = run(&wire.host, args);
+        let said = run(wire, args);
         assert!(
             said.status.success(),
             "blitz-ctl {} ended with {}:\n{}{}",
@@ -135,13 +134,6 @@ impl Stage {
     pub fn counters(&self, wire: &Wire) -> Counters {
         let text = self.must(wire, &["counters", "--json"]);
         Counters::parse(&text, &self.interface)
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        // The wire goes with its program; the pins are what would be left.
-        remove_pins(&self.interface);
     }
 }
 
@@ -188,22 +180,21 @@ impl Counters {
     #[track_caller]
     pub fn parse(text: &str, interface: &str) -> Self {
         let value: serde_json::Value = serde_json::from_str(text).expect("counters --json prints JSON");
-        let stages = value.as_array().into_iter().flatten();
-        let stage = stages.into_iter().find(|stage| stage["interface"] == interface);
-        let Some(stage) = stage.map(|stage| &stage["counters"]) else {
+        let stages = value["interfaces"].as_array().into_iter().flatten();
+        let Some(stage) = stages.into_iter().find(|stage| stage["interface"] == interface) else {
             panic!("counters --json has no {interface}: {text}")
         };
         let list = |key: &str| stage[key].as_array().cloned().unwrap_or_else(|| panic!("no {key}: {text}"));
         let mut counters = Self::default();
-        for pair in list("verdicts") {
-            counters.verdicts.insert(word(&pair[0]), number(&pair[1]["packets"]));
+        for sum in list("verdicts") {
+            counters.verdicts.insert(word(&sum["verdict"]), number(&sum["packets"]));
         }
         for rule in list("rules") {
             counters.rules.insert(word(&rule["name"]), number(&rule["decided"]["packets"]));
             counters.shadow.insert(word(&rule["name"]), number(&rule["shadow"]["packets"]));
         }
-        for pair in list("faults") {
-            counters.faults.insert(word(&pair[0]), number(&pair[1]));
+        for (fault, count) in stage["faults"].as_object().into_iter().flatten() {
+            counters.faults.insert(fault.clone(), number(count));
         }
         counters
     }
@@ -233,7 +224,7 @@ impl Daemon {
     #[track_caller]
     pub fn start(wire: &Wire, stage: &Stage) -> Self {
         let (log, socket) = (stage.scratch().join("daemon.log"), stage.scratch().join("ctl.sock"));
-        let mut command = command(&wire.host);
+        let mut command = command(wire);
         command.arg("run").arg("--config").arg(stage.config()).arg("--socket").arg(&socket);
         let file = File::options().create(true).append(true).open(&log).expect("a log can be made");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);

@@ -1,7 +1,7 @@
 //! Free ports and waiting.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -29,11 +29,11 @@ pub fn closed_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
-/// Connects from one of this machine's addresses.
+/// Connects from an address of this machine.
 ///
 /// # Errors
-/// As `connect(2)`; [`io::ErrorKind::TimedOut`] after `limit`.
-pub fn connect_from(source: IpAddr, destination: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+/// As connect(2); EINPROGRESS when it takes longer than `limit`.
+pub fn connect_from(source: Ipv4Addr, destination: SocketAddrV4, limit: Duration) -> io::Result<TcpStream> {
     sys::connect_from(source, destination, limit)
 }
 

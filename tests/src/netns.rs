@@ -7,7 +7,7 @@
 //! leftover is. Only the network is separate: the file system, with `/sys/fs/bpf`, is everybody's.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
@@ -19,8 +19,8 @@ pub const PREFIX: &str = "be";
 
 /// Where `ip netns` keeps its names.
 const NAMES: &str = "/run/netns";
-/// Where `blitz-ctl` pins, by interface.
-const PINS: &str = "/sys/fs/bpf/blitz";
+/// Where BPF objects are pinned.
+const BPFFS: &str = "/sys/fs/bpf";
 
 /// Returns from the test, with the reason printed, unless it may make namespaces and attach programs.
 #[macro_export]
@@ -154,17 +154,17 @@ pub fn ip(args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Removes what blitz-ctl pinned for an interface that is gone or about to go.
-pub(crate) fn remove_pins(interface: &str) {
-    remove_pin_tree(&Path::new(PINS).join(interface));
+/// Where the stages of a test with this [`unique`] name are pinned.
+pub(crate) fn pins(name: &str) -> PathBuf {
+    Path::new(BPFFS).join(name)
 }
 
 /// `remove_dir_all` opens entries, which bpffs refuses for pins; unlinking them is enough.
-fn remove_pin_tree(dir: &Path) {
+pub(crate) fn remove_pins(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_pin_tree(&path);
+            remove_pins(&path);
         } else {
             let _ = fs::remove_file(path);
         }
@@ -190,8 +190,8 @@ fn sweep() {
     for name in names("/sys/class/net") {
         quietly(&["link", "del", &name]);
     }
-    for name in names(PINS) {
-        remove_pins(&name);
+    for name in names(BPFFS) {
+        remove_pins(&pins(&name));
     }
 }
 

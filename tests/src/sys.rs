@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -177,41 +177,38 @@ pub(crate) fn socket_drops(socket: &UdpSocket) -> io::Result<u64> {
     if status == 0 { Ok(u64::from(words[8])) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A TCP connection over IPv4 from `source`, waited for no longer than `limit`.
-pub(crate) fn connect_from(
-    source: IpAddr,
-    destination: SocketAddr,
-    limit: Duration,
-) -> io::Result<TcpStream> {
-    let (IpAddr::V4(source), SocketAddr::V4(destination)) = (source, destination) else {
-        return Err(io::ErrorKind::Unsupported.into());
-    };
-    // SAFETY: socket takes numbers only.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+/// Connects from an address of this machine, as another client would, in no more time than `limit`.
+pub(crate) fn connect_from(source: Ipv4Addr, target: SocketAddrV4, limit: Duration) -> io::Result<TcpStream> {
+    let flags = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes no pointer.
+    let fd = unsafe { libc::socket(libc::AF_INET, flags, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor was just opened and nothing else owns it.
+    // SAFETY: the kernel has just returned this descriptor and nothing else owns it.
     let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
     // The send timeout bounds connect(2) too (socket(7)).
     stream.set_write_timeout(Some(limit))?;
-    let address = |address: SocketAddrV4| libc::sockaddr_in {
-        sin_family: libc::AF_INET as u16,
-        sin_port: address.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
-        sin_zero: [0; 8],
-    };
-    let (from, to) = (address(SocketAddrV4::new(source, 0)), address(destination));
+    let (local, remote) = (sockaddr(SocketAddrV4::new(source, 0)), sockaddr(target));
     let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-    // SAFETY: the pointer leads to a whole sockaddr_in that lives across the call.
-    if unsafe { libc::bind(stream.as_raw_fd(), (&raw const from).cast(), len) } != 0 {
+    // SAFETY: the pointer leads to a whole sockaddr_in that lives across the call, and the length is its size.
+    let status = unsafe { libc::bind(stream.as_raw_fd(), (&raw const local).cast(), len) };
+    if status != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the pointer leads to a whole sockaddr_in that lives across the call.
-    if unsafe { libc::connect(stream.as_raw_fd(), (&raw const to).cast(), len) } != 0 {
-        let error = io::Error::last_os_error();
-        let timed_out = matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EAGAIN));
-        return Err(if timed_out { io::ErrorKind::TimedOut.into() } else { error });
+    // SAFETY: as above.
+    let status = unsafe { libc::connect(stream.as_raw_fd(), (&raw const remote).cast(), len) };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
     }
     Ok(stream)
+}
+
+fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: address.ip().to_bits().to_be() },
+        sin_zero: [0; 8],
+    }
 }

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -85,6 +86,7 @@ impl WireSetup {
         let wire = Wire {
             host: End { interface: host, mac: HOST_MAC_OCTETS, space: host_space },
             peer: End { interface: peer, mac: PEER_MAC_OCTETS, space: Some(peer_space) },
+            pins: netns::pins(&name),
         };
         wire.host.address(&format!("{HOST4}/24"));
         wire.host.address(&format!("{HOST6}/64"));
@@ -124,6 +126,8 @@ pub struct Wire {
     pub host: End,
     /// The other end.
     pub peer: End,
+    /// Where `blitz-ctl` pins what it attaches to the host end.
+    pub pins: PathBuf,
 }
 
 impl Wire {
@@ -175,7 +179,7 @@ impl Drop for Wire {
         }
         words.extend(["link", "del", self.host.interface.as_str()]);
         let _ = Command::new("ip").args(words).stderr(Stdio::null()).status();
-        netns::remove_pins(&self.host.interface);
+        netns::remove_pins(&self.pins);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A source that tries to smuggle requests over TCP is blocked in the kernel, and let in again.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
 use blitz_tests::ctl::Daemon;
@@ -18,7 +18,7 @@ const TTL: Duration = Duration::from_secs(3);
 const SMUGGLING: &str =
     "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
 
-const EDGE: SocketAddr = SocketAddr::new(IpAddr::V4(HOST4), LISTENER_PORT);
+const EDGE: SocketAddrV4 = SocketAddrV4::new(HOST4, LISTENER_PORT);
 
 fn policy() -> Policy {
     let blocklist = format!(
@@ -35,18 +35,18 @@ fn start(cell: Cell, wire: &Wire) -> (Stage, Daemon, Gateway) {
     let daemon = Daemon::start(wire, &stage);
     let network = wire.host.space.as_ref().unwrap().network();
     let socket = daemon.socket.to_string_lossy().into_owned();
-    let gateway = Setup::new(cell).config(&toml).inside(network, EDGE);
+    let gateway = Setup::new(cell).config(&toml).inside(network, SocketAddr::V4(EDGE));
     let gateway = gateway.flag("--ctl-socket").flag(&socket).start();
     (stage, daemon, gateway)
 }
 
 /// Connects from an address of the peer.
-fn connect(wire: &Wire, source: IpAddr, limit: Duration) -> std::io::Result<TcpStream> {
+fn connect(wire: &Wire, source: Ipv4Addr, limit: Duration) -> std::io::Result<TcpStream> {
     wire.peer.run(|| blitz_tests::net::connect_from(source, EDGE, limit))
 }
 
 #[track_caller]
-fn hello(wire: &Wire, source: IpAddr) {
+fn hello(wire: &Wire, source: Ipv4Addr) {
     let mut client = Client::from(connect(wire, source, PATIENCE).expect("the gateway is reached"));
     client.send("GET /hello HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     assert_eq!(client.response().status, 200);
@@ -59,9 +59,9 @@ matrix! {
         let _alone = require::alone();
         let wire = Wire::new();
         let (stage, daemon, _gateway) = start(cell, &wire);
-        let (attacker, honest) = (IpAddr::from([198, 18, 0, 66]), IpAddr::from([198, 18, 0, 77]));
-        wire.peer.source(attacker);
-        wire.peer.source(honest);
+        let (attacker, honest) = (Ipv4Addr::from([198, 18, 0, 66]), Ipv4Addr::from([198, 18, 0, 77]));
+        wire.peer.source(attacker.into());
+        wire.peer.source(honest.into());
         hello(&wire, attacker);
 
         let before = stage.counters(&wire).rule("block:framing");
@@ -101,7 +101,7 @@ matrix! {
 
 /// Whether the kernel drops what the source sends: a datagram or segment of its own is not needed to know,
 /// but it is what counts.
-fn is_blocked(wire: &Wire, source: IpAddr) -> bool {
+fn is_blocked(wire: &Wire, source: Ipv4Addr) -> bool {
     connect(wire, source, Duration::from_millis(20)).is_err()
 }
 
@@ -110,9 +110,9 @@ fn a_claim_in_a_header_blocks_nobody() {
     require_netns!();
     let wire = Wire::new();
     let (stage, daemon, _gateway) = start(Cell { io: Io::Epoll, mode: Mode::Mp }, &wire);
-    let (attacker, claimed) = (IpAddr::from([198, 18, 0, 66]), IpAddr::from([198, 18, 0, 77]));
-    wire.peer.source(attacker);
-    wire.peer.source(claimed);
+    let (attacker, claimed) = (Ipv4Addr::from([198, 18, 0, 66]), Ipv4Addr::from([198, 18, 0, 77]));
+    wire.peer.source(attacker.into());
+    wire.peer.source(claimed.into());
     let request = SMUGGLING.replace("Host: a", &format!("Host: a\r\nX-Forwarded-For: {claimed}"));
     for _ in 0..VIOLATIONS {
         let mut client = Client::from(connect(&wire, attacker, PATIENCE).expect("not blocked yet"));
