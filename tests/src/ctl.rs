@@ -220,7 +220,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it with the stage's configuration and waits until its metrics can be read.
+    /// Starts it with the stage's configuration and waits until it says that it is ready.
     #[track_caller]
     pub fn start(wire: &Wire, stage: &Stage) -> Self {
         let (log, socket) = (stage.scratch().join("daemon.log"), stage.scratch().join("ctl.sock"));
@@ -230,10 +230,11 @@ impl Daemon {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let child = command.spawn().expect("blitz-ctl can be executed");
         let mut daemon = Self { child, log, socket };
-        wait_until("the daemon answers on its metrics port", PATIENCE, || {
+        let ready = format!("ready: control socket {}, process {}", daemon.socket.display(), daemon.pid());
+        wait_until("the daemon is ready", PATIENCE, || {
             let ended = daemon.child.try_wait().expect("the daemon is our child");
             assert!(ended.is_none(), "the daemon ended with {ended:?}:\n{}", daemon.log());
-            wire.host.run(|| TcpStream::connect(METRICS).is_ok())
+            daemon.log().contains(&ready)
         });
         daemon
     }
