@@ -7,7 +7,9 @@ use std::process::Command;
 use blitz_tests::ctl::Daemon;
 use blitz_tests::policy::SERVICE_PORT;
 use blitz_tests::wire::{HOST4, PEER4, Wire};
-use blitz_tests::{Cell, Flood, Io, Mode, Policy, Setup, Stage, require, require_netns};
+use blitz_tests::{
+    Cell, Flood, Io, Mode, PATIENCE, Policy, Setup, Stage, Upstream, require, require_netns, wait_until,
+};
 
 fn deployed(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name);
@@ -63,8 +65,14 @@ fn every_name_that_is_asked_for_is_emitted() {
     let stage = Stage::attach(&wire, &policy.toml(&wire));
     let daemon = Daemon::start(&wire, &stage);
     Flood::new(PEER4, (HOST4, SERVICE_PORT).into()).packets(100).run(&wire);
-    let gateway = Setup::new(Cell { io: Io::Epoll, mode: Mode::Mp }).start();
+    let upstream = Upstream::echoing_targets();
+    let setup = Setup::new(Cell { io: Io::Epoll, mode: Mode::Mp });
+    let limit = "[[limits]]\nname = \"per_source\"\nrequests_per_second = 10";
+    let gateway = setup.config_for(&[upstream.address], limit).start();
     gateway.get("/hello");
+    wait_until("the daemon has counted the tables", PATIENCE, || {
+        daemon.metrics(&wire).contains("blitz_xdp_map_entries{")
+    });
     let scrape = gateway.admin("/metrics").text() + &daemon.metrics(&wire);
     let offered = offered(&scrape);
     let mut wrong = Vec::new();

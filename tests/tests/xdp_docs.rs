@@ -10,6 +10,7 @@ use blitz_ebpf_common::layout::{
     RuleCount, RuleName, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX, Service, ServiceKey, Settings, SourceKey,
     Verdict, maps,
 };
+use blitz_ebpf_common::sources::{Set, WAYS};
 
 fn page() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/xdp.md");
@@ -50,7 +51,7 @@ fn the_memory_of_each_map_is_that_of_its_layout() {
         Row::array(maps::DENY_INDEX6, 2 * INDEX6, size_of::<Lengths>()),
         Row::array(maps::DENY_LENGTHS, 2, size_of::<Everywhere>()),
         Row::array(maps::LIMITS, LIMITS_MAX, size_of::<Limit>()),
-        Row::hash(maps::SOURCES, SOURCES_MAX, size_of::<SourceKey>(), size_of::<Buckets>()).at_once(),
+        Row::array(maps::SOURCES, SOURCES_MAX / WAYS as u32, size_of::<Set<u64>>()),
         Row::array(maps::SERVICE_WORDS, LIMITS_MAX, size_of::<Buckets>()),
         Row::array(maps::SERVICE_CREDIT, LIMITS_MAX, size_of::<Buckets>()).per_cpu(),
         Row::array(maps::VERDICTS, Verdict::ALL.len() as u32, size_of::<Count>()).per_cpu(),

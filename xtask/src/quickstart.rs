@@ -77,7 +77,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     }
     println!("{}", summary(red, blue, port, &admin));
     if let Some((stage, _, said)) = &staged {
-        println!("Of the flood: {said}.\n{}\n", stage.hint());
+        println!("The kernel stage: {said}.\n{}\n", stage.hint());
     }
 
     if once {
