@@ -26,9 +26,6 @@ use crate::{Options, Result, machine};
 
 pub(crate) use flood::{FLOOD, run as flood};
 
-/// The object that `blitz-ctl` embeds.
-const OBJECT: &[u8] = include_bytes!("../../blitz-ctl/object/blitz.bpf.o");
-
 pub(crate) fn run(options: &Options) -> Result<Value> {
     if !options.inside {
         return Err(enter());
@@ -38,7 +35,7 @@ pub(crate) fn run(options: &Options) -> Result<Value> {
         return Err("--scenario is stage or wire".to_owned());
     }
     let object = match &options.object {
-        None => OBJECT.to_vec(),
+        None => blitz_ctl::object::OBJECT.to_vec(),
         Some(path) => std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?,
     };
     // New mounts: sysfs shows the interfaces of the namespace it was mounted in, and pins stay private.

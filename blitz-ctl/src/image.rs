@@ -17,6 +17,7 @@ use blitz_ebpf_common::layout::{
     port_column,
 };
 use blitz_ebpf_common::packet::{Family, TCP, UDP, Words};
+use blitz_ebpf_common::sources::WAYS;
 
 use crate::prefixes::{Prefix, PrefixSet, wire};
 
@@ -101,7 +102,7 @@ pub struct Image {
     pub denied: PrefixSet,
     /// `maps::RULE_NAMES`.
     pub rules: BTreeMap<u32, String>,
-    /// Sources whose buckets are kept: entries of `maps::SOURCES`.
+    /// Sources whose buckets are kept.
     pub sources_max: u32,
     /// Denied prefixes of each family: half the entries of `maps::DENY4` and `maps::DENY6`.
     pub deny_max: u32,
@@ -216,11 +217,13 @@ impl Image {
             let deny = Deny { expires: 0, rule: rule(RULE_DENY_CONFIG), flags };
             image.denied.insert(prefix, deny).map_err(|_| Refusal::TooManyLengths { prefix })?;
         }
+        image.denied.order_by_use();
         image.rules = rules;
         Ok(image)
     }
 
-    /// The settings that this image asks for, with deny slot 0 and what the blocklist holds left out.
+    /// The settings that this image asks for, with deny slot 0, without a seed, and without what the
+    /// blocklist holds.
     pub fn settings(&self) -> Settings {
         let mut flags = 0;
         if !self.allow.is_empty() {
@@ -235,7 +238,12 @@ impl Image {
         if self.shadow {
             flags |= SETTING_SHADOW;
         }
-        Settings { flags, deny_slot: 0 }
+        Settings { flags, deny_slot: 0, source_sets: self.source_sets(), reserved: 0, seed: 0 }
+    }
+
+    /// Entries of `maps::SOURCES`.
+    pub fn source_sets(&self) -> u32 {
+        self.sources_max.div_ceil(WAYS as u32).max(1)
     }
 
     /// Whether there is any service; without one everything passes.
@@ -250,7 +258,7 @@ impl Image {
 
     /// Gives a prefix a flag. The longest prefix that holds a source decides about it, so a prefix also
     /// has the flags of those around it.
-    fn allow(&mut self, prefix: Prefix, flag: u32) {
+    pub(crate) fn allow(&mut self, prefix: Prefix, flag: u32) {
         let mut flags = flag;
         for (other, given) in &mut self.allow {
             if around(other, &prefix) {

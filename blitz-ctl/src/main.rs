@@ -1,3 +1,8 @@
-//! `blitz-ctl`.
+//! The binary `blitz-ctl`: see [`blitz_ctl::cli`].
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    blitz_ctl::cli::main()
+}

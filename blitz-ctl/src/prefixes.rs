@@ -3,14 +3,14 @@
 //! lengths that are worth trying.
 //!
 //! Owns: the invariant of the index: each prefix in the set is found by trying the lengths of its
-//! bucket and those tried everywhere, the longest first. Does not own: the maps (see `maps`), or what
+//! bucket and those tried everywhere. Does not own: the maps (see `maps`), or what
 //! an entry means (`blitz_ebpf_common::layout::Deny`).
 //!
 //! An LPM trie costs about 90 ns at 100,000 prefixes, for hits and misses alike. Here a miss mostly
 //! costs one array lookup, and a hit one hash lookup more per length that occurs in the same /16 (IPv4)
 //! or in the same hash of a /32 (IPv6).
 
-use std::collections::{BTreeMap, btree_map};
+use std::collections::{BTreeMap, HashMap, btree_map};
 use std::net::IpAddr;
 
 use blitz_ebpf_common::layout::{
@@ -117,6 +117,26 @@ impl PrefixSet {
         Self::default()
     }
 
+    /// Puts the lengths of each bucket in order, those with the most prefixes first: they are tried in
+    /// this order, and most hits should need one try.
+    pub fn order_by_use(&mut self) {
+        let mut uses: HashMap<(bool, u32, u8), u32> = HashMap::new();
+        for prefix in self.entries.keys() {
+            let (six, bucket, length) = match prefix {
+                Prefix::V4(p) => (false, index4(0, p.address), p.length),
+                Prefix::V6(p) => (true, index6(0, p.address[0]), p.length),
+            };
+            *uses.entry((six, bucket, listed(length))).or_default() += 1;
+        }
+        for (six, index) in [(false, &mut self.index4), (true, &mut self.index6)] {
+            for (bucket, lengths) in index {
+                let mut octets = unpack(&[lengths.packed]);
+                octets.sort_by_key(|octet| std::cmp::Reverse(uses.get(&(six, *bucket, *octet)).copied()));
+                lengths.packed = pack::<1>(&octets)[0];
+            }
+        }
+    }
+
     /// Adds a prefix, or replaces its entry. On an error the set is as before.
     pub fn insert(&mut self, prefix: Prefix, deny: Deny) -> Result<(), TooManyLengths> {
         let everywhere = &mut self.everywhere;
@@ -194,39 +214,42 @@ fn add(
     }
 }
 
-/// `lengths` with `length` in its place, longest first; `None` when there is no room for it.
+/// `lengths` with `length` among them; `None` when there is no room for it.
 pub fn with_length(lengths: Lengths, length: u16) -> Option<Lengths> {
-    let mut listed: Vec<u8> = unpack(&[lengths.packed]);
-    sorted_in(&mut listed, length);
-    (listed.len() <= LENGTHS_MAX).then(|| Lengths { packed: pack::<1>(&listed)[0] })
+    let mut octets = unpack(&[lengths.packed]);
+    add_to(&mut octets, length);
+    (octets.len() <= LENGTHS_MAX).then(|| Lengths { packed: pack::<1>(&octets)[0] })
 }
 
 /// Adds `length` to the lengths tried for every source of a family.
 pub fn add_everywhere(words: &mut [u64; EVERYWHERE_MAX / 8], length: u16) -> Result<(), TooManyLengths> {
-    let mut listed = unpack(words);
-    sorted_in(&mut listed, length);
-    if listed.len() > EVERYWHERE_MAX {
+    let mut octets = unpack(words);
+    add_to(&mut octets, length);
+    if octets.len() > EVERYWHERE_MAX {
         return Err(TooManyLengths);
     }
-    *words = pack(&listed);
+    *words = pack(&octets);
     Ok(())
 }
 
-fn sorted_in(listed: &mut Vec<u8>, length: u16) {
-    // A length is at most 128, so the sum fits.
-    let octet = (length + 1) as u8;
-    if let Err(place) = listed.binary_search_by(|other| octet.cmp(other)) {
-        listed.insert(place, octet);
+fn add_to(octets: &mut Vec<u8>, length: u16) {
+    if !octets.contains(&listed(length)) {
+        octets.push(listed(length));
     }
+}
+
+/// A length as the lists hold it. It is at most 128, so the sum fits.
+fn listed(length: u16) -> u8 {
+    (length + 1) as u8
 }
 
 fn unpack(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).take_while(|octet| *octet != 0).collect()
 }
 
-fn pack<const N: usize>(listed: &[u8]) -> [u64; N] {
+fn pack<const N: usize>(octets: &[u8]) -> [u64; N] {
     let mut words = [0; N];
-    for (word, octets) in words.iter_mut().zip(listed.chunks(8)) {
+    for (word, octets) in words.iter_mut().zip(octets.chunks(8)) {
         *word = octets.iter().rev().fold(0, |word, octet| word << 8 | u64::from(*octet));
     }
     words
@@ -251,12 +274,14 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_kept_longest_first_and_once() {
-        let mut lengths = Lengths::default();
-        for length in [24, 32, 16, 24, 32, 20] {
-            lengths = with_length(lengths, length).expect("room");
+    fn lengths_are_kept_once_and_the_most_frequent_come_first() {
+        let mut set = PrefixSet::new();
+        for text in ["10.0.1.0/32", "10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24", "10.0.4.0/32", "10.0.0.0/20"]
+        {
+            set.insert(prefix(text), Deny::default()).expect("room");
         }
-        assert_eq!(lengths.packed.to_le_bytes(), [33, 25, 21, 17, 0, 0, 0, 0]);
+        set.order_by_use();
+        assert_eq!(set.index4_at(index4(0, 0x0a00_0000)).packed.to_le_bytes(), [25, 33, 21, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -14,10 +14,11 @@ use std::sync::atomic::AtomicU64;
 
 use blitz_ebpf_common::decide::{Decision, Tables, decide};
 use blitz_ebpf_common::layout::{
-    Block, Buckets, Deny, Dimension, Fault, Lengths, Limit, Ports, Prefix4, Prefix6, Service, ServiceKey,
-    Settings, SourceKey,
+    Block, BlockKey, Buckets, Deny, Dimension, Fault, Lengths, Limit, Ports, Prefix4, Prefix6, Service,
+    ServiceKey, Settings,
 };
 use blitz_ebpf_common::packet::{Family, Words};
+use blitz_ebpf_common::sources::Set;
 
 use crate::image::Image;
 use crate::prefixes::Prefix;
@@ -27,8 +28,8 @@ type Triple = Rc<[AtomicU64; 3]>;
 /// The tables of one interface, on one CPU, at a time of the caller's choice.
 pub struct Twin {
     image: Image,
-    blocked: HashMap<SourceKey, Block>,
-    sources: RefCell<HashMap<SourceKey, Triple>>,
+    blocked: HashMap<BlockKey, Block>,
+    sources: RefCell<HashMap<u32, Rc<Set<AtomicU64>>>>,
     shared: RefCell<HashMap<u32, Triple>>,
     credit: RefCell<HashMap<u32, Buckets>>,
     /// CLOCK_MONOTONIC in nanoseconds, as the next packet reads it.
@@ -41,7 +42,7 @@ pub struct Twin {
 
 impl Twin {
     /// The tables as `image` says, with `blocked` on the blocklist and all buckets full.
-    pub fn new(image: Image, blocked: HashMap<SourceKey, Block>) -> Self {
+    pub fn new(image: Image, blocked: HashMap<BlockKey, Block>) -> Self {
         Self {
             image,
             blocked,
@@ -63,6 +64,7 @@ impl Twin {
 impl Tables for Twin {
     type Word = AtomicU64;
     type Words = Triple;
+    type Set = Rc<Set<AtomicU64>>;
 
     fn settings(&self) -> Settings {
         let mut settings = self.image.settings();
@@ -89,7 +91,7 @@ impl Tables for Twin {
         longest.max_by_key(|(prefix, _)| prefix.length()).map_or(0, |(_, flags)| *flags)
     }
 
-    fn blocked(&self, key: &SourceKey) -> Option<Block> {
+    fn blocked(&self, key: &BlockKey) -> Option<Block> {
         self.blocked.get(key).copied()
     }
 
@@ -121,8 +123,8 @@ impl Tables for Twin {
         self.image.limits.get(number as usize)
     }
 
-    fn source(&self, key: &SourceKey) -> Option<Triple> {
-        Some(Rc::clone(self.sources.borrow_mut().entry(*key).or_default()))
+    fn sources(&self, set: u32) -> Option<Self::Set> {
+        Some(Rc::clone(self.sources.borrow_mut().entry(set).or_default()))
     }
 
     fn shared(&self, limit: u32) -> Option<Triple> {

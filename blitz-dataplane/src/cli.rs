@@ -75,6 +75,10 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
 
+    /// Control socket of blitz-ctl, which is told whom to block in the kernel
+    #[arg(long, value_name = "FILE", default_value = blitz_ctl_protocol::SOCKET_PATH)]
+    ctl_socket: PathBuf,
+
     /// Check the configuration, print what would run, and exit
     #[arg(long)]
     check: bool,
@@ -217,6 +221,7 @@ fn execute<C: WorkerCode>(arguments: Arguments) -> Result<(), Failure> {
         trace: arguments.trace,
         admin,
         secret,
+        ctl_socket: arguments.ctl_socket,
         names: (Sources::default(), Schedule::RECOMMENDED),
         on_ready: None,
     };

@@ -13,5 +13,6 @@ pub mod proxy;
 pub mod runtime;
 pub mod secret;
 pub mod segment;
+pub mod siphash;
 pub mod sys;
 pub mod worker;

@@ -77,7 +77,7 @@ impl WorkerCode for DataPlane {
 
 async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) -> Result<(), WorkerError> {
     let generation = boot.generation;
-    let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace);
+    let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace, boot.reports);
     let mut listeners = Listeners { proxy: Rc::clone(&proxy), open: Vec::new() };
     for listener in boot.listeners {
         listeners.open(listener)?;

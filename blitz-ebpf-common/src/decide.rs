@@ -8,12 +8,13 @@ use core::ops::Deref;
 
 use crate::gcra::{self, Take, Word};
 use crate::layout::{
-    ALLOW_MANAGEMENT, ALLOW_SERVICE, Block, Buckets, DENY_HOST, DENY_SHADOW, Deny, Dimension, EVERYWHERE_MAX,
-    Fault, LENGTHS_MAX, LIMIT_SHADOW, Lengths, Limit, PORT_EXACT, Ports, Prefix4, Prefix6, SETTING_ALLOW,
-    SETTING_BLOCK, SETTING_DENY, SETTING_HOST, SETTING_SHADOW, Service, ServiceKey, Settings, SourceKey,
-    Verdict, index4, index6, port_column,
+    ALLOW_MANAGEMENT, ALLOW_SERVICE, Block, BlockKey, Buckets, DENY_HOST, DENY_SHADOW, Deny, Dimension,
+    EVERYWHERE_MAX, Fault, LENGTHS_MAX, LIMIT_SHADOW, Lengths, Limit, PORT_EXACT, Ports, Prefix4, Prefix6,
+    SETTING_ALLOW, SETTING_BLOCK, SETTING_DENY, SETTING_HOST, SETTING_SHADOW, Service, ServiceKey, Settings,
+    SourceKey, Verdict, index4, index6, port_column,
 };
 use crate::packet::{Bytes, Family, Packet, Words, parse};
+use crate::sources::{self, Set};
 
 /// Which way each step fails, and why. `docs/xdp.md` prints this table and the fixtures test it.
 pub const FAIL_DIRECTIONS: [(&str, &str, &str); 8] = [
@@ -36,8 +37,8 @@ pub const FAIL_DIRECTIONS: [(&str, &str, &str); 8] = [
     ("deny", "the entry has expired and nobody has removed it yet", "go on, as for blocks"),
     (
         "source limit",
-        "the table of sources takes no new entry",
-        "go on, counted as `sources_full`: strangers are not punished for a full table, the service limit still counts",
+        "all four places of the source's set are taken by sources in debt",
+        "the one with the least debt is forgotten, counted as `sources_full`: strangers are limited, not refused",
     ),
     (
         "any limit",
@@ -53,6 +54,8 @@ pub trait Tables {
     type Word: Word;
     /// The three words of a limit, by [`Dimension`].
     type Words: Deref<Target = [Self::Word; 3]>;
+    /// A set of sources.
+    type Set: Deref<Target = Set<Self::Word>>;
 
     /// What holds for all packets. A missing entry is all zero.
     fn settings(&self) -> Settings;
@@ -65,7 +68,7 @@ pub trait Tables {
     /// The `ALLOW_*` flags of the longest allow prefix that holds `source`, or 0.
     fn allowed(&self, family: Family, source: &Words) -> u32;
     /// The blocklist.
-    fn blocked(&self, key: &SourceKey) -> Option<Block>;
+    fn blocked(&self, key: &BlockKey) -> Option<Block>;
     /// A bucket of the IPv4 deny index.
     fn lengths4(&self, bucket: u32) -> Option<Lengths>;
     /// A bucket of the IPv6 deny index.
@@ -80,15 +83,16 @@ pub trait Tables {
     fn deny6(&self, prefix: &Prefix6) -> Option<Deny>;
     /// A limit by its number.
     fn limit(&self, number: u32) -> Option<&Limit>;
-    /// The words of a source's buckets, made with all words zero when there are none. `None`: no room.
-    fn source(&self, key: &SourceKey) -> Option<Self::Words>;
+    /// A set of the table of sources.
+    fn sources(&self, set: u32) -> Option<Self::Set>;
     /// The words of a service limit's shared buckets.
     fn shared(&self, limit: u32) -> Option<Self::Words>;
     /// What this CPU has drawn from a service limit's shared buckets and not yet spent.
     fn credit(&self, limit: u32) -> Option<Buckets>;
     /// Stores one word of the credit.
     fn set_credit(&self, limit: u32, dimension: Dimension, value: u64);
-    /// CLOCK_MONOTONIC in nanoseconds.
+    /// CLOCK_MONOTONIC in nanoseconds. It may stand still for a tick of the kernel (1 to 10 ms): every
+    /// bucket is far deeper, and a rate is kept all the same, since words hold absolute times.
     fn now(&self) -> u64;
     /// A rule in `shadow` would have dropped the packet.
     fn shadow(&self, rule: u32);
@@ -126,17 +130,21 @@ pub fn decide<B: Bytes + ?Sized, T: Tables>(frame: &B, length: u32, tables: &T) 
 pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Decision {
     let settings = tables.settings();
     let dry = settings.flags & SETTING_SHADOW != 0;
-    let service = find_service(packet, tables);
+    let found = find_service(packet, tables);
+    // Every word is defined on every path: the verifier refuses to copy one that is not.
+    let (for_service, service) = (found.is_some(), found.unwrap_or_default());
     // What is for no service meets host-wide deny entries only, and never from a management address.
-    let (exempt, denies, needed) = match service {
-        Some(_) => (ALLOW_SERVICE, SETTING_DENY, 0),
-        None if settings.flags & SETTING_HOST == 0 => return Decision::new(Verdict::PassNoService, 0),
-        None => (ALLOW_MANAGEMENT, SETTING_HOST, DENY_HOST),
+    let (exempt, denies, needed) = if for_service {
+        (ALLOW_SERVICE, SETTING_DENY, 0)
+    } else if settings.flags & SETTING_HOST == 0 {
+        return Decision::new(Verdict::PassNoService, 0);
+    } else {
+        (ALLOW_MANAGEMENT, SETTING_HOST, DENY_HOST)
     };
     let allowed =
         settings.flags & SETTING_ALLOW != 0 && tables.allowed(packet.family, &packet.source) & exempt != 0;
     if !allowed {
-        if service.is_some()
+        if for_service
             && settings.flags & SETTING_BLOCK != 0
             && let Some(rule) = blocked(packet, dry, tables)
         {
@@ -148,10 +156,12 @@ pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Dec
             return Decision::new(Verdict::DropDenied, rule);
         }
     }
-    let Some(service) = service else { return Decision::new(Verdict::PassNoService, 0) };
+    if !for_service {
+        return Decision::new(Verdict::PassNoService, 0);
+    }
     if !allowed
         && service.source_limit != 0
-        && let Some(over) = source_limit(packet, length, service.source_limit, dry, tables)
+        && let Some(over) = source_limit(packet, length, service.source_limit, &settings, tables)
     {
         return over;
     }
@@ -196,7 +206,7 @@ fn find_service<T: Tables>(packet: &Packet, tables: &T) -> Option<Service> {
 /// The rule that has the source on the blocklist.
 #[inline(always)]
 fn blocked<T: Tables>(packet: &Packet, dry: bool, tables: &T) -> Option<u32> {
-    let block = tables.blocked(&SourceKey::blocked(packet.family, &packet.source))?;
+    let block = tables.blocked(&BlockKey::new(packet.family, &packet.source))?;
     if block.expires != 0 && tables.now() >= block.expires {
         return None;
     }
@@ -285,7 +295,7 @@ fn source_limit<T: Tables>(
     packet: &Packet,
     length: u32,
     number: u32,
-    dry: bool,
+    settings: &Settings,
     tables: &T,
 ) -> Option<Decision> {
     let Some(limit) = tables.limit(number) else {
@@ -293,15 +303,21 @@ fn source_limit<T: Tables>(
         return None;
     };
     let key = SourceKey::new(packet.family, &packet.source, limit.mask4, limit.mask6, number);
-    let Some(words) = tables.source(&key) else {
-        tables.fault(Fault::SourcesFull);
+    let place = sources::place(&key, settings.source_sets, settings.seed);
+    let Some(set) = tables.sources(place.set) else {
+        tables.fault(Fault::NoEntry);
         return None;
     };
     let now = gcra::units(tables.now());
+    let found = sources::find(&*set, place.tag, now);
+    if found.forgot {
+        tables.fault(Fault::SourcesFull);
+    }
+    let dry = settings.flags & SETTING_SHADOW != 0;
     for dimension in Dimension::ALL {
         let Some(tokens) = tokens(limit, dimension, packet, length) else { continue };
         let rate = dimension.of(&limit.rates);
-        match gcra::take(dimension.of(&words), now, rate.cost(tokens), rate.depth) {
+        match gcra::take(*dimension.of(&found.words), now, rate.cost(tokens), rate.depth) {
             Take::Granted => continue,
             Take::Refused { .. } => {}
             Take::Contended => tables.fault(Fault::Contended),

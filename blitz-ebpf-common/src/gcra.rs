@@ -120,6 +120,8 @@ pub trait Word {
     fn load(&self) -> u64;
     /// Stores `new` when the word is still `old`. `Err` holds what it was instead.
     fn compare_exchange(&self, old: u64, new: u64) -> Result<(), u64>;
+    /// Stores `new`, whatever was there.
+    fn store(&self, new: u64);
 }
 
 /// What [`take`] found.
@@ -163,6 +165,10 @@ impl Word for core::sync::atomic::AtomicU64 {
         use core::sync::atomic::Ordering::Relaxed;
         // Relaxed: the word is the whole state, nothing else is published with it.
         self.compare_exchange(old, new, Relaxed, Relaxed).map(|_| ())
+    }
+
+    fn store(&self, new: u64) {
+        self.store(new, core::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -216,6 +222,7 @@ mod tests {
             fn compare_exchange(&self, _: u64, _: u64) -> Result<(), u64> {
                 Err(0)
             }
+            fn store(&self, _: u64) {}
         }
         assert_eq!(take(&Busy, 1, 1, 10), Take::Contended);
     }
@@ -271,7 +278,9 @@ mod tests {
         }
 
         #[test]
-        fn the_rate_itself_is_never_refused(per_second in 1u64..50_000_000, burst in 1u64..1000, start in 1u64..1 << 62) {
+        fn the_rate_itself_is_never_refused(
+            per_second in 1u64..50_000_000, burst in 1u64..1000, start in 1u64..1 << 62,
+        ) {
             let rate = Rate::new(per_second, burst);
             let mut word = 0;
             for n in 0..1000u64 {

@@ -30,7 +30,7 @@ pub mod maps {
     pub const ALLOW4: &str = "ALLOW4";
     /// LPM trie of IPv6 prefixes to `ALLOW_*` flags (`u32`); data is the address in network order.
     pub const ALLOW6: &str = "ALLOW6";
-    /// Hash from [`super::SourceKey`] (limit 0) to [`super::Block`]: the blocklist.
+    /// Hash from [`super::BlockKey`] to [`super::Block`]: the blocklist.
     pub const BLOCKED: &str = "BLOCKED";
     /// Hash from [`super::Prefix4`] to [`super::Deny`]. Both deny slots live here, told apart by the key.
     pub const DENY4: &str = "DENY4";
@@ -44,7 +44,8 @@ pub mod maps {
     pub const DENY_LENGTHS: &str = "DENY_LENGTHS";
     /// Array of [`super::Limit`] by limit number; number 0 is no limit.
     pub const LIMITS: &str = "LIMITS";
-    /// LRU hash from [`super::SourceKey`] to [`super::Buckets`].
+    /// Array of [`crate::sources::Set`]: the buckets of sources. Mapped by pages (`BPF_F_MMAPABLE`), so
+    /// that a set begins with a cache line.
     pub const SOURCES: &str = "SOURCES";
     /// Array of [`super::Buckets`] by limit number: the shared buckets of service limits.
     pub const SERVICE_WORDS: &str = "SERVICE_WORDS";
@@ -110,8 +111,8 @@ pub const INDEX4: u32 = 65_536;
 pub const INDEX6: u32 = 16_384;
 /// Limits, number 0 included.
 pub const LIMITS_MAX: u32 = 256;
-/// Sources whose buckets are kept, unless the loader sets another size. The one that was not seen for
-/// the longest time makes room for a new one.
+/// Sources whose buckets are kept, unless the loader sets another size; 32 octets each. See
+/// [`crate::sources`] for what happens when there are more.
 pub const SOURCES_MAX: u32 = 262_144;
 /// Rules, number 0 included.
 pub const RULES_MAX: u32 = 2048;
@@ -142,6 +143,12 @@ pub struct Settings {
     pub flags: u32,
     /// The deny slot in force, 0 or 1.
     pub deny_slot: u32,
+    /// Entries of [`maps::SOURCES`]; zero limits no source.
+    pub source_sets: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Secret of the hash over sources. It stays as long as the table does.
+    pub seed: u64,
 }
 
 /// The allow tries hold something.
@@ -227,7 +234,7 @@ pub struct Service {
     pub reserved: u32,
 }
 
-/// One source as limits and the blocklist see it.
+/// One source as a limit sees it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceKey {
@@ -235,7 +242,7 @@ pub struct SourceKey {
     pub prefix: u64,
     /// 4 or 6.
     pub family: u32,
-    /// Number of the limit that the bucket belongs to; 0 on the blocklist.
+    /// Number of the limit that the bucket belongs to.
     pub limit: u32,
 }
 
@@ -251,11 +258,28 @@ impl SourceKey {
             }
         }
     }
+}
 
-    /// The key of `source` on the blocklist: the IPv4 address, or the IPv6 [`SOURCE_PREFIX6`].
+/// One source as the blocklist sees it: an IPv4 address, or the [`SOURCE_PREFIX6`] of an IPv6 address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockKey {
+    /// The IPv4 address, or the first word of the IPv6 address.
+    pub first: u32,
+    /// Zero, or the second word of the IPv6 address.
+    pub second: u32,
+    /// 4 or 6.
+    pub family: u32,
+}
+
+impl BlockKey {
+    /// The key of `source`.
     #[inline(always)]
-    pub const fn blocked(family: Family, source: &Words) -> Self {
-        Self::new(family, source, u32::MAX, u64::MAX, 0)
+    pub const fn new(family: Family, source: &Words) -> Self {
+        match family {
+            Family::V4 => Self { first: source[3], second: 0, family: 4 },
+            Family::V6 => Self { first: source[0], second: source[1], family: 6 },
+        }
     }
 }
 
@@ -355,9 +379,9 @@ pub const PIVOT4: u32 = 16;
 /// Shortest IPv6 prefix that the index knows; shorter ones are in [`Everywhere`].
 pub const PIVOT6: u32 = 32;
 
-/// The prefix lengths that occur below one bucket of a deny index, longest first, one octet each from
-/// the lowest on: the length plus one, and zero at the end. Most sources that no entry covers meet a
-/// zero at once.
+/// The prefix lengths that occur below one bucket of a deny index, the most frequent first, one octet
+/// each from the lowest on: the length plus one, and zero at the end. Most sources that no entry covers
+/// meet a zero at once.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lengths {
@@ -583,7 +607,8 @@ impl Verdict {
 pub enum Fault {
     /// A map entry that must exist does not.
     NoEntry = 0,
-    /// A new source found no room in [`maps::SOURCES`].
+    /// A new source took the place of one that had not yet paid back what it took; see
+    /// [`crate::sources`].
     SourcesFull = 1,
     /// [`crate::gcra::take`] ran out of tries.
     Contended = 2,

@@ -3,9 +3,10 @@
 //! Owns: the promise that every octet pattern is a valid value, for the types of [`crate::layout`].
 
 use crate::layout::{
-    Block, Buckets, Count, Deny, Everywhere, Layout, Lengths, Limit, Note, Ports, Prefix4, Prefix6,
-    RuleCount, RuleName, Service, ServiceKey, Settings, SourceKey,
+    Block, BlockKey, Buckets, Count, Deny, Everywhere, Layout, Lengths, Limit, Note, Ports, Prefix4, Prefix6,
+    RuleCount, RuleName, Service, ServiceKey, Settings,
 };
+use crate::sources::Set;
 
 macro_rules! pod {
     ($($type:ty = $size:literal),+ $(,)?) => {$(
@@ -19,6 +20,7 @@ macro_rules! pod {
 
 pod! {
     Block = 24,
+    BlockKey = 12,
     Buckets = 24,
     Count = 16,
     Deny = 16,
@@ -34,6 +36,6 @@ pod! {
     RuleName = 64,
     Service = 16,
     ServiceKey = 20,
-    Settings = 8,
-    SourceKey = 16,
+    Set<u64> = 128,
+    Settings = 24,
 }

@@ -20,6 +20,17 @@ pub(crate) unsafe fn load(word: *const u64) -> u64 {
     unsafe { core::ptr::read_volatile(word) }
 }
 
+/// Stores `new` at `word` in one instruction, without ordering.
+///
+/// # Safety
+/// - `word` is aligned to 8 bytes and writable for the length of the call.
+/// - Whoever else writes the word does so in one instruction.
+#[inline(always)]
+pub(crate) unsafe fn store(word: *mut u64, new: u64) {
+    // SAFETY: writable and aligned by this function's contract.
+    unsafe { core::ptr::write_volatile(word, new) }
+}
+
 /// Stores `new` at `word` if `old` is there; `Err` holds what was there instead. Sequentially consistent.
 ///
 /// # Safety

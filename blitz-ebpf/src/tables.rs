@@ -6,26 +6,27 @@
 //! Values are read by copy. User space replaces elements of hashes as a whole; in arrays it writes words
 //! that a packet may see before or after, and each of those words has a meaning on its own.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
 use blitz_ebpf_common::decide::{Decision, Tables};
 use blitz_ebpf_common::gcra::Word;
 use blitz_ebpf_common::layout::{
-    ALLOW_MAX, BLOCKED_MAX, Block, Buckets, Count, DENY_MAX, Deny, Dimension, Everywhere, Fault, INDEX4,
-    INDEX6, LIMITS_MAX, Layout, Lengths, Limit, NOTES_MAX, Note, PORTS as PORTS_MAX, Ports, Prefix4, Prefix6,
-    RULES_MAX, RuleCount, RuleName, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX, Service, ServiceKey, Settings,
-    SourceKey, Verdict,
+    ALLOW_MAX, BLOCKED_MAX, Block, BlockKey, Buckets, Count, DENY_MAX, Deny, Dimension, Everywhere, Fault,
+    INDEX4, INDEX6, LIMITS_MAX, Layout, Lengths, Limit, NOTES_MAX, Note, PORTS as PORTS_MAX, Ports, Prefix4,
+    Prefix6, RULES_MAX, RuleCount, RuleName, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX, Service, ServiceKey,
+    Settings, Verdict,
 };
 use blitz_ebpf_common::packet::{Family, Words};
+use blitz_ebpf_common::sources::{Set, WAYS};
 
 use crate::atomic;
 
 /// `BPF_F_NO_PREALLOC`: a hash takes memory as it fills.
 const AS_IT_FILLS: u32 = 1;
-/// `BPF_NOEXIST`: an insert that finds the key leaves it as it is.
-const ONLY_NEW: u64 = 1;
+/// `BPF_F_MMAPABLE`: the values begin with a page, so each set of 128 octets is two cache lines.
+const BY_PAGES: u32 = 1 << 10;
 
 #[map]
 static LAYOUT: Array<Layout> = Array::with_max_entries(1, 0);
@@ -42,7 +43,7 @@ static ALLOW4: LpmTrie<u32, u32> = LpmTrie::with_max_entries(ALLOW_MAX, AS_IT_FI
 #[map]
 static ALLOW6: LpmTrie<Words, u32> = LpmTrie::with_max_entries(ALLOW_MAX, AS_IT_FILLS);
 #[map]
-static BLOCKED: HashMap<SourceKey, Block> = HashMap::with_max_entries(BLOCKED_MAX, AS_IT_FILLS);
+static BLOCKED: HashMap<BlockKey, Block> = HashMap::with_max_entries(BLOCKED_MAX, AS_IT_FILLS);
 #[map]
 static DENY4: HashMap<Prefix4, Deny> = HashMap::with_max_entries(DENY_MAX, AS_IT_FILLS);
 #[map]
@@ -56,7 +57,7 @@ static DENY_LENGTHS: Array<Everywhere> = Array::with_max_entries(2, 0);
 #[map]
 static LIMITS: Array<Limit> = Array::with_max_entries(LIMITS_MAX, 0);
 #[map]
-static SOURCES: LruHashMap<SourceKey, Buckets> = LruHashMap::with_max_entries(SOURCES_MAX, 0);
+static SOURCES: Array<Set<u64>> = Array::with_max_entries(SOURCES_MAX / WAYS as u32, BY_PAGES);
 #[map]
 static SERVICE_WORDS: Array<Buckets> = Array::with_max_entries(LIMITS_MAX, 0);
 #[map]
@@ -121,20 +122,26 @@ impl Word for SharedWord {
             Err(seen) => Err(seen),
         }
     }
+
+    #[inline(always)]
+    fn store(&self, new: u64) {
+        // SAFETY: as above.
+        unsafe { atomic::store(self.0.get(), new) }
+    }
 }
 
 /// The words behind a pointer from a map.
 #[inline(always)]
 fn words<'a>(buckets: *mut Buckets) -> &'a [SharedWord; 3] {
     // SAFETY: `Buckets` is `repr(C)` around three `u64`, `SharedWord` is transparent around one that may
-    // change; the kernel keeps the value readable until the program ends. An element of the LRU map may
-    // be handed to another source meanwhile: then that one pays for this packet.
+    // change; the kernel keeps the value readable until the program ends.
     unsafe { &*buckets.cast::<[SharedWord; 3]>() }
 }
 
 impl Tables for Maps {
     type Word = SharedWord;
     type Words = &'static [SharedWord; 3];
+    type Set = &'static Set<SharedWord>;
 
     #[inline(always)]
     fn settings(&self) -> Settings {
@@ -167,7 +174,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn blocked(&self, key: &SourceKey) -> Option<Block> {
+    fn blocked(&self, key: &BlockKey) -> Option<Block> {
         // SAFETY: read once, by copy; see the module's head.
         unsafe { BLOCKED.get(key) }.copied()
     }
@@ -210,13 +217,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn source(&self, key: &SourceKey) -> Option<Self::Words> {
-        if let Some(buckets) = SOURCES.get_ptr_mut(key) {
-            return Some(words(buckets));
-        }
-        // Two CPUs may meet a new source at once: the second finds what the first has inserted.
-        let _ = SOURCES.insert(key, Buckets { words: [0; 3] }, ONLY_NEW);
-        SOURCES.get_ptr_mut(key).map(words)
+    fn sources(&self, set: u32) -> Option<Self::Set> {
+        let set = SOURCES.get_ptr_mut(set)?;
+        // SAFETY: `Set<u64>` and `Set<SharedWord>` have one layout; the kernel keeps the value readable
+        // until the program ends.
+        Some(unsafe { &*set.cast::<Set<SharedWord>>() })
     }
 
     #[inline(always)]
@@ -241,7 +246,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: a helper without arguments.
-        unsafe { bpf_ktime_get_ns() }
+        unsafe { bpf_ktime_get_coarse_ns() }
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 //! a test sends. Does not own: load (see [`crate::load`]).
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::PATIENCE;
@@ -65,6 +65,16 @@ impl Client {
         match TcpStream::connect_timeout(&address, PATIENCE) {
             Ok(stream) => Self::from(stream),
             Err(error) => panic!("{address} does not take connections: {error}"),
+        }
+    }
+
+    /// Connects from an address of this machine, to be another source.
+    #[track_caller]
+    pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> Self {
+        let SocketAddr::V4(target) = address else { panic!("{address} is not of the source's family") };
+        match crate::sys::connect_from(source, target) {
+            Ok(stream) => Self::from(stream),
+            Err(error) => panic!("{address} does not take connections from {source}: {error}"),
         }
     }
 

@@ -1,8 +1,8 @@
 //! System calls that the standard library lacks, each behind a safe function.
 
 use std::io;
-use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -43,4 +43,38 @@ pub(crate) fn has_io_uring() -> bool {
     let status = unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, std::ptr::null_mut::<libc::c_void>()) };
     let error = io::Error::last_os_error().raw_os_error();
     status >= 0 || !matches!(error, Some(libc::ENOSYS | libc::EPERM | libc::EACCES))
+}
+
+/// Connects from an address of this machine, as another client would.
+pub(crate) fn connect_from(source: Ipv4Addr, target: SocketAddrV4) -> io::Result<TcpStream> {
+    let flags = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes no pointer.
+    let fd = unsafe { libc::socket(libc::AF_INET, flags, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor and nothing else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (local, remote) = (sockaddr(SocketAddrV4::new(source, 0)), sockaddr(target));
+    let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: the pointer leads to a whole sockaddr_in that lives across the call, and the length is its size.
+    let status = unsafe { libc::bind(fd.as_raw_fd(), (&raw const local).cast(), len) };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    let status = unsafe { libc::connect(fd.as_raw_fd(), (&raw const remote).cast(), len) };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(TcpStream::from(fd))
+}
+
+fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: address.ip().to_bits().to_be() },
+        sin_zero: [0; 8],
+    }
 }

@@ -268,6 +268,9 @@ const FLAGS: &[&str] = &[
     "-Ctarget-cpu=v3",
     // Types and lines for the kernel: its verifier's messages then name the line of the source.
     "-Clink-arg=--btf",
+    // Headers lie at any offset; the kernel's verifier allows unaligned loads from packets where the
+    // machine does. Without this every field is put together from single octets.
+    "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
     // The build machine's otherwise. Only the layout of registers in probes depends on it.
     "--cfg=bpf_target_arch=\"x86_64\"",
 ];

@@ -3,8 +3,8 @@
 //! Owns: the pairs, their receive threads, the rounds, the ratios. Does not own: the filters (see
 //! `filters.rs`) or sending (see `flood.rs`).
 //!
-//! Each filter has a pair of its own, made alike: one queue, GRO on (so that the pair has receive work
-//! without an XDP program too), that work in a kernel thread pinned to one processor, the sender pinned to
+//! Each filter has a pair of its own, made alike: one queue, GRO on as on a card (and so that
+//! there is receive work without an XDP program), that work in a kernel thread pinned to one processor, the sender pinned to
 //! the other. On veth, what a socket sent is copied once before an XDP program may see it, and is a packet
 //! buffer already when nftables sees it: a network card's driver is the other way round. So the figures
 //! of XDP are higher here, and that of nftables lower, than on a card.
@@ -116,6 +116,7 @@ fn image() -> Result<Image> {
         Image::from_config(&config, 1, &InForce::default()).map_err(|refusal| refusal.to_string())?;
     let rule = image.rule(RULE_DENY_CONFIG).ok_or("the image has no rule for denied prefixes")?;
     Draw::new(3).mix(&mut image.denied, false, Deny { expires: 0, rule, flags: 0 })?;
+    image.denied.order_by_use();
     Ok(image)
 }
 
@@ -243,7 +244,10 @@ impl Pair {
         // Without addresses of their own the ends say nothing, and what is not dropped ends unanswered.
         command("ip", &["link", "set", &host, "addrgenmode", "none", "up"])?;
         command("nsenter", &[&space, "ip", "link", "set", &peer, "addrgenmode", "none", "up"])?;
+        // A veth gives its receive thread only what GRO may join, and that is what a sender without
+        // segmentation offload sends.
         command("ethtool", &["-K", &host, "gro", "on"])?;
+        command("nsenter", &[&space, "ethtool", "-K", &peer, "tso", "off"])?;
         Ok(Self { host, peer, thread: 0 })
     }
 

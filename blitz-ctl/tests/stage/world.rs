@@ -6,7 +6,7 @@ use blitz_config::Config;
 use blitz_ctl::image::{Image, InForce};
 use blitz_ctl::prefixes::wire;
 use blitz_ebpf_common::gcra::Rate;
-use blitz_ebpf_common::layout::{Block, DENY_SHADOW, SourceKey};
+use blitz_ebpf_common::layout::{Block, BlockKey, DENY_SHADOW};
 
 const CONFIG: &str = r#"
 trusted_proxies = []
@@ -162,11 +162,11 @@ pub(crate) fn image() -> Image {
 }
 
 /// The blocklist: in force, expired, and in shadow.
-pub(crate) fn blocked(image: &Image) -> HashMap<SourceKey, Block> {
+pub(crate) fn blocked(image: &Image) -> HashMap<BlockKey, Block> {
     let rule = |name| image.rule(name).expect("a fixed rule");
     let entry = |source: &str, expires, name, flags| {
         let (family, words) = wire(source.parse().expect("an address"));
-        (SourceKey::blocked(family, &words), Block { expires, since: 1, rule: rule(name), flags })
+        (BlockKey::new(family, &words), Block { expires, since: 1, rule: rule(name), flags })
     };
     HashMap::from([
         entry("192.168.7.1", 0, "block:operator", 0),

@@ -10,6 +10,7 @@
 
 pub mod admin;
 mod admission;
+mod blocklist;
 pub mod load;
 pub mod names;
 pub mod page;
@@ -21,8 +22,10 @@ pub mod views;
 
 use std::sync::Arc;
 
+use blitz_ctl_protocol::message::Reason;
 use tokio::sync::oneshot;
 
+use crate::metrics::names::ReportOutcome;
 use crate::process::messages::ConnectionRow;
 use crate::process::supervisor::WorkerEvent;
 use names::NameUpdate;
@@ -51,6 +54,13 @@ pub enum Event {
         index: u32,
         /// The start that ended.
         incarnation: u64,
+    },
+    /// A report for the kernel's blocklist is dealt with.
+    Reported {
+        /// What the source did.
+        reason: Reason,
+        /// What became of it.
+        outcome: ReportOutcome,
     },
     /// A name was looked up again.
     Name(NameUpdate),

@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,17 +22,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin;
+use super::blocklist::Reporter;
 use super::load::{ConfigHead, ConfigOrigin};
 use super::names::{Lookup, Names, Schedule, Sources};
 use super::reload::{Prepared, ReloadReport, Timings, prepare};
 use super::views::{Shared, View};
 use super::{EVENTS_MAX, EndStage, Event, Signal};
+use crate::metrics::names::ReportOutcome;
 use crate::metrics::{EndpointLabels, Exposition, Metric};
 use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
 use crate::process::launch::{Launcher, Mode};
 use crate::process::listeners::{Bank, Banks};
 use crate::process::messages::{
-    BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress, LogLevel, ToWorker,
+    BlockReport, BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress, LogLevel,
+    ToWorker,
 };
 use crate::process::supervisor::{WorkerEvent, Workers};
 use crate::process::worker::{Place, WorkerCode, WorkerError, worker_main};
@@ -105,6 +109,8 @@ pub struct Options {
     pub admin: AdminChoice,
     /// The root of all keys.
     pub secret: Secret,
+    /// The control socket of `blitz-ctl`.
+    pub ctl_socket: PathBuf,
     /// Where and when names are looked up.
     pub names: (Sources, Schedule),
     /// Tells when all workers serve. For tests and service managers.
@@ -184,6 +190,8 @@ struct Control {
     next_question: u64,
     shared: Arc<Shared>,
     admin: Option<SocketAddr>,
+    /// Passes reports to `blitz-ctl`; begun with the first of them.
+    reporter: Option<Reporter>,
 }
 
 /// The configuration in effect.
@@ -317,6 +325,7 @@ impl Control {
             next_question: 1,
             shared,
             admin,
+            reporter: None,
             options: Options { on_ready: options.on_ready.take(), ..options },
         };
         control.own_rows.gauge_set(Metric::ConfigGeneration, generation);
@@ -345,6 +354,9 @@ impl Control {
             }
             // From a worker that has a successor already.
             Event::Worker { .. } | Event::Respawn { .. } => {}
+            Event::Reported { reason, outcome } => {
+                self.own_rows.add(Metric::block_report(reason, outcome), 1);
+            }
             Event::Name(update) => self.name_updated(&update),
             Event::Prepared(prepared) => self.prepared(prepared),
             Event::StageDeadline { generation } => self.stage_overdue(generation),
@@ -458,6 +470,7 @@ impl Control {
                     }
                 }
             }
+            FromWorker::Report { report, .. } => self.report(report),
             FromWorker::Failed { reason } => {
                 if !self.is_ready && self.ending.is_none() {
                     return Err(format!("worker {index} cannot start: {reason}"));
@@ -466,6 +479,21 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Passes a worker's report on.
+    fn report(&mut self, report: BlockReport) {
+        let reason = report.reason;
+        let ttl = self.current.config.xdp.blocklist.ttl;
+        if self.reporter.is_none() {
+            match Reporter::start(self.options.ctl_socket.clone(), self.events.clone()) {
+                Ok(reporter) => self.reporter = Some(reporter),
+                Err(error) => log::warn!("no thread for reports to blitz-ctl: {error}"),
+            }
+        }
+        if !self.reporter.as_ref().is_some_and(|reporter| reporter.offer(report, ttl)) {
+            self.own_rows.add(Metric::block_report(reason, ReportOutcome::Dropped), 1);
+        }
     }
 
     fn worker_ended(

@@ -176,6 +176,7 @@ fn options(mode: Mode, workers: usize, origin: ConfigOrigin, on_ready: oneshot::
         trace: false,
         admin: AdminChoice::Configured,
         secret: Secret::generate().expect("secret"),
+        ctl_socket: "/nonexistent/ctl.sock".into(),
         names: (Sources::default(), Schedule::RECOMMENDED),
         on_ready: Some(on_ready),
     }

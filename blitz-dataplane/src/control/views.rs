@@ -92,7 +92,10 @@ impl Shared {
     pub fn metrics(&self) -> Result<String, String> {
         let view = self.view();
         let labels = view.as_ref().map_or(&[][..], |view| &view.labels);
-        self.exposition.text(labels).map_err(|error| error.to_string())
+        let limits = view.iter().flat_map(|view| &view.config.limits);
+        let limits = limits.filter(|limit| limit.requests_per_second.is_some());
+        let limits: Vec<&str> = limits.map(|limit| limit.name.as_str()).collect();
+        self.exposition.text(labels, &limits).map_err(|error| error.to_string())
     }
 
     /// Why requests are not to be sent here now, or `None`.

@@ -115,6 +115,8 @@ error_table! {
     Denied: "denied", Downstream, 403, Some("http_request_denied"), No, false;
     /// The method is not allowed for this target (RFC 9110 section 15.5.6).
     MethodNotAllowed: "method_not_allowed", Downstream, 405, Some("http_request_denied"), No, false;
+    /// The request is over a limit (RFC 6585 section 4).
+    RateLimited: "rate_limited", Downstream, 429, Some("http_request_denied"), No, false;
     /// No route takes the request.
     NoRoute: "no_route", Downstream, 404, Some("destination_not_found"), No, false;
     /// The endpoint's name has no address.

@@ -151,6 +151,10 @@ pub trait Service {
     /// Notes an error for metrics and logs.
     fn note(&self, error: &ProxyError);
 
+    /// Notes an error that the client of a connection has caused, beside [`Self::note`], for those who keep
+    /// account of clients.
+    fn misconduct(&self, connection: &crate::proxy::connections::Connection, error: &ProxyError);
+
     /// Notes an answer of which the head has been written.
     fn answered(&self, status: u16);
 }

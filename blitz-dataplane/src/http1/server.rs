@@ -151,7 +151,9 @@ async fn exchange<S: Service>(
             return Next::Close(Ended::Deadline);
         }
         Err(ReadError::Malformed(error)) => {
-            refuse_head(service, stream, &limits, &error.in_request()).await;
+            let error = error.in_request();
+            service.misconduct(connection, &error);
+            refuse_head(service, stream, &limits, &error).await;
             return Next::Close(Ended::Error);
         }
     };
@@ -191,6 +193,7 @@ async fn exchange<S: Service>(
     };
     if let Err(error) = outcome {
         service.note(&error);
+        service.misconduct(connection, &error);
         if answer.has_begun() && error.side() != Side::Downstream {
             let by_reset = answer.body == Some(ResponseBody::UntilClose);
             return Next::Cut { by_reset, ended: Ended::Error };
@@ -213,6 +216,7 @@ async fn exchange<S: Service>(
             Ok(_) => {}
             Err(error) => {
                 service.note(&error);
+                service.misconduct(connection, &error);
                 return Next::Close(Ended::Error);
             }
         }

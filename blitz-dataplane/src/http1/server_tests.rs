@@ -10,7 +10,7 @@ use super::server::serve;
 use crate::date::IMF_FIXDATE_BYTES;
 use crate::exchange::stream::{Answer, BodySource, Origin, ServerLimits, Service};
 use crate::exchange::{BodyLength, ProxyError, RequestHead, ResponseHead};
-use crate::proxy::connections::{Connections, Listener};
+use crate::proxy::connections::{Connection, Connections, Listener};
 use crate::runtime::sim::{Profile, World};
 use crate::runtime::{Chunk, Handle, Runtime, TcpListener, TcpStream};
 
@@ -61,6 +61,8 @@ impl Service for Fragile {
     fn put_request(&self, _request: Box<RequestHead>) {}
 
     fn note(&self, _error: &ProxyError) {}
+
+    fn misconduct(&self, _connection: &Connection, _error: &ProxyError) {}
 
     fn answered(&self, _status: u16) {}
 }

@@ -12,7 +12,7 @@ use prometheus::proto::{
 use prometheus::{Encoder, TextEncoder, proto};
 
 use super::names::{self, BUCKET_BOUNDS_US, Computed, ERRORS_HELP, ERRORS_NAME, Histogram, Kind, Metric};
-use crate::segment::{EndpointRow, Segment, WorkerState};
+use crate::segment::{EndpointRow, LimitOutcome, Segment, WorkerState};
 use crate::sys::clock;
 
 /// Content type of the text.
@@ -43,17 +43,18 @@ impl Exposition {
         Self { segment, error_labels, version }
     }
 
-    /// All families as text, sorted by name. `endpoints` says which rows are in use.
+    /// All families as text, sorted by name. `endpoints` says which rows are in use, `limits` are the names of
+    /// the limits on requests.
     ///
     /// # Errors
     /// Those of the encoder: a family without a metric, which the tables do not allow.
-    pub fn text(&self, endpoints: &[EndpointLabels]) -> prometheus::Result<String> {
+    pub fn text(&self, endpoints: &[EndpointLabels], limits: &[&str]) -> prometheus::Result<String> {
         let mut text = Vec::with_capacity(16 * 1024);
-        TextEncoder::new().encode(&self.families(endpoints), &mut text)?;
+        TextEncoder::new().encode(&self.families(endpoints, limits), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
-    fn families(&self, endpoints: &[EndpointLabels]) -> Vec<MetricFamily> {
+    fn families(&self, endpoints: &[EndpointLabels], limits: &[&str]) -> Vec<MetricFamily> {
         let mut families = Families::default();
         for &metric in Metric::ALL {
             let description = metric.description();
@@ -75,6 +76,13 @@ impl Exposition {
         self.workers(&mut families);
         for endpoint in endpoints {
             self.endpoint(&mut families, endpoint);
+        }
+        for limit in limits {
+            let sums = self.segment.sum_limit(crate::proxy::limiter::id(limit));
+            for (outcome, sum) in LimitOutcome::ALL.iter().zip(sums) {
+                let labels = [("limit", *limit), ("outcome", outcome.label())];
+                families.computed(names::LIMIT_REQUESTS, &labels, sum as f64);
+            }
         }
         families.computed(names::BUILD_INFO, &[("version", self.version)], 1.0);
         families.0.into_values().collect()
@@ -221,11 +229,17 @@ mod tests {
         b.add(Metric::requests_h1(999), 1);
         a.gauge_add(Metric::DownstreamActive, 7);
         b.error(1);
+        for worker in [&a, &b] {
+            worker.adopt_limits(&[crate::proxy::limiter::id("per_source")]);
+            worker.limit(0, LimitOutcome::Refused);
+        }
         a.observe(Histogram::RequestDuration, 900);
         b.observe(Histogram::RequestDuration, 90_000_000);
         crate::segment::add_u32(&b.endpoint(3).expect("row").in_flight, 2);
         let labels = [EndpointLabels { row: 3, upstream: "a\"b".to_owned(), address: "[::1]:80".to_owned() }];
-        let text = Exposition::new(segment, &["bad_head", "reset"], "1.2.3").text(&labels).expect("text");
+        let text = Exposition::new(segment, &["bad_head", "reset"], "1.2.3")
+            .text(&labels, &["per_source"])
+            .expect("text");
         let (samples, types) = parse(&text);
         let value = |name: &str| samples.get(name).copied().unwrap_or_else(|| panic!("{name} in\n{text}"));
         assert_eq!(value("blitz_requests_total{protocol=\"h1\",status=\"2xx\"}"), 5.0);
@@ -240,6 +254,10 @@ mod tests {
         assert_eq!(value("blitz_request_duration_seconds_count"), 2.0);
         assert_eq!(value("blitz_request_duration_seconds_sum"), 90.0009);
         assert_eq!(value("blitz_endpoint_in_flight{upstream=\"a\\\"b\",address=\"[::1]:80\"}"), 2.0);
+        let limited = |outcome| {
+            value(&format!("blitz_limit_requests_total{{limit=\"per_source\",outcome=\"{outcome}\"}}"))
+        };
+        assert_eq!((limited("granted"), limited("refused"), limited("shadow")), (0.0, 2.0, 0.0));
         assert_eq!(value("blitz_build_info{version=\"1.2.3\"}"), 1.0);
         assert_eq!(value("blitz_worker_serving{worker=\"1\"}"), 0.0);
         assert_eq!(types["blitz_requests_total"], "counter");

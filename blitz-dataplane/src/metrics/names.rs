@@ -10,6 +10,8 @@
 
 use std::fmt;
 
+use blitz_ctl_protocol::message::{Outcome, Reason};
+
 /// What kind of value a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -129,6 +131,31 @@ metrics! {
         DeadlineDrain { phase = "drain" };
     }
 
+    // Limits.
+    family "blitz_limit_buckets_displaced_total" Counter "Token buckets in use that made room for another source's." {
+        LimitBucketsDisplaced;
+    }
+
+    // Reports for the kernel's blocklist; written by the supervisor, and by workers where a report is dropped.
+    family "blitz_block_reports_total" Counter "Sources reported for the kernel's blocklist, by what became of it." {
+        BlockReportFramingBlocked { reason = "framing", outcome = "blocked" };
+        BlockReportFramingAlready { reason = "framing", outcome = "already" };
+        BlockReportFramingCapped { reason = "framing", outcome = "capped" };
+        BlockReportFramingOff { reason = "framing", outcome = "off" };
+        BlockReportFramingExempt { reason = "framing", outcome = "exempt" };
+        BlockReportFramingRefused { reason = "framing", outcome = "refused" };
+        BlockReportFramingUnreachable { reason = "framing", outcome = "unreachable" };
+        BlockReportFramingDropped { reason = "framing", outcome = "dropped" };
+        BlockReportLimitBlocked { reason = "limit", outcome = "blocked" };
+        BlockReportLimitAlready { reason = "limit", outcome = "already" };
+        BlockReportLimitCapped { reason = "limit", outcome = "capped" };
+        BlockReportLimitOff { reason = "limit", outcome = "off" };
+        BlockReportLimitExempt { reason = "limit", outcome = "exempt" };
+        BlockReportLimitRefused { reason = "limit", outcome = "refused" };
+        BlockReportLimitUnreachable { reason = "limit", outcome = "unreachable" };
+        BlockReportLimitDropped { reason = "limit", outcome = "dropped" };
+    }
+
     // Upstreams.
     family "blitz_upstream_requests_total" Counter "Requests sent to endpoints, retries included." {
         UpstreamRequests;
@@ -213,6 +240,28 @@ impl Metric {
         }
     }
 
+    /// The slot of `blitz_block_reports_total`. Reports are for framing or for limits.
+    pub const fn block_report(reason: Reason, outcome: ReportOutcome) -> Self {
+        match (matches!(reason, Reason::Limit), outcome) {
+            (false, ReportOutcome::Blocked) => Self::BlockReportFramingBlocked,
+            (false, ReportOutcome::Already) => Self::BlockReportFramingAlready,
+            (false, ReportOutcome::Capped) => Self::BlockReportFramingCapped,
+            (false, ReportOutcome::Off) => Self::BlockReportFramingOff,
+            (false, ReportOutcome::Exempt) => Self::BlockReportFramingExempt,
+            (false, ReportOutcome::Refused) => Self::BlockReportFramingRefused,
+            (false, ReportOutcome::Unreachable) => Self::BlockReportFramingUnreachable,
+            (false, ReportOutcome::Dropped) => Self::BlockReportFramingDropped,
+            (true, ReportOutcome::Blocked) => Self::BlockReportLimitBlocked,
+            (true, ReportOutcome::Already) => Self::BlockReportLimitAlready,
+            (true, ReportOutcome::Capped) => Self::BlockReportLimitCapped,
+            (true, ReportOutcome::Off) => Self::BlockReportLimitOff,
+            (true, ReportOutcome::Exempt) => Self::BlockReportLimitExempt,
+            (true, ReportOutcome::Refused) => Self::BlockReportLimitRefused,
+            (true, ReportOutcome::Unreachable) => Self::BlockReportLimitUnreachable,
+            (true, ReportOutcome::Dropped) => Self::BlockReportLimitDropped,
+        }
+    }
+
     /// Slot of this metric in a worker's row.
     pub const fn slot(self) -> usize {
         self as usize
@@ -222,6 +271,39 @@ impl Metric {
 impl fmt::Debug for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.variant_name())
+    }
+}
+
+/// What became of a report for the kernel's blocklist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportOutcome {
+    /// The source is blocked from now on.
+    Blocked,
+    /// It was blocked already.
+    Already,
+    /// The blocklist is full.
+    Capped,
+    /// No interface has the kernel stage, or blocking is switched off.
+    Off,
+    /// The source is never blocked: our own, allowed, or a management address.
+    Exempt,
+    /// The daemon refused the report.
+    Refused,
+    /// Nobody answered on the control socket.
+    Unreachable,
+    /// Too many reports waited.
+    Dropped,
+}
+
+impl From<Outcome> for ReportOutcome {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Blocked => Self::Blocked,
+            Outcome::Already => Self::Already,
+            Outcome::Capped => Self::Capped,
+            Outcome::Off => Self::Off,
+            Outcome::Exempt => Self::Exempt,
+        }
     }
 }
 
@@ -264,6 +346,10 @@ pub(super) const ENDPOINT_REUSES: Computed =
     computed(Kind::Counter, "blitz_endpoint_reuses_total", "Requests over a pooled connection, by endpoint.");
 pub(super) const ENDPOINT_EJECTED: Computed =
     computed(Kind::Gauge, "blitz_endpoint_ejected_workers", "Workers that have taken the endpoint out.");
+
+// Labels: limit, outcome.
+pub(super) const LIMIT_REQUESTS: Computed =
+    computed(Kind::Counter, "blitz_limit_requests_total", "Requests that a limit covered, by what it said.");
 
 /// Most error kinds that can be told apart in `blitz_errors_total{kind}`.
 pub const ERROR_KINDS_MAX: usize = 64;

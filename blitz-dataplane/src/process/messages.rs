@@ -5,7 +5,10 @@
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use blitz_ctl_protocol::message::Reason;
 use serde::{Deserialize, Serialize};
 
 use super::endpoints::ResolvedEndpoints;
@@ -170,11 +173,52 @@ pub enum FromWorker {
         /// The connections.
         rows: Vec<ConnectionRow>,
     },
+    /// A source is to be blocked in the kernel.
+    Report {
+        /// Who, and why.
+        report: BlockReport,
+        /// Makes room for another when the message has left.
+        #[serde(skip)]
+        leaving: Leaving,
+    },
     /// The last message of a worker that could not start or go on.
     Failed {
         /// A sentence.
         reason: String,
     },
+}
+
+/// A source that misbehaved on an established connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockReport {
+    /// What it did.
+    pub reason: Reason,
+    /// The connection's own peer.
+    pub peer: SocketAddr,
+    /// Our address.
+    pub local: SocketAddr,
+    /// The rule that it broke last: an error's detail, or `limit:NAME`.
+    pub note: String,
+}
+
+/// Counts a message as waiting until it is dropped, which is when it has been written.
+#[derive(Debug, Default)]
+pub struct Leaving(Option<Arc<AtomicUsize>>);
+
+impl Leaving {
+    /// Adds one to `waiting`, and takes it off when dropped.
+    pub fn counted_by(waiting: Arc<AtomicUsize>) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(Some(waiting))
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if let Some(waiting) = &self.0 {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// One downstream connection, as `/connections` shows it.

@@ -22,6 +22,7 @@ use super::channel::{BlockingReceiver, ChannelError, Frame, send_blocking};
 use super::endpoints::ResolvedEndpoints;
 use super::messages::{BootMessage, ConfigMessage, FromWorker, IoMode, ListenerAddress, ToWorker};
 use super::orders::{BoundListener, ConnectionsReply, MailboxFull, Order, Orders, Postbox, mailbox};
+use super::reports::Reports;
 use crate::control::load::ConfigText;
 use crate::logging;
 use crate::secret::Secret;
@@ -71,6 +72,8 @@ pub struct Boot<S> {
     pub trace: bool,
     /// This worker's rows in the shared segment.
     pub rows: WorkerRows,
+    /// The way to report sources for the kernel's blocklist.
+    pub reports: Reports,
     /// Its listening sockets.
     pub listeners: Vec<BoundListener>,
     /// Generation of `snapshot`.
@@ -195,6 +198,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
     let (orders, postbox) = mailbox(rows.clone(), outbox.clone()).map_err(failed("create the mailbox"))?;
     let (parsed, snapshot) = compile::<C>(&config, text).map_err(WorkerError)?;
     let generation = config.generation;
+    let reports = Reports::new(outbox.clone());
     let helper = Helper::<C> { receiver, postbox, outbox, config: parsed, staged: None };
     spawn("helper", worker, move || helper.run())?;
     if let Some(core) = core
@@ -203,8 +207,20 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         log::warn!("cannot pin to processor {core}: {error}; the kernel will place this worker");
     }
     let snapshot = Box::new(snapshot);
-    let boot =
-        Boot { worker, workers, incarnation, core, io, trace, rows, listeners, generation, snapshot, secret };
+    let boot = Boot {
+        worker,
+        workers,
+        incarnation,
+        core,
+        io,
+        trace,
+        rows,
+        reports,
+        listeners,
+        generation,
+        snapshot,
+        secret,
+    };
     C::run(boot, orders)
 }
 

@@ -1,8 +1,8 @@
 //! What happens to a request, whatever protocol it came by.
 //!
 //! Owns: routing ([`router`]), balancing ([`balance`]), pools ([`pool`]), the exchange with an
-//! endpoint ([`forward`]), built-in answers ([`builtin`]), the registry of connections
-//! ([`connections`]). Does not own: codecs (`http1/`), the loop (`worker.rs`).
+//! endpoint ([`forward`]), built-in answers ([`builtin`]), limits on requests ([`limiter`]), who
+//! is reported for the kernel's blocklist ([`misconduct`]), the registry of connections ([`connections`]). Does not own: codecs (`http1/`), the loop (`worker.rs`).
 #![forbid(unsafe_code)]
 
 pub mod accept;
@@ -10,6 +10,8 @@ pub mod balance;
 pub mod builtin;
 pub mod connections;
 pub mod forward;
+pub mod limiter;
+pub mod misconduct;
 pub mod pool;
 pub mod router;
 pub mod snapshot;
@@ -23,6 +25,7 @@ use crate::exchange::stream::{Answer, BodySource, Origin, ServerLimits, Service}
 use crate::exchange::{ErrorKind, Method, ProxyError, RequestHead, ResponseHead, authority, path};
 use crate::logging::TRACE_TARGET;
 use crate::metrics::names::{Histogram, Metric};
+use crate::process::Reports;
 use crate::runtime::{Handle, Pooled};
 use crate::segment::WorkerRows;
 
@@ -56,13 +59,21 @@ pub struct Proxy {
     responses: RefCell<Vec<Box<ResponseHead>>>,
     /// Heads and sizes of exchanges go to the log, secrets redacted.
     is_tracing: bool,
+    /// The way to report sources for the kernel's blocklist.
+    reports: Reports,
 }
 
 impl Proxy {
     /// A proxy with its first configuration.
-    pub fn new(handle: Handle, rows: WorkerRows, snapshot: Snapshot, is_tracing: bool) -> Rc<Self> {
+    pub fn new(
+        handle: Handle,
+        rows: WorkerRows,
+        snapshot: Snapshot,
+        is_tracing: bool,
+        reports: Reports,
+    ) -> Rc<Self> {
         let pools = Pools::new(rows.clone());
-        let live = Live::new(snapshot, &pools);
+        let live = Live::new(snapshot, &pools, &rows);
         let date = DateCache::new(handle.unix_seconds());
         Rc::new(Self {
             handle,
@@ -75,6 +86,7 @@ impl Proxy {
             requests: RefCell::new(Vec::new()),
             responses: RefCell::new(Vec::new()),
             is_tracing,
+            reports,
         })
     }
 
@@ -85,7 +97,7 @@ impl Proxy {
 
     /// Uses another configuration from the next exchange on.
     pub fn swap(&self, snapshot: Snapshot) {
-        let next = Live::new(snapshot, &self.pools);
+        let next = Live::new(snapshot, &self.pools, &self.rows);
         // The old one may own the last hold on pools, whose end touches other cells: drop it last.
         let old = self.live.replace(next);
         drop(old);
@@ -125,6 +137,14 @@ impl Proxy {
     ) -> Result<(), ProxyError> {
         path::normalise(&mut request.path)?;
         let live = self.live();
+        if !live.limits.is_empty()
+            && let Some(over) = self.over_limit(&live, origin.connection, request)
+        {
+            if over.is_the_sources_own() {
+                misconduct::refused(self, origin.connection, over.name());
+            }
+            return limiter::refuse(self, over, answer).await;
+        }
         let (host, _) = authority::split(&request.authority);
         match live.snapshot.router.find(host, request.path_only(), request.method) {
             Match::Route(route) => {
@@ -143,6 +163,21 @@ impl Proxy {
                 None => Err(ProxyError::new(ErrorKind::NoRoute)),
             },
         }
+    }
+
+    /// The limit that refuses the request, if one does.
+    fn over_limit<'a>(
+        &self,
+        live: &'a Live,
+        connection: &Connection,
+        request: &RequestHead,
+    ) -> Option<limiter::Over<'a>> {
+        let from = limiter::From {
+            listener: connection.listener().address,
+            peer: connection.addresses().map(|(peer, _)| peer.ip()),
+            path: request.path_only(),
+        };
+        live.limits.check(&self.rows, &live.limit_rows, from, self.handle.now_ns())
     }
 
     /// 405 with the `Allow` that RFC 9110 section 15.5.6 asks for.
@@ -230,6 +265,10 @@ impl Service for Proxy {
             self.rows.add(metric, 1);
         }
         log::debug!("{error}");
+    }
+
+    fn misconduct(&self, connection: &Connection, error: &ProxyError) {
+        misconduct::erred(self, connection, error);
     }
 
     fn answered(&self, status: u16) {

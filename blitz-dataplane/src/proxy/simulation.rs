@@ -35,6 +35,7 @@ use super::connections::Listener;
 use super::snapshot::Snapshot;
 use crate::exchange::ErrorKind;
 use crate::metrics::names::{Kind, Metric};
+use crate::process::Reports;
 use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
 use crate::runtime::sim::{BLACK_HOLE_PORT, Rng, UNREACHABLE_PORT, World};
 use crate::runtime::{Handle, Runtime, TcpListener};
@@ -192,6 +193,10 @@ fn config_text(rng: &Rng, env: &Env, connections_max: u64) -> String {
     ] {
         let _ = writeln!(text, "[timeouts]\n{key}_ms = {}", value.as_millis());
     }
+    let limit = client::REQUESTS_PER_SECOND;
+    let limit = format!(
+        "[[limits]]\nname = \"often\"\nby = \"source_prefix_and_path\"\nrequests_per_second = {limit}\n"
+    );
     // One table header is allowed only once.
     let (before, after) = text.split_once("[timeouts]\n").unwrap_or((&text, ""));
     let mut text = format!("{before}[timeouts]\n{}", after.replace("[timeouts]\n", ""));
@@ -205,7 +210,7 @@ fn config_text(rng: &Rng, env: &Env, connections_max: u64) -> String {
         env.body_bytes_max,
         env.response_head_bytes_max,
     );
-    text
+    text + &limit
 }
 
 fn snapshot(text: &str, generation: u64) -> Snapshot {
@@ -266,7 +271,8 @@ fn run_in(seed: u64, world: &World, script: Option<u64>) -> Report {
     let text = config_text(&rng, &env, connections_max);
     let segment = Segment::create(Shape { workers: 1, endpoints: ROWS }).expect("a segment");
     let rows = segment.worker(0).expect("the first worker");
-    let proxy = Proxy::new(handle.clone(), rows, snapshot(&text, 1), false);
+    let (outbox, _) = std::sync::mpsc::channel();
+    let proxy = Proxy::new(handle.clone(), rows, snapshot(&text, 1), false, Reports::new(outbox));
 
     let drains_at_ms = (rng.chance(200) && script.is_none()).then(|| rng.below(8_000));
     let swaps_at_ms = (rng.chance(300) && script.is_none()).then(|| rng.below(5_000));

@@ -11,12 +11,15 @@ use std::time::Duration;
 use blitz_config::Config;
 
 use super::balance::Group;
+use super::limiter::Limits;
+use super::misconduct::Misconduct;
 use super::pool::Pools;
 use super::router::Router;
 use crate::exchange::stream::ServerLimits;
 use crate::http1::HeadLimits;
 use crate::http1::client::ClientLimits;
 use crate::process::endpoints::ResolvedEndpoints;
+use crate::segment::WorkerRows;
 
 /// A compiled configuration. Made on the helper thread, sent to the loop.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct Snapshot {
     pub router: Router,
     /// The addresses of each upstream's endpoints.
     pub endpoints: ResolvedEndpoints,
+    /// The limits on requests.
+    pub limits: Limits,
 }
 
 impl Snapshot {
@@ -39,7 +44,8 @@ impl Snapshot {
     /// `Result` because the supervisor's test run asks before the workers do.
     pub fn compile(config: &Config, endpoints: &ResolvedEndpoints, generation: u64) -> Result<Self, String> {
         let router = Router::new(&config.routes);
-        Ok(Self { generation, config: config.clone(), router, endpoints: endpoints.clone() })
+        let limits = Limits::new(config);
+        Ok(Self { generation, config: config.clone(), router, endpoints: endpoints.clone(), limits })
     }
 }
 
@@ -49,6 +55,12 @@ pub struct Live {
     pub snapshot: Snapshot,
     /// One group of addresses per upstream, in the order of the configuration.
     pub groups: Vec<Group>,
+    /// The limits on requests.
+    pub limits: Limits,
+    /// Who is reported for the kernel's blocklist; `None`: nobody.
+    pub misconduct: Option<Misconduct>,
+    /// The row of each limit in this worker's counts.
+    pub limit_rows: Vec<Option<u16>>,
     /// Bounds for downstream connections.
     pub server: ServerLimits,
     /// Bounds for upstream connections.
@@ -57,7 +69,10 @@ pub struct Live {
 
 impl Live {
     /// Puts a snapshot to use. Pools of addresses that stay are kept.
-    pub fn new(snapshot: Snapshot, pools: &Pools) -> Rc<Self> {
+    pub fn new(mut snapshot: Snapshot, pools: &Pools, rows: &WorkerRows) -> Rc<Self> {
+        let limits = std::mem::take(&mut snapshot.limits);
+        let misconduct = Misconduct::new(&snapshot.config);
+        let limit_rows = rows.adopt_limits(&limits.ids());
         let upstreams = snapshot.config.upstreams.iter().enumerate();
         let groups = upstreams
             .map(|(index, upstream)| Group::new(upstream, index, &snapshot.endpoints, pools))
@@ -84,7 +99,7 @@ impl Live {
                 target_bytes_max: 0,
             },
         };
-        Rc::new(Self { snapshot, groups, server, client })
+        Rc::new(Self { snapshot, groups, limits, misconduct, limit_rows, server, client })
     }
 
     /// How long an idle upstream connection is kept.

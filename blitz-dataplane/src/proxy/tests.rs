@@ -1,5 +1,8 @@
 //! The proxy between a scripted client and a scripted endpoint, on a calm simulated network.
 
+mod limits;
+mod misconduct;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -13,7 +16,9 @@ use super::accept::accept;
 use super::connections::Listener;
 use super::snapshot::Snapshot;
 use crate::metrics::names::Metric;
+use crate::process::Reports;
 use crate::process::endpoints::{EndpointAddresses, RowTable};
+use crate::process::messages::FromWorker;
 use crate::runtime::sim::{Profile, World};
 use crate::runtime::{Handle, Runtime, TcpListener, TcpStream};
 use crate::segment::{Segment, Shape};
@@ -39,6 +44,8 @@ struct Bench {
     handle: Handle,
     proxy: Rc<Proxy>,
     segment: Segment,
+    /// What the worker tells the supervisor.
+    outgoing: std::sync::mpsc::Receiver<FromWorker>,
 }
 
 impl Bench {
@@ -89,10 +96,20 @@ impl Peer {
 }
 
 fn run<F: Future<Output = ()>>(profile: Profile, http: &str, test: impl FnOnce(Rc<Bench>) -> F) {
+    run_with(profile, "", http, test);
+}
+
+/// As [`run`], with `first` before every table of the configuration and `http` in its last.
+fn run_with<F: Future<Output = ()>>(
+    profile: Profile,
+    first: &str,
+    http: &str,
+    test: impl FnOnce(Rc<Bench>) -> F,
+) {
     let mut runtime = Runtime::simulated(&World::with_profile(7, profile));
     let handle = runtime.handle().clone();
     let text = format!(
-        "[[listeners]]\nname = \"edge\"\naddress = \"{GATEWAY}\"\nbuiltin_answers = true\n\
+        "{first}[[listeners]]\nname = \"edge\"\naddress = \"{GATEWAY}\"\nbuiltin_answers = true\n\
          [upstreams.up]\nendpoints = [{{ address = \"{ENDPOINT}\" }}]\n\
          [[routes]]\npath = \"/up/*rest\"\nupstream = \"up\"\n\
          [timeouts]\nrequest_head_ms = {HEAD}\nrequest_body_progress_ms = {BODY}\nkeep_alive_ms = {KEEP_ALIVE}\n\
@@ -103,8 +120,9 @@ fn run<F: Future<Output = ()>>(profile: Profile, http: &str, test: impl FnOnce(R
     let resolved = RowTable::new(4).assign(&[("up".to_owned(), addresses)], 1).unwrap();
     let segment = Segment::create(Shape { workers: 1, endpoints: 4 }).unwrap();
     let snapshot = Snapshot::compile(&config, &resolved, 1).unwrap();
-    let proxy = Proxy::new(handle.clone(), segment.worker(0).unwrap(), snapshot, false);
-    let bench = Rc::new(Bench { handle: handle.clone(), proxy: Rc::clone(&proxy), segment });
+    let (outbox, outgoing) = std::sync::mpsc::channel();
+    let proxy = Proxy::new(handle.clone(), segment.worker(0).unwrap(), snapshot, false, Reports::new(outbox));
+    let bench = Rc::new(Bench { handle: handle.clone(), proxy: Rc::clone(&proxy), segment, outgoing });
     runtime.block_on_stepped(
         async {
             let listener = TcpListener::simulated(&handle, GATEWAY).unwrap();

@@ -9,8 +9,10 @@
 //! 4096 + stride      region of worker 1
 //! …                  region of worker W-1
 //! 4096 + W * stride  region of the supervisor (same shape; its endpoint rows stay zero)
+//! 4096 + (W + 1) * stride  sets of token buckets, 4 MiB
 //!
-//! region: WorkerStatus (64 bytes) | metric slots (8 bytes each, padded to 64) | endpoint rows (64 bytes each)
+//! region: WorkerStatus (64 bytes) | metric slots (8 bytes each, padded to 64) | limit rows (32 bytes each)
+//!         | endpoint rows (64 bytes each)
 //! ```
 //! Regions begin on pages of their own, so that workers share no cache line and each worker's rows are
 //! placed on its NUMA node by first touch. Untouched pages take no memory.
@@ -21,13 +23,19 @@ use crate::metrics::names::SLOTS;
 use crate::sys::mmap::SharedPlain;
 
 /// Version of everything in this file. Any change of a structure, an offset or a meaning raises it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 /// `"BLZSEG\r\n"`: tells the segment from any other memfd.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"BLZSEG\r\n");
 /// Most workers: 8 bits name a worker in a QUIC connection ID.
 pub const WORKERS_MAX: u32 = 256;
 /// Most endpoint rows. A reload that needs more is refused.
 pub const ENDPOINTS_MAX: u32 = 1024;
+/// Limit rows of each worker: one for each limit that a configuration may have, and one more.
+pub const LIMIT_ROWS: usize = blitz_config::file::LIMITS_MAX + 1;
+/// Sets of token buckets: 65,536 sets of four hold as many sources as the kernel's table does.
+pub const BUCKET_SETS: usize = 65_536;
+/// Buckets of one set: what fills a cache line.
+pub const BUCKET_WAYS: usize = 4;
 
 pub(super) const PAGE_BYTES: usize = 4096;
 const CACHE_LINE_BYTES: usize = 64;
@@ -47,8 +55,14 @@ impl Shape {
         (ENDPOINTS_OFFSET + self.endpoints as usize * size_of::<EndpointRow>()).next_multiple_of(PAGE_BYTES)
     }
 
-    /// Bytes of the whole segment, at most 4096 + 257 * 72 KiB (about 18 MiB, most of it never touched).
+    /// Bytes of the whole segment, at most 4096 + 257 * 76 KiB + 4 MiB (about 23 MiB, most of it never
+    /// touched).
     pub(super) const fn len(self) -> usize {
+        self.buckets() + BUCKET_SETS * size_of::<BucketSet>()
+    }
+
+    /// Offset of the token buckets.
+    pub(super) const fn buckets(self) -> usize {
         PAGE_BYTES + (self.workers as usize + 1) * self.stride()
     }
 
@@ -60,8 +74,9 @@ impl Shape {
 
 pub(super) const STATUS_OFFSET: usize = 0;
 pub(super) const SLOTS_OFFSET: usize = STATUS_OFFSET + size_of::<WorkerStatus>();
-pub(super) const ENDPOINTS_OFFSET: usize =
+pub(super) const LIMITS_OFFSET: usize =
     SLOTS_OFFSET + (SLOTS * size_of::<AtomicU64>()).next_multiple_of(CACHE_LINE_BYTES);
+pub(super) const ENDPOINTS_OFFSET: usize = LIMITS_OFFSET + LIMIT_ROWS * size_of::<LimitRow>();
 
 /// First bytes of the segment. Written once at creation, before any worker has the descriptor.
 #[derive(Debug, Default)]
@@ -73,7 +88,9 @@ pub(super) struct Header {
     pub(super) metric_slots: AtomicU32,
     pub(super) endpoints: AtomicU32,
     pub(super) len_bytes: AtomicU64,
-    _reserved: [AtomicU64; 12],
+    /// Key of the hash that places token buckets. Drawn at creation.
+    pub(super) bucket_key: [AtomicU64; 2],
+    _reserved: [AtomicU64; 10],
 }
 
 /// What a worker says about itself. Written by the worker, except where noted.
@@ -187,7 +204,57 @@ impl EndpointRow {
     }
 }
 
+/// What one worker counts for one limit. Written by that worker only.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct LimitRow {
+    /// Hash of the limit's name; 0: the row is free.
+    pub id: AtomicU64,
+    /// By [`LimitOutcome`].
+    pub counts: [AtomicU64; LimitOutcome::ALL.len()],
+}
+
+/// What a limit said of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LimitOutcome {
+    /// It is within the rate.
+    Granted = 0,
+    /// It is over the rate and was answered with 429.
+    Refused = 1,
+    /// It is over the rate, and the limit only counts.
+    Shadow = 2,
+}
+
+impl LimitOutcome {
+    /// Every outcome, by its number.
+    pub const ALL: [Self; 3] = [Self::Granted, Self::Refused, Self::Shadow];
+
+    /// The value of the metric label `outcome`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Granted => "granted",
+            Self::Refused => "refused",
+            Self::Shadow => "shadow",
+        }
+    }
+}
+
+/// Token buckets that share a cache line. Written by every worker.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub(super) struct BucketSet {
+    /// Whose bucket it is; 0: nobody's.
+    pub(super) tags: [AtomicU64; BUCKET_WAYS],
+    /// Its word, as [`blitz_ebpf_common::gcra`] reads it.
+    pub(super) words: [AtomicU64; BUCKET_WAYS],
+}
+
 const _: () = {
+    assert!(size_of::<LimitRow>() == 32);
+    assert!((LIMIT_ROWS * size_of::<LimitRow>()).is_multiple_of(CACHE_LINE_BYTES));
+    assert!(size_of::<BucketSet>() == CACHE_LINE_BYTES);
+    assert!(BUCKET_SETS.is_power_of_two());
     assert!(size_of::<Header>() == 128);
     assert!(size_of::<WorkerStatus>() == CACHE_LINE_BYTES);
     assert!(size_of::<EndpointRow>() == CACHE_LINE_BYTES);
@@ -200,3 +267,7 @@ unsafe impl SharedPlain for Header {}
 unsafe impl SharedPlain for WorkerStatus {}
 // SAFETY: as above.
 unsafe impl SharedPlain for EndpointRow {}
+// SAFETY: as above.
+unsafe impl SharedPlain for LimitRow {}
+// SAFETY: as above.
+unsafe impl SharedPlain for BucketSet {}

@@ -8,6 +8,7 @@
 //! readers sum over workers. So a killed worker leaks nothing: the supervisor zeroes its gauges and in-flight
 //! counts before the successor starts and leaves its counters alone.
 
+pub mod buckets;
 pub mod layout;
 #[cfg(test)]
 mod tests;
@@ -18,14 +19,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use layout::{ENDPOINTS_MAX, EndpointRow, Shape, WORKERS_MAX, WorkerState, WorkerStatus};
+pub use buckets::{BucketKey, Buckets, Taken};
+pub use layout::{ENDPOINTS_MAX, EndpointRow, LimitOutcome, Shape, WORKERS_MAX, WorkerState, WorkerStatus};
 pub use worker_rows::{WorkerRows, add_u32, add_u64, sub_u32};
 
 use crate::metrics::names::{
     ERROR_KINDS_MAX, ERROR_SLOTS_BASE, HISTOGRAM_SLOTS, Histogram, Kind, Metric, SLOTS,
 };
-use crate::sys::{memfd, mmap::SharedMapping};
-use layout::{ENDPOINTS_OFFSET, Header, LAYOUT_VERSION, MAGIC, SLOTS_OFFSET, STATUS_OFFSET};
+use crate::sys::{memfd, mmap::SharedMapping, wipe};
+use layout::{
+    ENDPOINTS_OFFSET, Header, LAYOUT_VERSION, LIMIT_ROWS, LIMITS_OFFSET, LimitRow, MAGIC, SLOTS_OFFSET,
+    STATUS_OFFSET,
+};
 
 /// The mapped segment. Cheap to clone; the mapping lives as long as any clone or [`WorkerRows`].
 #[derive(Clone, Debug)]
@@ -94,6 +99,11 @@ impl Segment {
         let mapping = SharedMapping::map(fd.as_fd(), shape.len()).map_err(|e| SegmentError::Io("map", e))?;
         let header: &Header =
             mapping.view(0).ok_or_else(|| SegmentError::Mismatch("it is too short".to_owned()))?;
+        for word in &header.bucket_key {
+            let mut octets = [0; 8];
+            wipe::random(&mut octets).map_err(|e| SegmentError::Io("draw a key for", e))?;
+            word.store(u64::from_ne_bytes(octets), Ordering::Relaxed);
+        }
         header.layout_version.store(LAYOUT_VERSION, Ordering::Relaxed);
         header.workers.store(shape.workers, Ordering::Relaxed);
         header.metric_slots.store(SLOTS as u32, Ordering::Relaxed);
@@ -204,6 +214,26 @@ impl Segment {
         self.endpoints(index).and_then(|rows| rows.get(usize::from(row)))
     }
 
+    /// The token buckets that all workers share.
+    pub fn buckets(&self) -> Option<Buckets<'_>> {
+        let shared = &*self.shared;
+        let header: &Header = shared.mapping.view(0)?;
+        let key = [0, 1].map(|word: usize| header.bucket_key[word].load(Ordering::Relaxed));
+        Some(Buckets::new(shared.mapping.view(shared.shape.buckets())?, key))
+    }
+
+    /// What the limit of `id` said, by [`LimitOutcome`], summed over workers.
+    pub fn sum_limit(&self, id: u64) -> [u64; LimitOutcome::ALL.len()] {
+        let mut sums = [0_u64; LimitOutcome::ALL.len()];
+        let rows = (0..self.shared.shape.workers).filter_map(|worker| self.limits(worker)).flatten();
+        for row in rows.filter(|row| row.id.load(Ordering::Acquire) == id) {
+            for (sum, count) in sums.iter_mut().zip(&row.counts) {
+                *sum = sum.wrapping_add(count.load(Ordering::Relaxed));
+            }
+        }
+        sums
+    }
+
     /// Requests in flight to endpoint `row`, summed over workers.
     pub fn in_flight(&self, row: u16) -> u64 {
         (0..self.shared.shape.workers)
@@ -259,6 +289,10 @@ impl Segment {
     fn endpoints(&self, index: u32) -> Option<&[EndpointRow]> {
         let count = self.shared.shape.endpoints as usize;
         self.region(index).and_then(|region| self.shared.mapping.slice(region + ENDPOINTS_OFFSET, count))
+    }
+
+    fn limits(&self, index: u32) -> Option<&[LimitRow; LIMIT_ROWS]> {
+        self.region(index).and_then(|region| self.shared.mapping.view(region + LIMITS_OFFSET))
     }
 
     fn sum_slot(&self, slot: usize) -> u64 {

@@ -154,3 +154,28 @@ fn another_process_writes_its_rows() {
     segment.zero_in_flight(1);
     assert_eq!((segment.in_flight(2), segment.value(1, Metric::DownstreamAccepted)), (0, 41));
 }
+
+#[test]
+fn limits_keep_their_counts_as_long_as_they_are_named() {
+    let segment = small();
+    let (a, b) = (segment.worker(0).expect("row"), segment.worker(1).expect("row"));
+    let rows = a.adopt_limits(&[11, 22]);
+    assert_eq!(rows, [Some(0), Some(1)]);
+    b.adopt_limits(&[22]);
+    a.limit(1, LimitOutcome::Refused);
+    a.limit(1, LimitOutcome::Granted);
+    b.limit(0, LimitOutcome::Refused);
+    assert_eq!(segment.sum_limit(22), [1, 2, 0]);
+    // A successor of the worker, and a configuration in another order with a new limit.
+    segment.zero_in_flight(0);
+    let a = segment.worker(0).expect("row");
+    assert_eq!(a.adopt_limits(&[33, 22]), [Some(0), Some(1)]);
+    assert_eq!(segment.sum_limit(22), [1, 2, 0]);
+    assert_eq!((segment.sum_limit(11), segment.sum_limit(33)), ([0; 3], [0; 3]));
+    a.adopt_limits(&[]);
+    assert_eq!(segment.sum_limit(22), [0, 1, 0]);
+    // As many as a configuration may have.
+    let ids: Vec<u64> = (1..=blitz_config::file::LIMITS_MAX as u64).collect();
+    assert!(a.adopt_limits(&ids).iter().all(Option::is_some));
+    a.limit(u16::MAX, LimitOutcome::Granted);
+}

@@ -6,7 +6,8 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{EndpointRow, Segment, WorkerStatus};
+use super::layout::{LIMIT_ROWS, LimitRow};
+use super::{Buckets, EndpointRow, LimitOutcome, Segment, WorkerStatus};
 use crate::metrics::names::{
     BUCKET_BOUNDS_US, ERROR_KINDS_MAX, ERROR_SLOTS_BASE, HISTOGRAM_SLOTS, Histogram, Kind, Metric, SLOTS,
 };
@@ -20,8 +21,9 @@ pub struct WorkerRows {
     slots: NonNull<[AtomicU64; SLOTS]>,
     status: NonNull<WorkerStatus>,
     endpoints: NonNull<[EndpointRow]>,
+    limits: NonNull<[LimitRow; LIMIT_ROWS]>,
     index: u32,
-    /// Keeps the mapping, and with it the three pointers, alive.
+    /// Keeps the mapping, and with it the four pointers, alive.
     segment: Segment,
 }
 
@@ -34,7 +36,8 @@ impl WorkerRows {
         let slots = NonNull::from(segment.slots(index)?);
         let status = NonNull::from(segment.status(index)?);
         let endpoints = NonNull::from(segment.endpoints(index)?);
-        Some(Self { slots, status, endpoints, index, segment })
+        let limits = NonNull::from(segment.limits(index)?);
+        Some(Self { slots, status, endpoints, limits, index, segment })
     }
 
     /// Number of the worker; equal to the number of workers for the supervisor's own rows.
@@ -106,11 +109,51 @@ impl WorkerRows {
         rows.get(usize::from(row))
     }
 
+    /// Gives each limit a row, by its id (not 0): the one that it has, or a free one. Rows of limits that are
+    /// not named become free, with their counts. A limit beyond the rows there are has none, and is not
+    /// counted; a configuration has fewer.
+    pub fn adopt_limits(&self, ids: &[u64]) -> Vec<Option<u16>> {
+        let rows = self.limits();
+        for row in rows.iter().filter(|row| !ids.contains(&row.id.load(Ordering::Relaxed))) {
+            row.id.store(0, Ordering::Relaxed);
+            row.counts.iter().for_each(|count| count.store(0, Ordering::Relaxed));
+        }
+        let place = |id: u64| {
+            let of = |wanted| (0u16..).zip(rows).find(|(_, row)| row.id.load(Ordering::Relaxed) == wanted);
+            let (place, row) = of(id).or_else(|| of(0))?;
+            // Release: a reader that sees the id sees the counts cleared.
+            row.id.store(id, Ordering::Release);
+            Some(place)
+        };
+        ids.iter().map(|id| place(*id)).collect()
+    }
+
+    /// Counts what the limit of row `row` said of a request.
+    #[inline]
+    pub fn limit(&self, row: u16, outcome: LimitOutcome) {
+        let count = self.limits().get(usize::from(row)).and_then(|row| row.counts.get(outcome as usize));
+        if let Some(count) = count {
+            add_u64(count, 1);
+        }
+    }
+
+    /// The token buckets that all workers share.
+    #[inline]
+    pub fn buckets(&self) -> Option<Buckets<'_>> {
+        self.segment.buckets()
+    }
+
     /// This worker's status row.
     #[inline]
     pub fn status(&self) -> &WorkerStatus {
         // SAFETY: as in `endpoint`.
         unsafe { self.status.as_ref() }
+    }
+
+    #[inline]
+    fn limits(&self) -> &[LimitRow; LIMIT_ROWS] {
+        // SAFETY: as in `endpoint`.
+        unsafe { self.limits.as_ref() }
     }
 
     #[inline]

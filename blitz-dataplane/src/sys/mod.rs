@@ -5,7 +5,6 @@
 pub mod affinity;
 pub mod clock;
 pub mod eventfd;
-pub mod fdpass;
 pub mod mapping;
 pub mod memfd;
 pub mod mmap;
@@ -15,3 +14,6 @@ pub mod rlimit;
 pub mod signal;
 pub mod socket;
 pub mod wipe;
+
+/// Bytes and descriptors over a Unix socket: one home for both protocols that pass descriptors.
+pub use blitz_ctl_protocol::sys as fdpass;

@@ -41,7 +41,9 @@ impl Client {
         self.does("starting");
         self.env.handle.sleep(Duration::from_millis(self.rng.below(self.env.span_ms))).await;
         let script = self.env.script.unwrap_or(self.rng.below(24));
-        self.env.ledger.count(&format!("client {}", NAMES[script.min(ASKS) as usize]));
+        let name =
+            if script == TOO_OFTEN { NAMES[NAMES.len() - 1] } else { NAMES[script.min(ASKS) as usize] };
+        self.env.ledger.count(&format!("client {name}"));
         match script {
             0 => self.stalls_in_head().await,
             1 => self.stalls_in_body().await,
@@ -53,6 +55,7 @@ impl Client {
             8 => self.uploads_to_a_wall().await,
             9 => self.stays_idle().await,
             10 => self.reads_late().await,
+            TOO_OFTEN => self.asks_too_often().await,
             _ => self.asks().await,
         }
     }
@@ -605,6 +608,56 @@ impl Client {
         }
     }
 
+    /// One path again and again, with small bodies in between: granted within the limit, refused beyond it,
+    /// and the connection goes on.
+    async fn asks_too_often(&self) {
+        let Some(mut wire) = self.connect().await else { return };
+        let count = 2 * REQUESTS_PER_SECOND;
+        let began_ns = self.env.handle.now_ns();
+        let mut bytes = Vec::new();
+        let mut due = Vec::new();
+        for _ in 0..count {
+            let body = if self.rng.chance(500) {
+                bytes.extend_from_slice(b"GET /echo/often HTTP/1.1\r\nHost: s\r\n\r\n");
+                b"often".to_vec()
+            } else {
+                let body = pattern(self.id(), 1 + self.rng.below(300) as usize);
+                let length = body.len();
+                let head =
+                    format!("POST /echo/often HTTP/1.1\r\nHost: s\r\nContent-Length: {length}\r\n\r\n");
+                bytes.extend_from_slice(head.as_bytes());
+                bytes.extend_from_slice(&body);
+                body
+            };
+            due.push(body);
+        }
+        let _sent = self.write(&wire, bytes);
+        self.does("waiting for answers within and over the limit");
+        let mut granted = 0;
+        for due in due {
+            match self.answer(&mut wire, false, &mut Vec::new(), &mut None).await {
+                Ok(answer) if answer.status == 200 && answer.body == due => granted += 1,
+                Ok(answer) if answer.status == 429 && answer.end.is_ok() => {
+                    self.env.ledger.count("status 429");
+                    let wait: Option<u64> =
+                        answer.head.get("retry-after").and_then(|seconds| seconds.parse().ok());
+                    if wait != Some(1) || answer.head.get("ratelimit") != Some("\"often\";r=0;t=1") {
+                        self.say(&format!("429 says to wait for {wait:?}"));
+                    }
+                    if answer.head.says("connection", "close") && !self.env.drains.get() {
+                        self.say("429 ends the connection");
+                    }
+                }
+                _ if self.env.is_lenient() => return,
+                other => return self.say(&format!("often: {other:?}")),
+            }
+        }
+        let seconds = (self.env.handle.now_ns() - began_ns) / 1_000_000_000 + 1;
+        if granted > REQUESTS_PER_SECOND * (1 + seconds) {
+            self.say(&format!("{granted} requests granted in {seconds} s"));
+        }
+    }
+
     /// An upload that takes longer than the wait for an answer, with progress all the time.
     async fn uploads_slowly(&self) {
         let Some(mut wire) = self.connect().await else { return };
@@ -725,9 +778,14 @@ pub(super) const UPLOADS_SLOWLY: u64 = 7;
 pub(super) const UPLOADS_TO_A_WALL: u64 = 8;
 pub(super) const READS_LATE: u64 = 10;
 pub(super) const ASKS: u64 = 11;
+/// The last of those that are drawn.
+const TOO_OFTEN: u64 = 23;
+
+/// Requests for one path that a source is granted: more than all clients together ask for any but one.
+pub(super) const REQUESTS_PER_SECOND: u64 = 40;
 
 /// Names of the scripts, in their order.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "stalls in a head",
     "stalls in a body",
     "disconnects",
@@ -740,4 +798,5 @@ const NAMES: [&str; 12] = [
     "stays idle",
     "reads late",
     "asks",
+    "asks too often",
 ];

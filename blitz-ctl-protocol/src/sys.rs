@@ -1,9 +1,15 @@
-//! Bytes and descriptors over a Unix stream socket (unix(7), SCM_RIGHTS).
+//! Bytes and descriptors over a Unix stream socket (unix(7), SCM_RIGHTS), and what a socket says about
+//! itself and its peer.
 //!
-//! Owns: one sendmsg(2) or recvmsg(2). Does not own: frames (see `process::channel`).
+//! Owns: one sendmsg(2), recvmsg(2), connect(2) or getsockopt(2). Does not own: frames (see [`crate::frame`],
+//! and the channel between supervisor and workers in `blitz-dataplane`), or what a peer may ask.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
 
 /// Most descriptors of one message: the kernel's SCM_MAX_FD.
 pub const FDS_MAX: usize = 253;
@@ -105,6 +111,88 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>)
     Ok(received)
 }
 
+/// Who is at the other end of a Unix socket, as of its connect(2) (SO_PEERCRED).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Process.
+    pub pid: u32,
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+}
+
+/// The credentials of the peer of a connected Unix socket. The kernel took them from the peer at its
+/// connect(2), so they cannot be forged and do not follow a later change of user.
+///
+/// # Errors
+/// ENOTCONN and the like: the socket is no connected Unix socket.
+pub fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
+    let mut value = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `value` is live and writable and `len` is its size.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Without a peer (a socket that listens) the kernel answers with process 0 and user -1, which is nobody.
+    let pid = u32::try_from(value.pid).unwrap_or(0);
+    Ok(Credentials { pid, uid: value.uid, gid: value.gid })
+}
+
+/// One integer of a socket, such as SO_DOMAIN, SO_TYPE or SO_PROTOCOL of level SOL_SOCKET.
+///
+/// # Errors
+/// ENOTSOCK when `fd` is something else.
+pub fn socket_option(fd: BorrowedFd<'_>, option: i32) -> io::Result<i32> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `value` is live and writable and `len` is its size; the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut len)
+    };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Connects to the Unix socket at `path` and waits at most `timeout` (not zero) while its queue is full. The
+/// stream's write timeout is `timeout` afterwards.
+///
+/// # Errors
+/// ENAMETOOLONG for a path of more than 107 bytes, `WouldBlock` when the time is over, else what connect(2)
+/// reports: ENOENT, ECONNREFUSED, EACCES.
+pub fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor and nothing else owns it.
+    let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    stream.set_write_timeout(Some(timeout))?;
+    let mut address =
+        libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
+    let bytes = path.as_os_str().as_bytes();
+    // One byte stays zero: the end of the path.
+    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) || bytes.is_empty() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (slot, byte) in address.sun_path.iter_mut().zip(bytes) {
+        *slot = libc::c_char::from_ne_bytes([*byte]);
+    }
+    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: `address` is live and `len` is its size; the kernel only reads it.
+    let result = unsafe { libc::connect(stream.as_raw_fd(), (&raw const address).cast(), len) };
+    if result == 0 { Ok(stream) } else { Err(io::Error::last_os_error()) }
+}
+
 fn empty_message(iov: &mut libc::iovec) -> libc::msghdr {
     // SAFETY: msghdr is made of integers and pointers; all zeroes is a valid, empty one.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -145,5 +233,49 @@ mod tests {
         drop(a);
         assert_eq!(receive(b.as_fd(), &mut rest, &mut Vec::new()).expect("end"), 0);
         assert_eq!(send(b.as_fd(), b"x", &[]).expect_err("closed").raw_os_error(), Some(libc::EPIPE));
+    }
+
+    #[test]
+    fn a_peer_is_who_it_is() {
+        let (a, _b) = UnixStream::pair().expect("pair");
+        let peer = peer_credentials(a.as_fd()).expect("credentials");
+        assert_eq!(peer.pid, std::process::id());
+        let (reader, _writer) = std::io::pipe().expect("pipe");
+        assert!(peer_credentials(reader.as_fd()).is_err());
+    }
+
+    #[test]
+    fn a_socket_names_its_domain_and_type() {
+        let socket = std::net::UdpSocket::bind(("::1", 0)).expect("bind");
+        assert_eq!(socket_option(socket.as_fd(), libc::SO_DOMAIN).expect("domain"), libc::AF_INET6);
+        assert_eq!(socket_option(socket.as_fd(), libc::SO_TYPE).expect("type"), libc::SOCK_DGRAM);
+        assert_eq!(socket_option(socket.as_fd(), libc::SO_PROTOCOL).expect("protocol"), libc::IPPROTO_UDP);
+    }
+
+    #[test]
+    fn connecting_waits_no_longer_than_it_was_told() {
+        let directory = std::env::temp_dir().join(format!("blitz-ctl-protocol-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("directory");
+        let path = directory.join("s");
+        let missing = connect(&path, Duration::from_secs(1)).expect_err("nothing is there");
+        assert_eq!(missing.raw_os_error(), Some(libc::ENOENT));
+        let long = directory.join("x".repeat(108));
+        let long = connect(&long, Duration::from_secs(1)).expect_err("too long");
+        assert_eq!(long.raw_os_error(), Some(libc::ENAMETOOLONG));
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("listen");
+        let mut streams = Vec::new();
+        let started = std::time::Instant::now();
+        // Nobody accepts: the queue fills up, and the next connect waits.
+        let full = loop {
+            match connect(&path, Duration::from_millis(50)) {
+                Ok(stream) => streams.push(stream),
+                Err(error) => break error,
+            }
+            assert!(streams.len() < 10_000, "the queue never fills");
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert!(started.elapsed() < Duration::from_secs(20));
+        drop(listener);
+        std::fs::remove_dir_all(&directory).expect("remove");
     }
 }
