@@ -98,10 +98,10 @@ impl Client {
         Ok(self.ask(&StatusQuery {}, &[])?.0)
     }
 
-    /// A socket bound to a port below 1024.
+    /// A socket that the daemon has bound; TCP sockets listen.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason why there is none: the port is in use, or not privileged.
+    /// [`Error::Refused`] with the reason why there is none: the port is in use, or the daemon may not.
     pub fn open_socket(&mut self, socket: &OpenSocket) -> Result<OwnedFd, Error> {
         let (_, mut descriptors) = self.ask(socket, &[])?;
         descriptors.pop().ok_or(Error::Descriptors { found: 0, expected: 1 })

@@ -328,8 +328,8 @@ pub struct Status {
     pub blocked_max: u64,
 }
 
-/// Asks for a socket bound to a port for which the client has no right. Only root and the configured user
-/// may ask at all; ports below 1024 only.
+/// Asks for a socket that the daemon binds. The daemon has no right to ports below 1024 beyond what
+/// `net.ipv4.ip_unprivileged_port_start` gives to everybody, unless its unit grants CAP_NET_BIND_SERVICE.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenSocket {

@@ -70,7 +70,8 @@ impl Stage {
             | before.flags & SETTING_BLOCK
             | deny_flags(&wanted);
         let mut journal = Journal::default();
-        let result = self.write_tables(image, &mut journal, before, Settings { flags, deny_slot: slot });
+        let result =
+            self.write_tables(image, &mut journal, before, Settings { flags, deny_slot: slot, ..before });
         if let Err(error) = result {
             journal.undo();
             return Err(error.about(self.interface()));
@@ -136,7 +137,7 @@ impl Stage {
         let slot = (before.deny_slot & 1) ^ 1;
         self.write_slot(slot, wanted)?;
         let flags = before.flags & !(SETTING_DENY | SETTING_HOST) | deny_flags(wanted);
-        let after = Settings { flags, deny_slot: slot };
+        let after = Settings { flags, deny_slot: slot, ..before };
         self.maps().settings.put(&0, &after).map_err(|error| self.io("write SETTINGS", &error))?;
         let _left_over = self.clear_slot(before.deny_slot);
         Ok(())

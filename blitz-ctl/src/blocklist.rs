@@ -11,7 +11,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use blitz_ebpf_common::layout::{Block, DENY_SHADOW, SETTING_BLOCK, SOURCE_PREFIX6, Settings, SourceKey};
+use blitz_ebpf_common::layout::{Block, BlockKey, DENY_SHADOW, SETTING_BLOCK, SOURCE_PREFIX6, Settings};
 
 use crate::error::Result;
 use crate::lock::Lock;
@@ -61,7 +61,7 @@ impl Stage {
     pub fn block(&self, lock: &Lock, source: IpAddr, expires: u64, rule: &str) -> Result<Outcome> {
         let number = self.rule_or_new(lock, rule)?;
         let (family, words) = wire(source);
-        let key = SourceKey::blocked(family, &words);
+        let key = BlockKey::new(family, &words);
         let now = clock::monotonic_nanoseconds();
         let read = |error| self.io("read BLOCKED", &error);
         let table = &self.maps().blocked;
@@ -90,7 +90,7 @@ impl Stage {
     /// What bpf(2) reports.
     pub fn unblock(&self, _lock: &Lock, source: IpAddr) -> Result<bool> {
         let (family, words) = wire(source);
-        let key = SourceKey::blocked(family, &words);
+        let key = BlockKey::new(family, &words);
         let removed = self.maps().blocked.remove(&key).map_err(|error| self.io("write BLOCKED", &error))?;
         if removed
             && self.maps().blocked.entries().map_err(|error| self.io("read BLOCKED", &error))?.is_empty()
@@ -162,11 +162,13 @@ fn is_over(block: &Block, now: u64) -> bool {
     block.expires != 0 && block.expires <= now
 }
 
-fn key_prefix(key: &SourceKey) -> Prefix {
+fn key_prefix(key: &BlockKey) -> Prefix {
     match key.family {
-        // The key's upper half is zero for IPv4.
-        4 => Prefix::new(IpAddr::V4((key.prefix as u32).into()), 32),
-        _ => Prefix::new(IpAddr::V6((u128::from(key.prefix) << 64).into()), SOURCE_PREFIX6 as u8),
+        4 => Prefix::new(IpAddr::V4(key.first.into()), 32),
+        _ => {
+            let address = u128::from(key.first) << 96 | u128::from(key.second) << 64;
+            Prefix::new(IpAddr::V6(address.into()), SOURCE_PREFIX6 as u8)
+        }
     }
 }
 
@@ -184,7 +186,7 @@ mod tests {
             let source: IpAddr = text.parse().expect("an address");
             let (family, words) = wire(source);
             assert_eq!(source_prefix(source).to_string(), prefix);
-            assert_eq!(key_prefix(&SourceKey::blocked(family, &words)).to_string(), prefix);
+            assert_eq!(key_prefix(&BlockKey::new(family, &words)).to_string(), prefix);
         }
     }
 }

@@ -82,6 +82,8 @@ enum Verb {
     Route(show::Route),
     /// Checks a configuration: what it would put into the kernel, and the memory that takes
     Check(attach::Check),
+    /// Keeps stages in line with a configuration; serves the control socket and the metrics
+    Run(crate::daemon::Arguments),
 }
 
 /// Which stages a verb is about.
@@ -131,6 +133,7 @@ impl Verb {
             Self::Limit(verb) => verb.execute(context),
             Self::Route(verb) => verb.execute(context),
             Self::Check(verb) => verb.execute(context),
+            Self::Run(verb) => verb.execute(context.pins.clone()),
         }
     }
 }
@@ -190,7 +193,7 @@ mod tests {
     fn the_command_line_is_consistent_and_every_flag_is_explained() {
         let mut command = Arguments::command();
         command.build();
-        command.debug_assert();
+        command.clone().debug_assert();
         fn explained(command: &clap::Command) {
             for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
                 assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());

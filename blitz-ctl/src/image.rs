@@ -17,8 +17,8 @@ use blitz_ebpf_common::layout::{
     port_column,
 };
 use blitz_ebpf_common::packet::{Family, TCP, UDP, Words};
-use blitz_ebpf_common::sources::WAYS;
 
+use crate::maps::Sizes;
 use crate::prefixes::{Prefix, PrefixSet, wire};
 
 /// Rule of prefixes denied in the configuration.
@@ -238,12 +238,12 @@ impl Image {
         if self.shadow {
             flags |= SETTING_SHADOW;
         }
-        Settings { flags, deny_slot: 0, source_sets: self.source_sets(), reserved: 0, seed: 0 }
+        Settings { flags, deny_slot: 0, source_sets: self.sizes().source_sets(), reserved: 0, seed: 0 }
     }
 
-    /// Entries of `maps::SOURCES`.
-    pub fn source_sets(&self) -> u32 {
-        self.sources_max.div_ceil(WAYS as u32).max(1)
+    /// The sizes it was made for.
+    pub fn sizes(&self) -> Sizes {
+        Sizes { sources_max: self.sources_max, deny_max: self.deny_max }
     }
 
     /// Whether there is any service; without one everything passes.

@@ -11,6 +11,7 @@ pub mod capabilities;
 pub mod cli;
 pub mod config;
 pub mod counters;
+pub mod daemon;
 pub mod deny;
 pub mod error;
 pub mod image;

@@ -12,10 +12,11 @@ use std::io;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{MapInfo, MapType};
 use blitz_ebpf_common::layout::{
-    self, Block, Buckets, Count, Deny, Everywhere, Fault, Layout, Lengths, Limit, Note, Ports, Prefix4,
-    Prefix6, RuleCount, RuleName, Service, ServiceKey, Settings, SourceKey, Verdict, maps,
+    self, Block, BlockKey, Buckets, Count, Deny, Everywhere, Fault, Layout, Lengths, Limit, Note, Ports,
+    Prefix4, Prefix6, RuleCount, RuleName, Service, ServiceKey, Settings, Verdict, maps,
 };
 use blitz_ebpf_common::packet::Words;
+use blitz_ebpf_common::sources::{self, Set};
 use serde::Serialize;
 
 use crate::error::{Error, Kind, Result};
@@ -41,6 +42,11 @@ impl Sizes {
     /// The sizes that stages of this configuration have.
     pub fn of(xdp: &blitz_config::model::Xdp) -> Self {
         Self { sources_max: xdp.sources_max, deny_max: xdp.deny_max }
+    }
+
+    /// Sets of the table of sources.
+    pub fn source_sets(self) -> u32 {
+        self.sources_max.div_ceil(sources::WAYS as u32).max(1)
     }
 
     /// Entries of each deny hash: a new list is written beside the one in force.
@@ -70,7 +76,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, entries_max: u32) -> Spec
 
 /// Every map of a stage of these sizes, in the order of [`maps::ALL`].
 pub fn specs(sizes: Sizes) -> [Spec; maps::ALL.len()] {
-    use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray};
+    use MapType::{Array, Hash, LpmTrie, PerCpuArray};
     [
         spec::<u32, Layout>(maps::LAYOUT, Array, 1),
         spec::<u32, Settings>(maps::SETTINGS, Array, 1),
@@ -79,14 +85,14 @@ pub fn specs(sizes: Sizes) -> [Spec; maps::ALL.len()] {
         spec::<u32, Service>(maps::SERVICES, Array, layout::SERVICES_MAX),
         spec::<Key<u32>, u32>(maps::ALLOW4, LpmTrie, layout::ALLOW_MAX),
         spec::<Key<Words>, u32>(maps::ALLOW6, LpmTrie, layout::ALLOW_MAX),
-        spec::<SourceKey, Block>(maps::BLOCKED, Hash, layout::BLOCKED_MAX),
+        spec::<BlockKey, Block>(maps::BLOCKED, Hash, layout::BLOCKED_MAX),
         spec::<Prefix4, Deny>(maps::DENY4, Hash, sizes.deny_entries()),
         spec::<Prefix6, Deny>(maps::DENY6, Hash, sizes.deny_entries()),
         spec::<u32, Lengths>(maps::DENY_INDEX4, Array, 2 * layout::INDEX4),
         spec::<u32, Lengths>(maps::DENY_INDEX6, Array, 2 * layout::INDEX6),
         spec::<u32, Everywhere>(maps::DENY_LENGTHS, Array, 2),
         spec::<u32, Limit>(maps::LIMITS, Array, layout::LIMITS_MAX),
-        spec::<SourceKey, Buckets>(maps::SOURCES, LruHash, sizes.sources_max),
+        spec::<u32, Set<u64>>(maps::SOURCES, Array, sizes.source_sets()),
         spec::<u32, Buckets>(maps::SERVICE_WORDS, Array, layout::LIMITS_MAX),
         spec::<u32, Buckets>(maps::SERVICE_CREDIT, PerCpuArray, layout::LIMITS_MAX),
         spec::<u32, Count>(maps::VERDICTS, PerCpuArray, Verdict::ALL.len() as u32),
@@ -106,7 +112,7 @@ impl Spec {
         let pair = round(self.key_bytes) + round(self.value_bytes);
         match self.kind {
             MapType::PerCpuArray => entries * (8 + round(self.value_bytes) * cpus as u64),
-            MapType::Hash | MapType::LruHash => entries * (48 + pair) + 16 * entries.next_power_of_two(),
+            MapType::Hash => entries * (48 + pair) + 16 * entries.next_power_of_two(),
             // Inner nodes: as many as leaves at worst.
             MapType::LpmTrie => entries * 2 * (40 + pair),
             _ => entries * round(self.value_bytes),
@@ -132,7 +138,7 @@ pub struct Maps {
     /// See [`maps::ALLOW6`].
     pub allow6: Table<Key<Words>, u32>,
     /// See [`maps::BLOCKED`].
-    pub blocked: Table<SourceKey, Block>,
+    pub blocked: Table<BlockKey, Block>,
     /// See [`maps::DENY4`].
     pub deny4: Table<Prefix4, Deny>,
     /// See [`maps::DENY6`].
@@ -146,7 +152,7 @@ pub struct Maps {
     /// See [`maps::LIMITS`].
     pub limits: Table<u32, Limit>,
     /// See [`maps::SOURCES`].
-    pub sources: Table<SourceKey, Buckets>,
+    pub sources: Table<u32, Set<u64>>,
     /// See [`maps::SERVICE_WORDS`].
     pub service_words: Table<u32, Buckets>,
     /// See [`maps::SERVICE_CREDIT`].
@@ -332,8 +338,8 @@ mod tests {
         let total = |sizes, cpus| -> u64 { specs(sizes).iter().map(|spec| spec.memory_bytes(cpus)).sum() };
         let small = total(Sizes { sources_max: 1024, deny_max: 16 }, 1);
         let large = total(Sizes { sources_max: 1_048_576, deny_max: 16 }, 1);
-        // 48 for the head, 16 for the key, 24 for the value, 16 for the bucket.
-        assert!((large - small).abs_diff(1_047_552 * 104) < 1_048_576, "{}", large - small);
+        // A quarter of a set of 128.
+        assert_eq!(large - small, 1_047_552 * 32, "{}", large - small);
         assert!(total(Sizes::default(), 64) > total(Sizes::default(), 2));
     }
 }

@@ -48,9 +48,9 @@ impl Rehearsal {
     ) -> Result<Self, Failure> {
         let ebpf = EbpfLoader::new()
             .override_global("ROTATE_SOURCES", &options.rotate_sources, true)
-            .map_max_entries(maps::SOURCES, image.source_sets())
-            .map_max_entries(maps::DENY4, image.deny_max.saturating_mul(2))
-            .map_max_entries(maps::DENY6, image.deny_max.saturating_mul(2))
+            .map_max_entries(maps::SOURCES, image.sizes().source_sets())
+            .map_max_entries(maps::DENY4, image.sizes().deny_entries())
+            .map_max_entries(maps::DENY6, image.sizes().deny_entries())
             .load(object)?;
         let mut rehearsal = Self { ebpf };
         rehearsal.program()?.load()?;

@@ -219,6 +219,8 @@ impl Stage {
         let limits = maps.limits.entries().map_err(read)?;
         let room = |entries: u32| entries as usize;
         let of = |table, used, room| Occupancy { table, used, room };
+        let sets = maps.sources.entries().map_err(read)?;
+        let sources = sets.iter().flat_map(|(_, set)| set.tags).filter(|tag| *tag != 0).count();
         Ok(vec![
             of(
                 "services",
@@ -235,7 +237,7 @@ impl Stage {
             of("deny_v4", used4, room(self.sizes.deny_max)),
             of("deny_v6", used6, room(self.sizes.deny_max)),
             of("blocked", maps.blocked.entries().map_err(read)?.len(), room(maps.blocked.entries_max())),
-            of("sources", maps.sources.entries().map_err(read)?.len(), room(maps.sources.entries_max())),
+            of("sources", sources, room(self.sizes.sources_max)),
         ])
     }
 

@@ -310,6 +310,21 @@ fn describe(
         writeln!(text, "upstream {}: {}{more}", upstream.name, shown.join(", "))?;
     }
     writeln!(text, "routes: {}", config.routes.len())?;
+    for limit in &config.limits {
+        let rates = [
+            (limit.packets_per_second, "packets"),
+            (limit.bytes_per_second, "bytes"),
+            (limit.syns_per_second, "connection attempts"),
+            (limit.requests_per_second, "requests"),
+        ];
+        let rates: Vec<String> =
+            rates.iter().filter_map(|(rate, what)| rate.map(|rate| format!("{rate} {what}"))).collect();
+        let shadow = if limit.shadow { ", counted only" } else { "" };
+        writeln!(text, "limit {}: {} a second{shadow}", limit.name, rates.join(", "))?;
+    }
+    if !config.xdp.interfaces.is_empty() {
+        writeln!(text, "xdp: {}, attached by blitz-ctl", config.xdp.interfaces.join(", "))?;
+    }
     match admin {
         AdminChoice::Off => writeln!(text, "admin: off"),
         AdminChoice::Configured => writeln!(text, "admin: http://{}/", config.admin.address),

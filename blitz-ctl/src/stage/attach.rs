@@ -15,7 +15,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode as AyaMode, loaded_programs};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use blitz_config::model::XdpMode;
-use blitz_ebpf_common::layout::{self, LAYOUT_MAGIC, LAYOUT_VERSION, Layout, maps};
+use blitz_ebpf_common::layout::{self, LAYOUT_MAGIC, LAYOUT_VERSION, Layout, Settings, maps};
 use serde::Serialize;
 
 use super::{Stage, pinned_link};
@@ -28,6 +28,7 @@ use crate::lock::Lock;
 use crate::maps::{Maps, Sizes};
 use crate::netlink::{self, Interface, Mode};
 use crate::pins::{InterfacePins, Pins};
+use crate::sys::random;
 use crate::{kernel, object};
 
 /// What attach did.
@@ -200,6 +201,9 @@ fn build(
         deny_max: sizes.deny_max,
     };
     stage.maps.layout.put(&0, &layout).map_err(|error| stage.io("write LAYOUT", &error))?;
+    let seed = random::word().map_err(|error| stage.io("draw a seed for the table of sources", &error))?;
+    let settings = Settings { source_sets: sizes.source_sets(), seed, ..Settings::default() };
+    stage.maps.settings.put(&0, &settings).map_err(|error| stage.io("write SETTINGS", &error))?;
     let applied = match image {
         Some(image) => stage.apply(lock, image)?,
         None => Applied::default(),
@@ -329,7 +333,7 @@ impl Loaded {
     fn new(sizes: Sizes, pinned: Option<&InterfacePins>) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         loader
-            .map_max_entries(maps::SOURCES, sizes.sources_max)
+            .map_max_entries(maps::SOURCES, sizes.source_sets())
             .map_max_entries(maps::DENY4, sizes.deny_entries())
             .map_max_entries(maps::DENY6, sizes.deny_entries());
         if let Some(pins) = pinned {

@@ -144,6 +144,17 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// What bpf(2) reports.
     pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
         let mut found = Vec::new();
+        self.walk(|part| found.extend_from_slice(part))?;
+        Ok(found)
+    }
+
+    /// Shows every entry to `visit`, some thousand at a time. Entries that are added or removed meanwhile may
+    /// be among them or not. What `visit` does between, such as waiting, holds nothing up.
+    ///
+    /// # Errors
+    /// What bpf(2) reports.
+    pub fn walk(&self, mut visit: impl FnMut(&[(K, V)])) -> io::Result<()> {
+        let mut part = Vec::new();
         let room = BATCH.min(self.entries_max as usize).max(1);
         let mut keys = vec![MaybeUninit::<K>::zeroed(); room];
         let mut values = vec![MaybeUninit::<V>::zeroed(); room];
@@ -183,10 +194,12 @@ impl<K: Pod, V: Pod> Table<K, V> {
                 let key = unsafe { key.assume_init() };
                 // SAFETY: `V` is `Pod` and was zeroed or written by the kernel.
                 let value = unsafe { value.assume_init() };
-                found.push((key, value));
+                part.push((key, value));
             }
+            visit(&part);
+            part.clear();
             if is_last {
-                return Ok(found);
+                return Ok(());
             }
             here = next;
             is_first = false;

@@ -8,6 +8,7 @@ pub mod ethtool;
 pub mod link;
 pub mod map;
 pub mod mount;
+pub mod random;
 pub mod rtnetlink;
 
 use std::io;

@@ -193,7 +193,10 @@ async fn exchange<S: Service>(
     };
     if let Err(error) = outcome {
         service.note(&error);
-        service.misconduct(connection, &error);
+        // Its head was well-formed: all else that is wrong with a request by now is what it asks for.
+        if error.kind == ErrorKind::BadRequestFraming {
+            service.misconduct(connection, &error);
+        }
         if answer.has_begun() && error.side() != Side::Downstream {
             let by_reset = answer.body == Some(ResponseBody::UntilClose);
             return Next::Cut { by_reset, ended: Ended::Error };

@@ -81,7 +81,8 @@ impl Misconduct {
 
 /// Notes an error that a connection's client has caused.
 pub(super) fn erred(proxy: &Proxy, connection: &Connection, error: &ProxyError) {
-    // A head that breaks the syntax and a body that breaks its framing are what smuggling is made of.
+    // A head that breaks the syntax and a body that breaks its framing are what smuggling is made of. What a
+    // well-formed request asks for, such as a path with dots, the codec does not pass on to here.
     if matches!(error.kind, ErrorKind::BadRequestHead | ErrorKind::BadRequestFraming) {
         note(proxy, connection, Reason::Framing, error.detail, "");
     }

@@ -40,6 +40,10 @@ fn the_third_smuggling_attempt_is_reported_and_then_one_in_half_of_the_time_to_l
         for _ in 0..2 {
             assert!(ask(&bench, SMUGGLE).await.starts_with("HTTP/1.1 400"));
         }
+        // What is refused for its meaning is no broken framing.
+        for path in ["/a/../b", "/%zz", "/nowhere"] {
+            ask(&bench, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")).await;
+        }
         assert_eq!(reports(&bench), []);
         // A broken head, a broken body after a good head: all of them count.
         ask(&bench, "GET /hello HTTP/1.1\r\nHost : h\r\n\r\n").await;
