@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::Step;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::http1::H1Error;
-use crate::runtime::{Chunk, Deadline, TcpStream};
+use crate::runtime::{Chunk, Deadline, Transport};
 
 /// Why nothing could be read.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Unread {
     /// Not safe: bytes gathered so far are lost.
     pub(super) async fn head<T>(
         &mut self,
-        stream: &TcpStream,
+        stream: &impl Transport,
         deadline: &mut Deadline,
         arm: &mut Option<Duration>,
         may_start: impl Fn() -> bool,
@@ -100,7 +100,7 @@ impl Unread {
     /// Safe.
     pub(super) async fn body(
         &mut self,
-        stream: &TcpStream,
+        stream: &impl Transport,
         deadline: &mut Deadline,
         progress: Duration,
         decoder: &mut super::BodyDecoder,
@@ -148,7 +148,7 @@ impl Unread {
 /// Receives until the deadline. `arm` sets it when waiting is needed, and only then: bytes that are
 /// there already cost no look at the wheel. `None` leaves a deadline that is set as it is.
 pub(super) async fn receive(
-    stream: &TcpStream,
+    stream: &impl Transport,
     deadline: &mut Deadline,
     mut arm: Option<Duration>,
 ) -> Result<Chunk, ReadError> {
@@ -157,7 +157,7 @@ pub(super) async fn receive(
 
 /// Like [`receive`], with a deadline that is not set, and does not count, before `may_start`.
 async fn receive_when(
-    stream: &TcpStream,
+    stream: &impl Transport,
     deadline: &mut Deadline,
     arm: &mut Option<Duration>,
     may_start: impl Fn() -> bool,
@@ -181,7 +181,7 @@ async fn receive_when(
 
 /// Waits until the connection has room, as long as the peer takes at least a byte per `progress`.
 pub(super) async fn writable(
-    stream: &TcpStream,
+    stream: &impl Transport,
     progress: Duration,
     closed: ErrorKind,
     expired: ErrorKind,
@@ -191,7 +191,7 @@ pub(super) async fn writable(
 
 /// Like [`writable`], until the kernel has taken everything.
 pub(super) async fn flushed(
-    stream: &TcpStream,
+    stream: &impl Transport,
     progress: Duration,
     closed: ErrorKind,
     expired: ErrorKind,
@@ -200,7 +200,7 @@ pub(super) async fn flushed(
 }
 
 async fn wait_for_room(
-    stream: &TcpStream,
+    stream: &impl Transport,
     progress: Duration,
     closed: ErrorKind,
     expired: ErrorKind,

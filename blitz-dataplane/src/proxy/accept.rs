@@ -50,7 +50,7 @@ async fn run(mut open: Open, stream: TcpStream) {
     if let (Ok(peer), Ok(local)) = (stream.peer_address(), stream.local_address()) {
         open.connection.set_addresses(peer, local);
     }
-    let ended = server::serve(&*open.proxy, &stream, &open.connection).await;
+    let ended = server::serve(&*open.proxy, &stream, &open.connection, None).await;
     open.ended = Some(ended);
 }
 
