@@ -141,6 +141,7 @@ async fn exchange<S: Service, T: Transport>(
         service.note(&error);
         return Next::Abort(Ended::Error);
     }
+    request.scheme = connection.scheme();
     let mut scanner = HeadScanner::new(HeadKind::Request, limits.head.head_bytes_max);
     let parse = |bytes: &[u8]| read_request(&mut scanner, bytes, &limits.head, request);
     let framing = match unread.head(stream, deadline, &mut Some(limits.request_head), || true, parse).await {

@@ -218,7 +218,7 @@ fn snapshot(text: &str, generation: u64) -> Snapshot {
         .unwrap_or_else(|errors| panic!("the simulation's configuration: {errors:?}\n{text}"));
     let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert!(names.iter().eq(upstreams().iter().map(|(name, _)| name)), "{names:?}");
-    Snapshot::compile(&config, &resolved(), generation).expect("validated")
+    Snapshot::compile(&config, &Default::default(), &resolved(), generation).expect("validated")
 }
 
 /// Plays one seed.
@@ -334,7 +334,7 @@ async fn play(
         handle.spawn(upstream::listen(Rc::clone(&env), listener, 2 + number as u64));
     }
     let listener = TcpListener::simulated(handle, env.gateway).expect("a free address");
-    let info = Rc::new(Listener { address: env.gateway, builtins: Cell::new(true) });
+    let info = Rc::new(Listener::new(env.gateway, true));
     let accepts = Rc::new(Cell::new(true));
     let (accepting, open) = (accept(Rc::clone(&proxy), listener, info), Rc::clone(&accepts));
     let ticker = handle.clone();
