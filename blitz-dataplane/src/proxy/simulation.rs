@@ -486,6 +486,9 @@ fn invariants(handle: &Handle, proxy: &Proxy, segment: &Segment, connections_max
 
 /// Error kinds that no seed can reach, each with its reason.
 const UNREACHED: &[(ErrorKind, &str)] = &[
+    (ErrorKind::PlainOnTls, "the simulated listener has no TLS"),
+    (ErrorKind::TlsHandshake, "as above"),
+    (ErrorKind::TlsHandshakeTimeout, "as above"),
     (ErrorKind::Denied, "no policy of this release denies requests"),
     (ErrorKind::DnsFailure, "names are resolved beside the workers; here an upstream has no address"),
     (ErrorKind::DnsTimeout, "as above"),
