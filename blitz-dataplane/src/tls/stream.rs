@@ -12,8 +12,10 @@ use std::cell::RefCell;
 use std::io;
 use std::task::{Context, Poll};
 
-use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
+};
 
 use crate::runtime::{Chunk, Handle, TcpStream, Transport};
 
@@ -68,17 +70,6 @@ struct Session {
     failure: Option<rustls::Error>,
     /// Bytes of content sealed since the last message boundary.
     sealed: usize,
-}
-
-/// How far the bytes at hand have led.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flow {
-    /// The handshake needs more.
-    Handshaking,
-    /// Content can be sealed.
-    Open,
-    /// Both ends have ended.
-    Closed,
 }
 
 impl TlsStream {
@@ -325,29 +316,25 @@ impl Session {
 
     /// Opens whole records at the front of `bytes` and says how many bytes they were.
     fn open(&mut self, bytes: &mut [u8], answer: &mut Vec<u8>) -> usize {
-        let mut start = 0;
-        // After an error once more, for the alert that goes with it.
-        for _ in 0..2 {
-            let (opened, flow) = self.process(bytes.get_mut(start..).unwrap_or_default(), answer);
-            start += opened;
-            match flow {
-                Ok(_) => break,
-                Err(error) => {
-                    if self.failure.is_none() {
-                        self.failure = Some(error);
-                    }
-                }
+        let (opened, outcome) = self.process(bytes, answer);
+        if let Err(error) = outcome {
+            self.failure = Some(error);
+            // The alert that goes with it. Nothing is opened any more, so the same bytes may be shown again.
+            while self.tls.wants_write() {
+                let UnbufferedStatus { state, .. } = self.tls.process_tls_records(bytes);
+                let Ok(ConnectionState::EncodeTlsData(mut record)) = state else { break };
+                encode(&mut record, answer);
             }
         }
-        start.min(bytes.len())
+        opened.min(bytes.len())
     }
 
-    fn process(&mut self, bytes: &mut [u8], answer: &mut Vec<u8>) -> (usize, Result<Flow, rustls::Error>) {
+    fn process(&mut self, bytes: &mut [u8], answer: &mut Vec<u8>) -> (usize, Result<(), rustls::Error>) {
         let mut start = 0;
         loop {
             let rest = bytes.get_mut(start..).unwrap_or_default();
             let UnbufferedStatus { mut discard, state, .. } = self.tls.process_tls_records(rest);
-            let mut flow = None;
+            let mut outcome = None;
             match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(record) = traffic.next_record() {
@@ -356,31 +343,25 @@ impl Session {
                                 discard += record.discard;
                                 self.opened.extend_from_slice(record.payload);
                             }
-                            Err(error) => flow = Some(Err(error)),
+                            Err(error) => outcome = Some(Err(error)),
                         }
                     }
                 }
-                Ok(ConnectionState::EncodeTlsData(mut record)) => {
-                    let before = answer.len();
-                    if let Err(EncodeError::InsufficientSize(size)) = record.encode(&mut []) {
-                        answer.resize(before + size.required_size, 0);
-                        let room = answer.get_mut(before..).unwrap_or_default();
-                        let written = record.encode(room).unwrap_or(0);
-                        answer.truncate(before + written);
-                    }
-                }
+                Ok(ConnectionState::EncodeTlsData(mut record)) => encode(&mut record, answer),
                 Ok(ConnectionState::TransmitTlsData(transmit)) => transmit.done(),
                 Ok(ConnectionState::PeerClosed) => self.has_ended = true,
-                Ok(ConnectionState::WriteTraffic(_)) => flow = Some(Ok(Flow::Open)),
-                Ok(ConnectionState::BlockedHandshake) => flow = Some(Ok(Flow::Handshaking)),
-                Ok(ConnectionState::Closed) => flow = Some(Ok(Flow::Closed)),
+                Ok(
+                    ConnectionState::WriteTraffic(_)
+                    | ConnectionState::BlockedHandshake
+                    | ConnectionState::Closed,
+                ) => outcome = Some(Ok(())),
                 // 0-RTT is off, and no other state is known.
-                Ok(_) => flow = Some(Err(rustls::Error::General("an unknown state".to_owned()))),
-                Err(error) => flow = Some(Err(error)),
+                Ok(_) => outcome = Some(Err(rustls::Error::General("an unknown state".to_owned()))),
+                Err(error) => outcome = Some(Err(error)),
             }
             start += discard;
-            if let Some(flow) = flow {
-                return (start, flow);
+            if let Some(outcome) = outcome {
+                return (start, outcome);
             }
         }
     }
@@ -409,6 +390,10 @@ impl Session {
         mut seal: impl FnMut(&mut Traffic<'_>, &mut [u8]) -> Result<usize, EncryptError>,
         content_len: usize,
     ) -> io::Result<()> {
+        if self.failure.is_some() {
+            // rustls has said its last, an alert.
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         // A record that is half there stays with its connection: rustls remembers where it stands in it.
         let mut unopened = std::mem::take(&mut self.unopened);
         let mut start = 0;
@@ -437,12 +422,7 @@ impl Session {
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(mut record)) => {
-                    let before = out.len();
-                    if let Err(EncodeError::InsufficientSize(size)) = record.encode(&mut []) {
-                        out.resize(before + size.required_size, 0);
-                        let written = record.encode(out.get_mut(before..).unwrap_or_default()).unwrap_or(0);
-                        out.truncate(before + written);
-                    }
+                    encode(&mut record, out);
                     None
                 }
                 Ok(ConnectionState::TransmitTlsData(transmit)) => {
@@ -460,7 +440,10 @@ impl Session {
                     None
                 }
                 Ok(_) => Some(Err(io::ErrorKind::BrokenPipe.into())),
-                Err(error) => Some(Err(io::Error::new(io::ErrorKind::InvalidData, error))),
+                Err(error) => {
+                    self.failure = Some(error.clone());
+                    Some(Err(io::Error::new(io::ErrorKind::InvalidData, error)))
+                }
             };
             start += discard;
             if let Some(done) = done {
@@ -473,7 +456,17 @@ impl Session {
     }
 }
 
-type Traffic<'c> = rustls::unbuffered::WriteTraffic<'c, rustls::server::ServerConnectionData>;
+/// Appends what rustls has to say.
+fn encode(record: &mut EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) {
+    let before = out.len();
+    if let Err(EncodeError::InsufficientSize(size)) = record.encode(&mut []) {
+        out.resize(before + size.required_size, 0);
+        let written = record.encode(out.get_mut(before..).unwrap_or_default()).unwrap_or(0);
+        out.truncate(before + written);
+    }
+}
+
+type Traffic<'c> = WriteTraffic<'c, ServerConnectionData>;
 
 /// Bytes of the record at the front, by its header (RFC 8446 section 5.1); 0 before the header is there.
 fn record_bytes(bytes: &[u8]) -> usize {
