@@ -41,13 +41,12 @@ fn is_root(path: &Path) -> bool {
         || (in_named("bin") && package.parent().is_some_and(has_manifest))
         || (["tests", "benches", "examples", "fuzz_targets"].into_iter().any(in_named)
             && has_manifest(package))
-        || (name == "main.rs" && is_folder_of_tests(package) && package.parent().is_some_and(has_manifest))
+        || (name == "main.rs"
+            && ["tests", "benches", "examples"]
+                .into_iter()
+                .any(|dir| package.file_name().is_some_and(|f| f == dir))
+            && package.parent().is_some_and(has_manifest))
         || (name == "build.rs" && has_manifest(parent))
-}
-
-/// Whether each folder below is a test program of several files.
-fn is_folder_of_tests(dir: &Path) -> bool {
-    dir.file_name().is_some_and(|name| name == "tests")
 }
 
 /// The files that a file's `mod` lines name.
