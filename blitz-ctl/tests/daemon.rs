@@ -266,7 +266,11 @@ fn a_killed_daemon_leaves_everything_to_the_next() {
     let first = place.daemon(&[]);
     place.send(5);
     until("5 packets", || place.packets("pass_service") == 5.0);
-    let done = first.client().report(&report(CLIENT, Reason::Framing, 600_000)).expect("report");
+    let mut client = first.client();
+    let started = Instant::now();
+    let done = client.report(&report(CLIENT, Reason::Framing, 600_000)).expect("report");
+    // The source is in the kernel's table when the answer comes.
+    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
     assert_eq!(done.outcome, Outcome::Blocked);
     place.send(3);
     until("3 drops", || place.packets("drop_blocked") == 3.0);
@@ -477,6 +481,24 @@ fn an_operator_sees_and_undoes_and_what_has_ended_is_cleared() {
 }
 
 #[test]
+fn a_report_does_not_wait_for_another_writer() {
+    let Some(place) = Place::new("l") else { return };
+    place.config("");
+    let daemon = place.daemon(&[]);
+    let lock = Pins::at(place.pins()).lock().expect("free");
+    let started = Instant::now();
+    let done = daemon.client().report(&report(CLIENT, Reason::Limit, 600_000)).expect("report");
+    assert_eq!(done.outcome, Outcome::Blocked);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    drop(lock);
+    // The program is told to look at the list by the next sweep.
+    until("a drop", || {
+        place.send(1);
+        place.packets("drop_blocked") > 0.0
+    });
+}
+
+#[test]
 fn a_stage_that_was_attached_by_hand_and_an_interface_that_came_back_are_adopted() {
     let Some(place) = Place::new("h") else { return };
     place.config("");
@@ -530,6 +552,18 @@ fn a_scrape_does_not_walk_a_million_sources() {
     while place.metric(entries) < f64::from(SOURCES) {
         assert!(Instant::now() < deadline, "{}", place.metric(entries));
         std::thread::sleep(Duration::from_millis(100));
+    }
+    let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).expect("threads");
+    for thread in threads.flatten() {
+        let read = |name: &str| std::fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+        if read("comm").trim() == "census" {
+            let stat = read("stat");
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            println!(
+                "the census has used {} + {} hundredths of a second in user and kernel",
+                fields[11], fields[12]
+            );
+        }
     }
     drop(daemon);
 }

@@ -72,7 +72,7 @@ impl Client {
     #[track_caller]
     pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> Self {
         let SocketAddr::V4(target) = address else { panic!("{address} is not of the source's family") };
-        match crate::sys::connect_from(source, target) {
+        match crate::sys::connect_from(source, target, PATIENCE) {
             Ok(stream) => Self::from(stream),
             Err(error) => panic!("{address} does not take connections from {source}: {error}"),
         }

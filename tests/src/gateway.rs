@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::netns::Network;
 use crate::process::{self, Signal};
 use crate::{Cell, Client, PATIENCE, Response, free_port, sys, wait_until};
 
@@ -45,12 +46,19 @@ pub struct Setup {
     workers: usize,
     config: Option<String>,
     flags: Vec<String>,
+    place: Option<(Network, SocketAddr)>,
 }
 
 impl Setup {
     /// One worker, no upstream.
     pub fn new(cell: Cell) -> Self {
-        Self { cell, backends: Vec::new(), workers: 1, config: None, flags: Vec::new() }
+        Self { cell, backends: Vec::new(), workers: 1, config: None, flags: Vec::new(), place: None }
+    }
+
+    /// Runs it in another network. `address` is where its configuration has it listen.
+    pub fn inside(mut self, network: &Network, address: SocketAddr) -> Self {
+        self.place = Some((network.clone(), address));
+        self
     }
 
     /// Adds `-b`.
@@ -93,7 +101,7 @@ impl Setup {
                 panic!("the gateway ended with {status} before it was ready:\n{}", gateway.log());
             }
             // Connecting first: while the admin API is not up yet, that is no failure.
-            if TcpStream::connect(gateway.admin).is_ok() && gateway.admin("/readyz").status == 200 {
+            if gateway.admin_listens() && gateway.admin("/readyz").status == 200 {
                 return gateway;
             }
             assert!(begun.elapsed() < PATIENCE, "/readyz never said 200:\n{}", gateway.log());
@@ -105,7 +113,7 @@ impl Setup {
     pub fn spawn(self) -> Gateway {
         let scratch = tempfile::tempdir().expect("a scratch folder can be made");
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let (address, admin) = (loopback(free_port()), loopback(free_port()));
+        let (mut address, admin) = (loopback(free_port()), loopback(free_port()));
         let mut command = Command::new(binary());
         if let Some(config) = &self.config {
             let path = scratch.path().join("blitz.toml");
@@ -123,6 +131,11 @@ impl Setup {
         command.args(self.cell.flags()).args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         sys::die_with_thread(&mut command);
+        let network = self.place.map(|(network, listens)| {
+            address = listens;
+            network.contain(&mut command);
+            network
+        });
         let mut child = command.spawn().expect("the gateway can be executed");
         let log = Arc::new(Mutex::new(String::new()));
         if let Some(stderr) = child.stderr.take() {
@@ -135,7 +148,7 @@ impl Setup {
                 }
             });
         }
-        Gateway { cell: self.cell, address, admin, child, log, scratch }
+        Gateway { cell: self.cell, address, admin, network, child, log, scratch }
     }
 }
 
@@ -180,6 +193,7 @@ pub struct Gateway {
     pub address: SocketAddr,
     /// Where its admin API listens.
     pub admin: SocketAddr,
+    network: Option<Network>,
     child: Child,
     log: Arc<Mutex<String>>,
     scratch: TempDir,
@@ -189,7 +203,23 @@ impl Gateway {
     /// A connection to it.
     #[track_caller]
     pub fn connect(&self) -> Client {
-        Client::connect(self.address)
+        self.connect_to(self.address)
+    }
+
+    /// A connection from where it runs.
+    #[track_caller]
+    fn connect_to(&self, address: SocketAddr) -> Client {
+        match &self.network {
+            Some(network) => network.run(|| Client::connect(address)),
+            None => Client::connect(address),
+        }
+    }
+
+    fn admin_listens(&self) -> bool {
+        match &self.network {
+            Some(network) => network.run(|| TcpStream::connect(self.admin).is_ok()),
+            None => TcpStream::connect(self.admin).is_ok(),
+        }
     }
 
     /// One GET on a connection of its own.
@@ -203,7 +233,7 @@ impl Gateway {
     /// One GET to the admin API.
     #[track_caller]
     pub fn admin(&self, path: &str) -> Response {
-        let mut client = Client::connect(self.admin);
+        let mut client = self.connect_to(self.admin);
         client.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
         client.response()
     }

@@ -5,21 +5,31 @@
 //! A helper that cannot do its part panics with a sentence: the test has failed.
 
 pub mod client;
+pub mod ctl;
+pub mod flood;
+pub mod frame;
 pub mod gateway;
 pub mod load;
 pub mod matrix;
 pub mod net;
+pub mod netns;
 pub mod nginx;
+pub mod policy;
 pub mod process;
 pub mod require;
 mod sys;
 pub mod upstream;
+pub mod wire;
 
 pub use client::{Client, Response};
+pub use ctl::Stage;
+pub use flood::{Flood, Receiver};
 pub use gateway::{Gateway, Setup};
 pub use matrix::{Cell, Io, Mode};
 pub use net::{closed_port, free_port, wait_until};
+pub use netns::Netns;
 pub use nginx::Nginx;
+pub use policy::Policy;
 pub use process::Signal;
 pub use upstream::{Request, Upstream};
 

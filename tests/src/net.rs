@@ -1,8 +1,11 @@
 //! Free ports and waiting.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::sys;
 
 /// A port of 127.0.0.1 that nothing uses. Ports below the ephemeral range are taken, so that no outgoing
 /// connection of another test gets it as its source before the server binds it.
@@ -24,6 +27,14 @@ pub fn free_port() -> u16 {
 /// An address that refuses connections: it was free, and nobody listens.
 pub fn closed_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
+}
+
+/// Connects from an address of this machine.
+///
+/// # Errors
+/// As connect(2); EINPROGRESS when it takes longer than `limit`.
+pub fn connect_from(source: Ipv4Addr, destination: SocketAddrV4, limit: Duration) -> io::Result<TcpStream> {
+    sys::connect_from(source, destination, limit)
 }
 
 /// Looks until `condition` holds. Panics with `what` when it does not within `limit`.

@@ -25,6 +25,29 @@ pub fn program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
+/// Whether this process is root.
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+}
+
+/// Waits until no other test that asked for the same runs, in this process or another, and keeps it so
+/// until the value is dropped. For tests that measure: floods side by side starve each other.
+///
+/// # Panics
+/// When the scratch folder of the system cannot be written.
+pub fn alone() -> impl Drop {
+    struct Alone(std::fs::File);
+    impl Drop for Alone {
+        fn drop(&mut self) {
+            let _ = self.0.unlock();
+        }
+    }
+    let path = std::env::temp_dir().join("blitz-tests-alone");
+    let file = std::fs::File::create(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    file.lock().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    Alone(file)
+}
+
 /// Records that the running test is skipped.
 ///
 /// # Panics

@@ -1,10 +1,12 @@
 //! System calls that the standard library lacks, each behind a safe function.
 
+use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Duration;
 
 /// Sends a signal to a process, or to the group `-pid`.
 pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
@@ -45,8 +47,138 @@ pub(crate) fn has_io_uring() -> bool {
     status >= 0 || !matches!(error, Some(libc::ENOSYS | libc::EPERM | libc::EACCES))
 }
 
-/// Connects from an address of this machine, as another client would.
-pub(crate) fn connect_from(source: Ipv4Addr, target: SocketAddrV4) -> io::Result<TcpStream> {
+/// Moves the calling thread into the network namespace that the file stands for.
+pub(crate) fn enter_network(namespace: &File) -> io::Result<()> {
+    set_network(namespace.as_raw_fd())
+}
+
+fn set_network(namespace: RawFd) -> io::Result<()> {
+    // SAFETY: setns takes a descriptor and a flag and no pointer; a wrong descriptor is an error.
+    let status = unsafe { libc::setns(namespace, libc::CLONE_NEWNET) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets the child start in a network namespace. `namespace` must stay open until it has been started.
+pub(crate) fn start_in_network(command: &mut Command, namespace: &File) {
+    let namespace = namespace.as_raw_fd();
+    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe system call.
+    unsafe { command.pre_exec(move || set_network(namespace)) };
+}
+
+/// Keeps a thread (0: the calling one) on one CPU.
+pub(crate) fn pin(thread: i32, cpu: usize) -> io::Result<()> {
+    let mut word = [0_u64; 16];
+    let Some(mask) = word.get_mut(cpu / 64) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    *mask = 1 << (cpu % 64);
+    let set = (&raw const word).cast::<libc::cpu_set_t>();
+    // SAFETY: a CPU set is 128 octets of bits, lowest CPU first, which is what the array holds.
+    let status = unsafe { libc::sched_setaffinity(thread, size_of_val(&word), set) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets the receive buffer of a socket beyond the system's limit; needs CAP_NET_ADMIN.
+pub(crate) fn force_receive_buffer(socket: &UdpSocket, bytes: i32) -> io::Result<()> {
+    let (fd, value) = (socket.as_raw_fd(), (&raw const bytes).cast());
+    let len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the pointer leads to an i32 that lives across the call, and the length is its size.
+    let status = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, value, len) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A socket that sends whole frames through one interface of the calling thread's namespace.
+#[derive(Debug)]
+pub(crate) struct FrameSocket(OwnedFd);
+
+impl FrameSocket {
+    pub(crate) fn open(interface: u32) -> io::Result<Self> {
+        // Protocol 0: it receives nothing.
+        // SAFETY: socket takes numbers only.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just opened and nothing else owns it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: 0,
+            sll_ifindex: interface.cast_signed(),
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        // SAFETY: the pointer leads to a whole sockaddr_ll that lives across the call.
+        let status = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
+        if status != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // Straight to the driver, through the transmit queue that belongs to the sender's CPU.
+        let (on, len) = (1_i32, size_of::<i32>() as libc::socklen_t);
+        let (level, option) = (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS);
+        // SAFETY: the pointer leads to an i32 that lives across the call, and the length is its size.
+        let status =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), len) };
+        if status == 0 { Ok(Self(socket)) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Sends frames in order, as many as the device takes; how many that were. An error is about the
+    /// first one that it did not take.
+    pub(crate) fn send<F: AsRef<[u8]>>(&self, frames: &[F]) -> io::Result<usize> {
+        let parts: Vec<libc::iovec> = frames
+            .iter()
+            .map(|frame| libc::iovec {
+                iov_base: frame.as_ref().as_ptr().cast_mut().cast(),
+                iov_len: frame.as_ref().len(),
+            })
+            .collect();
+        let mut messages: Vec<libc::mmsghdr> = parts
+            .iter()
+            .map(|part| libc::mmsghdr {
+                msg_hdr: libc::msghdr {
+                    msg_name: std::ptr::null_mut(),
+                    msg_namelen: 0,
+                    msg_iov: (&raw const *part).cast_mut(),
+                    msg_iovlen: 1,
+                    msg_control: std::ptr::null_mut(),
+                    msg_controllen: 0,
+                    msg_flags: 0,
+                },
+                msg_len: 0,
+            })
+            .collect();
+        let (list, count) = (messages.as_mut_ptr(), messages.len() as u32);
+        // SAFETY: list and count describe `messages`; it, `parts` and `frames` live across the call, and
+        // sending only reads through the pointers.
+        let sent = unsafe { libc::sendmmsg(self.0.as_raw_fd(), list, count, 0) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent.unsigned_abs() as usize) }
+    }
+}
+
+/// The number of an interface of the calling thread's namespace.
+pub(crate) fn interface_number(name: &str) -> io::Result<u32> {
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: the pointer leads to a string with its zero that lives across the call.
+    let number = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if number == 0 { Err(io::Error::last_os_error()) } else { Ok(number) }
+}
+
+/// Datagrams that a socket had no room for (SO_MEMINFO, Linux 4.12).
+pub(crate) fn socket_drops(socket: &UdpSocket) -> io::Result<u64> {
+    // linux/sock_diag.h: SK_MEMINFO_DROPS is the last of nine words.
+    let mut words = [0_u32; 9];
+    let mut len = size_of_val(&words) as libc::socklen_t;
+    let (fd, value) = (socket.as_raw_fd(), (&raw mut words).cast());
+    // SAFETY: the pointer leads to as many octets as `len` says, which live across the call.
+    let status = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, value, &raw mut len) };
+    if status == 0 { Ok(u64::from(words[8])) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Connects from an address of this machine, as another client would, in no more time than `limit`.
+pub(crate) fn connect_from(source: Ipv4Addr, target: SocketAddrV4, limit: Duration) -> io::Result<TcpStream> {
     let flags = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
     // SAFETY: socket takes no pointer.
     let fd = unsafe { libc::socket(libc::AF_INET, flags, 0) };
@@ -54,20 +186,22 @@ pub(crate) fn connect_from(source: Ipv4Addr, target: SocketAddrV4) -> io::Result
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just returned this descriptor and nothing else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    // The send timeout bounds connect(2) too (socket(7)).
+    stream.set_write_timeout(Some(limit))?;
     let (local, remote) = (sockaddr(SocketAddrV4::new(source, 0)), sockaddr(target));
     let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
     // SAFETY: the pointer leads to a whole sockaddr_in that lives across the call, and the length is its size.
-    let status = unsafe { libc::bind(fd.as_raw_fd(), (&raw const local).cast(), len) };
+    let status = unsafe { libc::bind(stream.as_raw_fd(), (&raw const local).cast(), len) };
     if status != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: as above.
-    let status = unsafe { libc::connect(fd.as_raw_fd(), (&raw const remote).cast(), len) };
+    let status = unsafe { libc::connect(stream.as_raw_fd(), (&raw const remote).cast(), len) };
     if status != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(TcpStream::from(fd))
+    Ok(stream)
 }
 
 fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {

@@ -1,7 +1,10 @@
 //! `cargo xtask quickstart`: from a clone to proxied requests with one command.
 //!
 //! Owns: building, starting, trying, and saying what was done. Does not own: the sample upstreams
-//! (see [`crate::sample`]) or ending the gateway whatever happens (see [`crate::guard`]).
+//! (see [`crate::sample`]), ending the gateway whatever happens (see [`crate::guard`]), or the kernel
+//! stage (see [`stage`]).
+
+mod stage;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
@@ -15,7 +18,8 @@ pub(crate) const HELP: &str = "
 cargo xtask quickstart [--once] [--debug]
 
 Builds the gateway, starts it before two sample upstreams, makes requests through it and
-says what it did. Then it stays up until Ctrl-C.
+says what it did. As root it also makes a veth pair into a namespace with the kernel stage
+on it, makes requests over it and floods it for a second. Then it stays up until Ctrl-C.
 
   --once    stop after the requests; the exit code says whether all went well
   --debug   use the debug build, which is quicker to build and slower to run
@@ -25,6 +29,10 @@ says what it did. Then it stays up until Ctrl-C.
 const READY_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) fn main(mut args: Args) -> Result<()> {
+    if let Some(target) = args.value(stage::FLOOD_FLAG)? {
+        args.finish()?;
+        return stage::flood(&target);
+    }
     let (once, debug) = (args.flag("--once"), args.flag("--debug"));
     args.finish()?;
     let missing = setup::ensure(false)?;
@@ -33,6 +41,10 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     }
     let (profile, release) = if debug { ("debug", None) } else { ("release", Some("--release")) };
     sh::run(sh::cargo(["build", "-p", "blitz-dataplane", "--bin", "blitz"]).args(release))?;
+    let stage_missing = stage::missing();
+    if stage_missing.is_none() {
+        sh::run(sh::cargo(["build", "-p", "blitz-ctl", "--bin", "blitz-ctl"]).args(release))?;
+    }
 
     let io = |error: std::io::Error| format!("a sample upstream did not start: {error}");
     let (red, blue) = (sample::start("red").map_err(io)?, sample::start("blue").map_err(io)?);
@@ -55,9 +67,23 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     let mut gateway = Guarded::start(&mut command)?;
     wait_ready(&mut gateway, &admin)?;
     try_it(&format!("http://127.0.0.1:{port}"), &format!("http://{admin}"))?;
+    let mut staged = None;
+    if let Some(missing) = &stage_missing {
+        println!("The kernel stage is left out: it needs {missing}.");
+    } else {
+        let (stage, sink) = stage::Stage::attach(&sh::target_dir().join(profile), port)?;
+        let said = stage.try_it(port, &sink)?;
+        staged = Some((stage, sink, said));
+    }
     println!("{}", summary(red, blue, port, &admin));
+    if let Some((stage, _, said)) = &staged {
+        println!("The kernel stage: {said}.\n{}\n", stage.hint());
+    }
 
     if once {
+        if let Some((stage, ..)) = staged {
+            stage.remove()?;
+        }
         gateway.stop(Duration::from_secs(15))?;
         if TcpListener::bind(("127.0.0.1", port)).is_err() {
             return Err(format!("port {port} was still taken after the gateway ended"));

@@ -53,6 +53,22 @@ const TEST_TOOLS: &[Tool] = &[
     },
     Tool { program: "wrk", why: "the load generator", apt: "wrk", dnf: "wrk", pacman: "wrk", service: None },
     Tool {
+        program: "ip",
+        why: "namespaces and veth pairs of the tests",
+        apt: "iproute2",
+        dnf: "iproute",
+        pacman: "iproute2",
+        service: None,
+    },
+    Tool {
+        program: "promtool",
+        why: "checking the alert rules",
+        apt: "prometheus",
+        dnf: "golang-github-prometheus",
+        pacman: "prometheus",
+        service: Some("prometheus"),
+    },
+    Tool {
         program: "git",
         why: "applying the fault patches",
         apt: "git",
@@ -109,6 +125,14 @@ const BENCH_TOOLS: &[Tool] = &[
         apt: "xdp-tools",
         dnf: "xdp-tools",
         pacman: "xdp-tools",
+        service: None,
+    },
+    Tool {
+        program: "ethtool",
+        why: "receive work on a veth pair without an XDP program",
+        apt: "ethtool",
+        dnf: "ethtool",
+        pacman: "ethtool",
         service: None,
     },
     Tool {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blitz_ctl_protocol::message::Reason;
 use blitz_ebpf_common::layout::{Block, BlockKey, SETTING_BLOCK, Settings};
@@ -15,9 +16,14 @@ use blitz_ebpf_common::layout::{Block, BlockKey, SETTING_BLOCK, Settings};
 use super::blocklist::{Held, Stages};
 use crate::counters;
 use crate::error::{Error, Kind, Result};
+use crate::lock;
 use crate::netlink;
 use crate::pins::{InterfacePins, Pins};
 use crate::stage::{Stage, pinned_link};
+
+/// How long a report waits for another writer, when its block is the first and the program must be told to
+/// look at the list.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// A stage with what is looked up often.
 #[derive(Debug)]
@@ -178,7 +184,13 @@ impl Stages for All {
         if !is_needed {
             return Ok(());
         }
-        let _lock = self.pins.lock()?;
+        let lock = lock::take(self.pins.base(), PATIENCE);
+        let Ok(_lock) = lock else {
+            // Somebody writes a long list. Nobody who reports waits for that: the next sweep, a second from
+            // now, tries again.
+            log::debug!("the switch of the blocklist waits for another writer");
+            return Ok(());
+        };
         self.each(|managed| {
             let table = &managed.stage.maps().settings;
             let settings = managed.stage.settings()?;
