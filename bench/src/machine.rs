@@ -8,21 +8,32 @@ use serde_json::{Value, json};
 
 /// Kernel, processor, versions: without them a figure means nothing.
 pub(crate) fn facts(programs: &Path) -> Value {
+    let blitz = programs.join("blitz");
+    facts_with(&[
+        ("blitz", &blitz.to_string_lossy(), "--version"),
+        ("nginx", "nginx", "-v"),
+        ("haproxy", "haproxy", "-v"),
+        ("wrk", "wrk", "-v"),
+    ])
+}
+
+/// The same with the versions of other programs: name, program, and the words that make it print its version.
+pub(crate) fn facts_with(versions: &[(&str, &str, &str)]) -> Value {
     let first_line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         cpuinfo.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
     let commit = says("git", &["rev-parse", "--short", "HEAD"]);
-    json!({
+    let mut facts = json!({
         "kernel": first_line("/proc/sys/kernel/osrelease"),
         "processor": model.unwrap_or("unknown"),
         "processors": std::thread::available_parallelism().map_or(0, usize::from),
         "commit": commit,
-        "blitz": says(&programs.join("blitz").to_string_lossy(), &["--version"]),
-        "nginx": says("nginx", &["-v"]),
-        "haproxy": says("haproxy", &["-v"]),
-        "wrk": says("wrk", &["-v"]),
-    })
+    });
+    for (name, program, words) in versions {
+        facts[*name] = says(program, &words.split(' ').collect::<Vec<_>>()).into();
+    }
+    facts
 }
 
 /// The first line that a program prints.

@@ -1,7 +1,8 @@
 //! The bench runner, started by `cargo xtask bench`.
 //!
 //! Owns: which measurement runs, and the report's frame. Does not own: building what is measured (see
-//! `xtask/src/bench.rs`); the measurements (`h1.rs`, `idle.rs`).
+//! `xtask/src/bench.rs`); the measurements (`h1.rs`, `idle.rs`,
+//! `xdp.rs`).
 
 mod account;
 mod h1;
@@ -10,6 +11,7 @@ mod load;
 mod machine;
 mod servers;
 mod stats;
+mod xdp;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,6 +32,10 @@ struct Options {
     scenario: Option<String>,
     connections: usize,
     without_blitz: bool,
+    /// The BPF object to measure instead of the embedded one.
+    object: Option<PathBuf>,
+    /// Whether this process is in namespaces of its own already.
+    inside: bool,
 }
 
 fn main() -> ExitCode {
@@ -52,9 +58,14 @@ fn run() -> Result<()> {
         scenario: None,
         connections: 10_000,
         without_blitz: false,
+        object: None,
+        inside: false,
     };
     let mut words = std::env::args().skip(1);
-    let which = words.next().ok_or("which one, h1 or idle?")?;
+    let which = words.next().ok_or("which one, h1, idle or xdp?")?;
+    if which == xdp::FLOOD {
+        return xdp::flood(words.next().as_deref());
+    }
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} wants a value"));
         match word.as_str() {
@@ -64,6 +75,8 @@ fn run() -> Result<()> {
             "--seconds" => options.seconds = number(&value()?)?.max(1) as u64,
             "--scenario" => options.scenario = Some(value()?),
             "--connections" => options.connections = number(&value()?)?.max(1),
+            "--inside" => options.inside = true,
+            "--object" => options.object = Some(value()?.into()),
             "--without-blitz" => options.without_blitz = true,
             "--quick" => {
                 options.pairs = 2;
@@ -76,6 +89,7 @@ fn run() -> Result<()> {
     let report = match which.as_str() {
         "h1" => h1::run(&options)?,
         "idle" => idle::run(&options)?,
+        "xdp" => xdp::run(&options)?,
         other => return Err(format!("there is no bench {other:?}")),
     };
     let path = options.out.join(format!("{which}.json"));

@@ -273,7 +273,7 @@ pub struct UnblockDone {
     pub was_blocked: bool,
 }
 
-/// Asks for the blocklist, a page at a time, in the order of addresses, IPv4 first.
+/// Asks for the blocklist, a page at a time, in an order that stays the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListBlocked {

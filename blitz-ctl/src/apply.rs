@@ -68,7 +68,7 @@ impl Stage {
         }
         let flags = image.settings().flags & !(SETTING_DENY | SETTING_HOST)
             | before.flags & SETTING_BLOCK
-            | deny_flags(&wanted);
+            | deny_flags(wanted.entries().map(|(_, deny)| deny));
         let mut journal = Journal::default();
         let result =
             self.write_tables(image, &mut journal, before, Settings { flags, deny_slot: slot, ..before });
@@ -136,7 +136,8 @@ impl Stage {
         let before = self.settings()?;
         let slot = (before.deny_slot & 1) ^ 1;
         self.write_slot(slot, wanted)?;
-        let flags = before.flags & !(SETTING_DENY | SETTING_HOST) | deny_flags(wanted);
+        let flags = before.flags & !(SETTING_DENY | SETTING_HOST)
+            | deny_flags(wanted.entries().map(|(_, deny)| deny));
         let after = Settings { flags, deny_slot: slot, ..before };
         self.maps().settings.put(&0, &after).map_err(|error| self.io("write SETTINGS", &error))?;
         let _left_over = self.clear_slot(before.deny_slot);
@@ -270,13 +271,10 @@ fn merge(image: &PrefixSet, current: &PrefixSet, now: u64) -> Result<(PrefixSet,
     Ok((merged, kept))
 }
 
-/// `SETTING_*` flags that follow from a deny list.
-pub(crate) fn deny_flags(set: &PrefixSet) -> u32 {
-    let mut flags = if set.is_empty() { 0 } else { SETTING_DENY };
-    if set.entries().any(|(_, deny): (_, &Deny)| deny.flags & DENY_HOST != 0) {
-        flags |= SETTING_HOST;
-    }
-    flags
+/// `SETTING_*` flags that follow from the entries of a deny list.
+pub(crate) fn deny_flags<'a>(entries: impl Iterator<Item = &'a Deny>) -> u32 {
+    let host = |flags| if flags & DENY_HOST != 0 { SETTING_HOST } else { 0 };
+    entries.fold(0, |flags, deny| flags | SETTING_DENY | host(deny.flags))
 }
 
 pub(crate) fn too_many_lengths(prefix: Prefix) -> Error {

@@ -74,27 +74,19 @@ impl Stage {
             flags |= DENY_SHADOW;
         }
         let deny = Deny { expires: terms.expires, rule, flags };
-        let now = clock::monotonic_nanoseconds();
-        let mut list = self.denied()?;
-        let before = list.get(&prefix).copied();
-        if before.is_none() {
-            let mut longer = list.clone();
+        let before = self.entry(prefix)?;
+        if before.is_none() && !self.has_room(prefix)? {
+            // What is over makes room.
+            self.clear_expired_denials(lock, clock::monotonic_nanoseconds())?;
+            let mut longer = self.denied()?;
             longer.insert(prefix, deny).map_err(|_| crate::apply::too_many_lengths(prefix))?;
-            if let Err(full) = self.check_room(&longer) {
-                // What is over makes room.
-                if self.clear_expired_denials(lock, now)? == 0 {
-                    return Err(full);
-                }
-                list = self.denied()?;
-                longer = list.clone();
-                longer.insert(prefix, deny).map_err(|_| crate::apply::too_many_lengths(prefix))?;
-                self.check_room(&longer)?;
-            }
+            self.check_room(&longer)?;
         }
         self.write_note(prefix, terms.reason)?;
         let result = self.insert(prefix, deny).or_else(|error| match error.kind() {
             // The index has grown through removals: a fresh one has room.
             Kind::Full => {
+                let mut list = self.denied()?;
                 list.insert(prefix, deny).map_err(|_| crate::apply::too_many_lengths(prefix))?;
                 self.swap_denied(&list)
             }
@@ -116,7 +108,7 @@ impl Stage {
     /// # Errors
     /// What bpf(2) reports.
     pub fn undeny(&self, _lock: &Lock, prefix: Prefix) -> Result<Option<Deny>> {
-        let before = self.denied()?.get(&prefix).copied();
+        let before = self.entry(prefix)?;
         if before.is_none() {
             return Ok(None);
         }
@@ -259,8 +251,42 @@ impl Stage {
         removed.map(drop).map_err(|error| self.io("write the deny list", &error))
     }
 
+    /// The entry of exactly this prefix in the list in force.
+    fn entry(&self, prefix: Prefix) -> Result<Option<Deny>> {
+        let slot = (self.settings()?.deny_slot & 1) as u16;
+        let found = match prefix {
+            Prefix::V4(p) => self.maps().deny4.get(&Prefix4 { slot, ..p }),
+            Prefix::V6(p) => self.maps().deny6.get(&Prefix6 { slot, ..p }),
+        };
+        found.map_err(|error| self.io("read the deny list", &error))
+    }
+
+    /// Whether one more prefix of this family fits.
+    fn has_room(&self, prefix: Prefix) -> Result<bool> {
+        let slot = (self.settings()?.deny_slot & 1) as u16;
+        let read = |error| self.io("read the deny list", &error);
+        let used = match prefix {
+            Prefix::V4(_) => {
+                let entries = self.maps().deny4.entries().map_err(read)?;
+                entries.iter().filter(|(key, _)| key.slot == slot).count()
+            }
+            Prefix::V6(_) => {
+                let entries = self.maps().deny6.entries().map_err(read)?;
+                entries.iter().filter(|(key, _)| key.slot == slot).count()
+            }
+        };
+        Ok(used < self.sizes().deny_max as usize)
+    }
+
+    /// Makes the flags say what the list in force holds.
     fn settle_deny_flags(&self) -> Result<()> {
-        let wanted = deny_flags(&self.denied()?);
+        let slot = (self.settings()?.deny_slot & 1) as u16;
+        let read = |error| self.io("read the deny list", &error);
+        let v4 = self.maps().deny4.entries().map_err(read)?;
+        let v6 = self.maps().deny6.entries().map_err(read)?;
+        let v4 = v4.iter().filter(|(key, _)| key.slot == slot).map(|(_, deny)| deny);
+        let v6 = v6.iter().filter(|(key, _)| key.slot == slot).map(|(_, deny)| deny);
+        let wanted = deny_flags(v4.chain(v6));
         self.change_flags(wanted, (SETTING_DENY | SETTING_HOST) & !wanted)
     }
 }

@@ -69,9 +69,9 @@ impl Stage {
     pub fn set_limit(&self, lock: &Lock, wanted: &LimitConfig, services: &[String]) -> Result<()> {
         let maps = self.maps();
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| Error::io(path, &error))?;
-        let rule = self.rule_or_new(lock, &limit_rule(&wanted.name))?;
+        let known = self.rule(&limit_rule(&wanted.name))?;
         let limits = maps.limits.entries().map_err(|error| self.io("read LIMITS", &error))?;
-        let existing = limits.iter().find(|(_, limit)| limit.rule == rule).map(|(number, _)| *number);
+        let existing = limits.iter().find(|(_, limit)| known == Some(limit.rule)).map(|(number, _)| *number);
         let free = || limits.iter().find(|(number, limit)| *number != 0 && limit.rule == 0);
         let number = existing.or_else(|| free().map(|(number, _)| *number)).ok_or_else(|| {
             Error::new(
@@ -100,6 +100,8 @@ impl Stage {
                 ));
             }
         }
+        // Only now: a refusal leaves no name behind.
+        let rule = self.rule_or_new(lock, &limit_rule(&wanted.name))?;
         let before = limits.get(number as usize).map_or_else(Limit::default, |(_, limit)| *limit);
         let mut journal = Journal::default();
         let written = replace(
@@ -315,11 +317,22 @@ fn protocol(number: u16) -> &'static str {
     if number == u16::from(TCP) { "tcp" } else { "udp" }
 }
 
-/// Tokens a second of a rate; `None` when it does not limit.
+/// Tokens a second of a rate; `None` when it does not limit. The interval is rounded, so several rates
+/// share it: the roundest of them is shown.
 fn per_second(rate: &Rate) -> Option<u64> {
+    if !rate.limits() {
+        return None;
+    }
     let a_second = u128::from(UNITS_PER_SECOND) << 10;
     let interval = u128::from(rate.interval);
-    rate.limits().then(|| u64::try_from((a_second + interval / 2) / interval).unwrap_or(u64::MAX))
+    let exact = u64::try_from((a_second + interval / 2) / interval).unwrap_or(u64::MAX);
+    let rounded = |digits: u32| {
+        let unit = 10_u64.pow(digits);
+        exact.saturating_add(unit / 2) / unit * unit
+    };
+    // A rate has at most 11 digits.
+    let same = |shown: &u64| *shown != 0 && Rate::new(*shown, 1).interval == rate.interval;
+    Some((0..=10).rev().map(rounded).find(same).unwrap_or(exact))
 }
 
 /// Depth of the buckets of a limit, in whole seconds of the rate.
@@ -334,8 +347,14 @@ mod tests {
 
     #[test]
     fn rates_are_read_back_as_they_were_set() {
-        for wanted in [1, 7, 1000, 20_000, 1_000_000, 14_880_952] {
+        for wanted in [1, 7, 77, 1000, 20_000, 123_456, 1_000_000, 2_500_000] {
             assert_eq!(per_second(&Rate::new(wanted, wanted)), Some(wanted));
+        }
+        // Where the interval is coarse, what is shown makes the same one.
+        for wanted in [14_880_952, 1_250_000_000, blitz_ebpf_common::gcra::RATE_MAX] {
+            let rate = Rate::new(wanted, wanted);
+            let shown = per_second(&rate).expect("limits");
+            assert_eq!(Rate::new(shown, shown).interval, rate.interval, "{shown}");
         }
         assert_eq!(per_second(&Rate::UNLIMITED), None);
     }

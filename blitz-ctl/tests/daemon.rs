@@ -11,10 +11,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use blitz_ctl::{Pins, Stage};
 use blitz_ctl_protocol::Client;
 use blitz_ctl_protocol::message::{ConnectionFacts, Outcome, Reason, Report};
+use blitz_ebpf_common::sources::Set;
 
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(20);
 const ADDRESS: &str = "198.18.77.1";
 const CLIENT: &str = "198.18.77.2";
 
@@ -36,24 +38,26 @@ impl Place {
         }
         let name = format!("cd{}{test}", std::process::id() % 100_000);
         let place = Self { name, directory: tempfile::tempdir().expect("directory") };
-        let (own, peer) = (place.interface(), place.peer());
+        for name in [place.name.clone(), place.client()] {
+            assert!(run(&["ip", "netns", "add", &name]), "{name}");
+        }
+        place.wire();
+        Some(place)
+    }
+
+    /// Makes the pair of interfaces.
+    fn wire(&self) {
+        let (own, peer, here, there) = (self.interface(), self.peer(), &self.name, self.client());
         for command in [
-            format!("ip netns add {}", place.name),
-            format!("ip netns add {}", place.client()),
-            format!(
-                "ip link add {own} netns {} type veth peer name {peer} netns {}",
-                place.name,
-                place.client()
-            ),
-            format!("ip -n {} link set lo up", place.name),
-            format!("ip -n {} addr add {ADDRESS}/24 dev {own}", place.name),
-            format!("ip -n {} link set {own} up", place.name),
-            format!("ip -n {} addr add {CLIENT}/24 dev {peer}", place.client()),
-            format!("ip -n {} link set {peer} up", place.client()),
+            format!("ip link add {own} netns {here} type veth peer name {peer} netns {there}"),
+            format!("ip -n {here} link set lo up"),
+            format!("ip -n {here} addr add {ADDRESS}/24 dev {own}"),
+            format!("ip -n {here} link set {own} up"),
+            format!("ip -n {there} addr add {CLIENT}/24 dev {peer}"),
+            format!("ip -n {there} link set {peer} up"),
         ] {
             assert!(run(&command.split(' ').collect::<Vec<_>>()), "{command}");
         }
-        Some(place)
     }
 
     fn interface(&self) -> String {
@@ -78,10 +82,13 @@ impl Place {
     }
 
     fn config(&self, more: &str) {
+        self.config_with(more, "sources_max = 1024\ndeny_max = 1024\n");
+    }
+
+    fn config_with(&self, more: &str, xdp: &str) {
         let text = format!(
             "[[listeners]]\nname = \"edge\"\naddress = \"{ADDRESS}:8080\"\nbuiltin_answers = true\n\n\
-             [[xdp.services]]\nname = \"web\"\nport = 80\nprotocol = \"udp\"\n\n{more}\n[xdp]\ninterfaces = [\"{}\"]\n\
-             sources_max = 1024\ndeny_max = 1024\n",
+             [[xdp.services]]\nname = \"web\"\nport = 80\nprotocol = \"udp\"\n\n{more}\n[xdp]\ninterfaces = [\"{}\"]\n{xdp}",
             self.interface()
         );
         // One file in place of the other, as an editor does it.
@@ -104,7 +111,7 @@ impl Place {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg(env!("CARGO_BIN_EXE_blitz-ctl")).arg("run");
         command.arg("--config").arg(&config).arg("--socket").arg(&socket).arg("--pins").arg(&pins);
-        command.args(["--metrics", "127.0.0.1:9901"]);
+        command.args(["--metrics", "127.0.0.1:9901", "--verbose"]);
         // Without output of its own in the way of the test's.
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start");
         let log = Arc::new(Mutex::new(String::new()));
@@ -259,7 +266,11 @@ fn a_killed_daemon_leaves_everything_to_the_next() {
     let first = place.daemon(&[]);
     place.send(5);
     until("5 packets", || place.packets("pass_service") == 5.0);
-    let done = first.client().report(&report(CLIENT, Reason::Framing, 600_000)).expect("report");
+    let mut client = first.client();
+    let started = Instant::now();
+    let done = client.report(&report(CLIENT, Reason::Framing, 600_000)).expect("report");
+    // The source is in the kernel's table when the answer comes.
+    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
     assert_eq!(done.outcome, Outcome::Blocked);
     place.send(3);
     until("3 drops", || place.packets("drop_blocked") == 3.0);
@@ -430,4 +441,129 @@ fn a_second_daemon_and_a_missing_interface_are_refused_with_a_sentence() {
     let mut third = place.spawn(&[]);
     assert!(!third.child.wait().expect("wait").success());
     third.wait_for("cdnowhere");
+}
+
+/// `blitz-ctl` with the test's pins, in the namespace; its output.
+fn command(place: &Place, words: &[&str]) -> String {
+    let net = format!("--net=/run/netns/{}", place.name);
+    let mut command = Command::new("nsenter");
+    command.args([&net, "--", env!("CARGO_BIN_EXE_blitz-ctl"), "--pins"]).arg(place.pins()).args(words);
+    let output = command.output().expect("run");
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn an_operator_sees_and_undoes_and_what_has_ended_is_cleared() {
+    let Some(place) = Place::new("o") else { return };
+    place.config("");
+    let daemon = place.daemon(&[]);
+    let mut client = daemon.client();
+    client.report(&report(CLIENT, Reason::Framing, 600_000)).expect("report");
+    let list = command(&place, &["deny", "list"]);
+    assert!(list.contains(CLIENT) && list.contains("block:framing"), "{list}");
+    command(&place, &["deny", "del", CLIENT]);
+    place.send(2);
+    until("2 packets", || place.packets("pass_service") == 2.0);
+    // The daemon hears of it, and a new report blocks again, whatever it has heard.
+    client.report(&report(CLIENT, Reason::Framing, 600_000)).expect("report");
+    place.send(2);
+    until("2 drops", || place.packets("drop_blocked") == 2.0);
+    command(&place, &["deny", "del", CLIENT]);
+    until("the daemon's list", || client.list_blocked().expect("list").is_empty());
+    command(&place, &["deny", "add", "203.0.113.0/24", "--ttl", "1s"]);
+    let deadline = Instant::now() + 3 * WAIT;
+    while place.metric("blitz_ctl_deny_entries_expired_total ") < 1.0 {
+        assert!(Instant::now() < deadline, "{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(!command(&place, &["deny", "list"]).contains("203.0.113.0"));
+}
+
+#[test]
+fn a_report_does_not_wait_for_another_writer() {
+    let Some(place) = Place::new("l") else { return };
+    place.config("");
+    let daemon = place.daemon(&[]);
+    let lock = Pins::at(place.pins()).lock().expect("free");
+    let started = Instant::now();
+    let done = daemon.client().report(&report(CLIENT, Reason::Limit, 600_000)).expect("report");
+    assert_eq!(done.outcome, Outcome::Blocked);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    drop(lock);
+    // The program is told to look at the list by the next sweep.
+    until("a drop", || {
+        place.send(1);
+        place.packets("drop_blocked") > 0.0
+    });
+}
+
+#[test]
+fn a_stage_that_was_attached_by_hand_and_an_interface_that_came_back_are_adopted() {
+    let Some(place) = Place::new("h") else { return };
+    place.config("");
+    let daemon = place.daemon(&[]);
+    let config = place.path("blitz.toml");
+    command(&place, &["detach", &place.interface()]);
+    assert_eq!(place.metric("blitz_xdp_stage_up{interface=\"IF\"}"), 0.0);
+    command(&place, &["attach", &place.interface(), "--config", config.to_str().expect("path")]);
+    daemon.wait_for("adopted the stage that was attached by hand");
+    let mut client = daemon.client();
+    client.report(&report(CLIENT, Reason::Framing, 600_000)).expect("report");
+    place.send(2);
+    until("2 drops", || place.packets("drop_blocked") == 2.0);
+    // The interface goes, and comes back under its name.
+    assert!(run(&["ip", "-n", &place.name, "link", "del", &place.interface()]));
+    until("down", || place.metric("blitz_xdp_stage_up{interface=\"IF\"}") == 0.0);
+    place.wire();
+    daemon.wait_for("adopted with a new link");
+    place.send(3);
+    until("5 drops", || place.packets("drop_blocked") == 5.0);
+}
+
+#[test]
+fn a_scrape_does_not_walk_a_million_sources() {
+    const SOURCES: u32 = 1_048_576;
+    let Some(place) = Place::new("w") else { return };
+    place.config_with("", &format!("sources_max = {SOURCES}\ndeny_max = 1024\n"));
+    let daemon = place.daemon(&[]);
+    let scrape = || {
+        let started = Instant::now();
+        place.get("/metrics");
+        started.elapsed()
+    };
+    let median = || {
+        let mut times: Vec<Duration> = (0..15).map(|_| scrape()).collect();
+        times.sort();
+        times[7]
+    };
+    let empty = median();
+    let stage = Stage::open(&Pins::at(place.pins()), &place.interface()).expect("the stage");
+    // Every place taken, by a source whose debt lasts beyond the test.
+    let set = Set { tags: [1, 2, 3, 4], words: [[u64::MAX / 2; 4]; 3] };
+    let sets: Vec<(u32, Set<u64>)> = (0..stage.sizes().source_sets()).map(|number| (number, set)).collect();
+    stage.maps().sources.put_all(&sets).expect("fill");
+    let full = median();
+    println!("a scrape, asked by a shell: {empty:?} with no sources, {full:?} with {SOURCES}");
+    assert!(full < empty * 3 + Duration::from_millis(20), "{empty:?}, {full:?}");
+    // The count comes from the background.
+    let entries = "blitz_xdp_map_entries{interface=\"IF\",map=\"SOURCES\"}";
+    let deadline = Instant::now() + 6 * WAIT;
+    while place.metric(entries) < f64::from(SOURCES) {
+        assert!(Instant::now() < deadline, "{}", place.metric(entries));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).expect("threads");
+    for thread in threads.flatten() {
+        let read = |name: &str| std::fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+        if read("comm").trim() == "census" {
+            let stat = read("stat");
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            println!(
+                "the census has used {} + {} hundredths of a second in user and kernel",
+                fields[11], fields[12]
+            );
+        }
+    }
+    drop(daemon);
 }

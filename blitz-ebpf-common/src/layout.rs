@@ -264,12 +264,12 @@ impl SourceKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockKey {
+    /// 4 or 6.
+    pub family: u32,
     /// The IPv4 address, or the first word of the IPv6 address.
     pub first: u32,
     /// Zero, or the second word of the IPv6 address.
     pub second: u32,
-    /// 4 or 6.
-    pub family: u32,
 }
 
 impl BlockKey {

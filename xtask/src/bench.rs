@@ -10,30 +10,40 @@ use crate::sh::{self, Args, Result};
 pub(crate) const HELP: &str = "
 cargo xtask bench h1 [--pairs N] [--seconds S] [--quick] [--scenario direct|proxied]
 cargo xtask bench idle [--connections N]
+cargo xtask bench xdp [--pairs N] [--seconds S] [--quick] [--scenario stage|wire] [--object FILE]
 
   h1     HTTP/1.1, keep-alive, 64 connections: the gateway beside nginx, haproxy and the
          floors, each with one worker on core 0, the load and the upstream on core 1,
          interleaved; writes target/bench/h1.json
   idle   memory of each idle kept-alive connection, beside nginx; writes target/bench/idle.json
+  xdp    the kernel stage, as root: ns per packet over a bare XDP_DROP (stage), and drops on
+         a veth pair beside nftables, xdp-filter and the bare drop (wire), interleaved, in
+         private namespaces that leave nothing behind; writes target/bench/xdp.json
 
   --pairs N         rounds in which each program runs once (7)
   --seconds S       length of one measured run, after 1 s of warming up (3)
   --quick           2 rounds of 1 s: to see that it works; its figures mean nothing
   --scenario NAME   only one of the two
+  --object FILE     another BPF object than the embedded one
   --connections N   how many idle connections (10000)
   --without-blitz   only the peers and the floors
 ";
 
 pub(crate) fn main(args: Args) -> Result<()> {
     let words = args.rest();
-    if !matches!(words.first().map(String::as_str), Some("h1" | "idle")) {
-        return Err("which one, h1 or idle? See --help".to_owned());
+    if !matches!(words.first().map(String::as_str), Some("h1" | "idle" | "xdp")) {
+        return Err("which one, h1, idle or xdp? See --help".to_owned());
     }
     let missing = setup::ensure(true)?;
     if !missing.is_empty() {
         return Err(format!("missing: {}", missing.join(", ")));
     }
-    if !words.iter().any(|word| word == "--without-blitz") {
+    let is_xdp = words.first().is_some_and(|word| word == "xdp");
+    if is_xdp && !sh::is_root() {
+        return Err("bench xdp needs root: it loads BPF programs and makes network namespaces".to_owned());
+    }
+    // The XDP stage needs the library only, which is part of the runner.
+    if !is_xdp && !words.iter().any(|word| word == "--without-blitz") {
         sh::run(&mut sh::cargo(["build", "--release", "-p", "blitz-dataplane", "--bin", "blitz"]))?;
     }
     sh::run(&mut sh::cargo(["build", "--release", "-p", "blitz-bench"]))?;

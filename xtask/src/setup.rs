@@ -128,6 +128,14 @@ const BENCH_TOOLS: &[Tool] = &[
         service: None,
     },
     Tool {
+        program: "ethtool",
+        why: "receive work on a veth pair without an XDP program",
+        apt: "ethtool",
+        dnf: "ethtool",
+        pacman: "ethtool",
+        service: None,
+    },
+    Tool {
         program: "taskset",
         why: "pinning to a core",
         apt: "util-linux",

@@ -19,7 +19,7 @@ cargo xtask tidy [--fix]
 
 Checks: lines of at most 120 characters (data of tests aside), files of at most 900 lines, a `//!` header in each
 .rs file, no leftover markers, `unsafe` only inside its fence, metric names only in
-metrics/names.rs, no .rs file that nothing includes, no path of somebody's machine, no
+the names module of their crate, no .rs file that nothing includes, no path of somebody's machine, no
 trailing blanks, no dead link in the documents, a reason beside each dependency.
 
   --fix   first wrap over-long comments anew

@@ -361,7 +361,7 @@ fn allow_del(verb: &Del, context: &Context) -> Result<()> {
     context.output.show(&value, || {
         let stay = match inside {
             0 => String::new(),
-            _ => format!("; {} inside it stay as they are", count(inside, "prefix")),
+            _ => format!("; what lies inside it stays: {}", count(inside, "prefix")),
         };
         format!("{} is off the allow list on {}{stay}", verb.prefix, interfaces.join(", "))
     });

@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -52,7 +52,8 @@ pub trait Stages {
     /// # Errors
     /// What the map said.
     fn blocks(&self) -> Result<Vec<(BlockKey, Block, Option<Reason>)>>;
-    /// Tells the program whether to look at the list at all.
+    /// Tells the program whether to look at the list at all. While another writer is at work this may be put
+    /// off; as long as somebody is blocked each sweep asks for it again.
     ///
     /// # Errors
     /// What the map said.

@@ -4,8 +4,8 @@
 //! walk finds, are cleared. Does not own: how a table is walked (see [`crate::sys::map`]), or how entries are
 //! cleared (see [`crate::deny`]).
 //!
-//! The kernel keeps no count of a hash's entries. A walk of one million sources copies 40 MB and takes the
-//! lock of each hash bucket for a moment, so it is never done for a scrape: a thread does it every
+//! The kernel keeps no count of a table's entries. A walk of one million sources copies 32 MB, and one of a
+//! hash takes the lock of each bucket for a moment, so it is never done for a scrape: a thread does it every
 //! [`PERIOD`], a few thousand entries at a time with a pause between, and scrapes show the last count.
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aya::Pod;
+use blitz_ebpf_common::gcra;
 use blitz_ebpf_common::layout::{Deny, maps};
+use blitz_ebpf_common::sources::{Set, WAYS};
 
 use super::stages::Managed;
 use crate::error::{Error, Result};
@@ -46,7 +48,11 @@ pub fn take(managed: &Managed, pins: &Pins) -> Result<(Entries, u64)> {
     counts.insert(maps::ALLOW4, count(&all.allow4, |_, _| {}).map_err(failed(maps::ALLOW4))?);
     counts.insert(maps::ALLOW6, count(&all.allow6, |_, _| {}).map_err(failed(maps::ALLOW6))?);
     counts.insert(maps::BLOCKED, count(&all.blocked, |_, _| {}).map_err(failed(maps::BLOCKED))?);
-    counts.insert(maps::SOURCES, count(&all.sources, |_, _| {}).map_err(failed(maps::SOURCES))?);
+    let units = gcra::units(now);
+    let mut in_debt = 0;
+    let sources = count(&all.sources, |_, set| in_debt += sources_in_debt(set, units));
+    sources.map_err(failed(maps::SOURCES))?;
+    counts.insert(maps::SOURCES, in_debt);
     counts.insert(maps::DENY_NOTES, count(&all.notes, |_, _| {}).map_err(failed(maps::DENY_NOTES))?);
     let mut is_some_over = false;
     let slot = stage.settings()?.deny_slot;
@@ -63,6 +69,16 @@ pub fn take(managed: &Managed, pins: &Pins) -> Result<(Entries, u64)> {
         removed = stage.clear_expired_denials(&lock, now)?;
     }
     Ok((counts, removed as u64))
+}
+
+/// Sources of a set that have used some of their budget and not yet earned it back. Only they need their
+/// place: that of any other is free for a new source.
+fn sources_in_debt(set: &Set<u64>, now: u64) -> u64 {
+    let is_in_debt = |way: usize| {
+        set.tags.get(way).is_some_and(|tag| *tag != 0)
+            && set.words.iter().filter_map(|words| words.get(way)).any(|word| gcra::ahead(*word, now) != 0)
+    };
+    (0..WAYS).filter(|way| is_in_debt(*way)).count() as u64
 }
 
 fn count<K: Pod, V: Pod>(table: &Table<K, V>, mut visit: impl FnMut(&K, &V)) -> std::io::Result<u64> {

@@ -56,7 +56,7 @@ families! {
     FAULTS = "blitz_xdp_faults_total" Counter ["interface", "fault"]
         "Steps of the stage that could not do their work, by cause.";
     MAP_ENTRIES = "blitz_xdp_map_entries" Gauge ["interface", "map"]
-        "Entries in a table of the stage; large tables are counted in the background.";
+        "Entries in a table of the stage, counted in the background; of SOURCES those in use of their budget.";
     MAP_ENTRIES_MAX = "blitz_xdp_map_entries_max" Gauge ["interface", "map"]
         "Entries that a table of the stage can hold.";
     PROGRAM_INFO = "blitz_xdp_program_info" Gauge ["interface", "mode", "id", "layout"]

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! main       start, then signals and the exporter's listener (tokio, one thread)
-//! keeper     every second: blocks that have ended; on order: reload; now and then: missing interfaces
+//! keeper     every second: blocks that have ended; every 10 s: what changed by hand; on order: reload
 //! census     every 15 s: how full the tables are
 //! ctl-accept one thread for each client of the control socket
 //! ```
@@ -38,8 +38,8 @@ use crate::stage::Stage;
 const TICK: Duration = Duration::from_secs(1);
 /// Between two readings of the blocklist that the command line may have changed.
 const RECONCILE: Duration = Duration::from_secs(10);
-/// Between two attempts to attach to an interface that is missing.
-const RETRY: Duration = Duration::from_secs(10);
+/// Between two looks at interfaces that are missing and stages that were attached by hand.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -153,7 +153,7 @@ async fn serve(
 
 /// The keeper's life: reloads on order, and what is due by the clock.
 fn keep(state: &State, path: &Path, mut config: Config, inbox: &mpsc::Receiver<()>) {
-    let (mut reconciled, mut retried) = (Instant::now(), Instant::now());
+    let (mut reconciled, mut looked) = (Instant::now(), Instant::now());
     loop {
         match inbox.recv_timeout(TICK) {
             Ok(()) => {
@@ -183,9 +183,11 @@ fn keep(state: &State, path: &Path, mut config: Config, inbox: &mpsc::Receiver<(
                 log::warn!("the blocklist could not be read: {error}");
             }
         }
-        if retried.elapsed() >= RETRY {
-            retried = Instant::now();
-            retry(state, &config);
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            if let Err(error) = look_around(state, &config) {
+                log::warn!("{error}");
+            }
         }
     }
 }
@@ -282,10 +284,16 @@ fn reload(state: &State, config: &Config) -> Result<()> {
             Err(error) => return Err(error),
         }
     }
-    let mut stages = Vec::new();
+    let mut stages: Vec<Managed> = Vec::new();
     for (stage, image) in kept {
         let lock = pins.lock()?;
-        let applied = stage.apply(&lock, &image)?;
+        let applied = stage.apply(&lock, &image).map_err(|error| {
+            let done: Vec<&str> = stages.iter().map(|managed| managed.stage().interface()).collect();
+            match done.as_slice() {
+                [] => error,
+                done => error.about(format!("in force on {} already, and not elsewhere", done.join(", "))),
+            }
+        })?;
         log::info!(
             "{}: {} services, {} limits, {} denied prefixes ({} of them added at run time)",
             stage.interface(),
@@ -317,50 +325,61 @@ fn reload(state: &State, config: &Config) -> Result<()> {
     state.manage(stages, missing, rules(config))
 }
 
-/// Attaches to interfaces that were missing and are there now, and gives a stage whose interface came back
-/// (with another index) a new link.
-fn retry(state: &State, config: &Config) {
-    let lost: BTreeSet<String> = state
-        .stages()
-        .iter()
-        .filter(|managed| matches!(managed.running(), Ok(None)))
-        .map(|managed| managed.stage().interface().to_owned())
-        // A stage that was detached by hand stays detached.
-        .filter(|interface| state.pins().of(interface).exists())
-        .collect();
-    let due: Vec<String> = state.missing().into_iter().chain(lost).collect();
-    if due.is_empty() {
-        return;
-    }
-    let mut found = Vec::new();
-    for interface in due {
-        match attach(state.pins(), &interface, config) {
-            Ok(managed) => found.push(managed),
+/// What has changed without an order: interfaces that were missing and are there now, interfaces that came
+/// back with another index and need a new link, stages that somebody attached by hand.
+fn look_around(state: &State, config: &Config) -> Result<()> {
+    let pins = state.pins();
+    let managed = state.stages();
+    let missing = state.missing();
+    let mut found: Vec<Managed> = Vec::new();
+    for interface in &missing {
+        match attach(pins, interface, config) {
+            Ok(new) => found.push(new),
             Err(error) => log::debug!("{error}"),
         }
     }
+    for old in managed.iter() {
+        let interface = old.stage().interface();
+        if !pins.of(interface).exists() {
+            // Detached by hand: it stays detached until the next reload.
+            continue;
+        }
+        if old.is_replaced() {
+            let new = Stage::open(pins, interface).and_then(Managed::new)?;
+            log::info!("{interface}: adopted the stage that was attached by hand");
+            found.push(new);
+        } else if matches!(old.running(), Ok(None)) {
+            match attach(pins, interface, config) {
+                Ok(new) => found.push(new),
+                Err(error) => log::debug!("{error}"),
+            }
+        }
+    }
+    if config.xdp.interfaces.is_empty() {
+        let is_known = |name: &String| managed.iter().any(|managed| managed.stage().interface() == name);
+        for interface in
+            wanted(pins, config)?.into_iter().filter(|name| !is_known(name) && !missing.contains(name))
+        {
+            let new = Stage::open(pins, &interface).and_then(Managed::new)?;
+            log::info!("{interface}: adopted the stage that was attached by hand");
+            found.push(new);
+        }
+    }
     if found.is_empty() {
-        return;
+        return Ok(());
     }
     let is_found = |name: &str| found.iter().any(|managed| managed.stage().interface() == name);
-    let missing = state.missing().into_iter().filter(|name| !is_found(name)).collect();
-    let others: Vec<String> = state
-        .stages()
-        .iter()
-        .map(|managed| managed.stage().interface().to_owned())
-        .filter(|name| !is_found(name))
-        .collect();
+    let missing = missing.into_iter().filter(|name| !is_found(name)).collect();
     let mut stages = Vec::new();
-    for name in others {
-        match Stage::open(state.pins(), &name).and_then(Managed::new) {
-            Ok(managed) => stages.push(managed),
+    for name in managed.iter().map(|old| old.stage().interface()).filter(|name| !is_found(name)) {
+        match Stage::open(pins, name).and_then(Managed::new) {
+            Ok(again) => stages.push(again),
             Err(error) => log::warn!("{error}"),
         }
     }
     stages.extend(found);
-    if let Err(error) = state.manage(stages, missing, rules(config)) {
-        log::warn!("the blocklist could not be read: {error}");
-    }
+    stages.sort_by(|a, b| a.stage().interface().cmp(b.stage().interface()));
+    state.manage(stages, missing, rules(config))
 }
 
 fn rules(config: &Config) -> Rules {

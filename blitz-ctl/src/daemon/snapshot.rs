@@ -10,7 +10,7 @@
 use std::sync::atomic::Ordering;
 
 use blitz_ctl_protocol::message::{Outcome, Reason};
-use blitz_ebpf_common::layout::LAYOUT_VERSION;
+use blitz_ebpf_common::layout::{self, LAYOUT_VERSION};
 
 use super::exposition::Families;
 use super::names;
@@ -37,10 +37,14 @@ pub(super) fn text(state: &State) -> prometheus::Result<String> {
         };
         families.push(names::STAGE_UP, &[interface], u64::from(up));
         let Some(counts) = state.census(interface) else { continue };
-        for spec in maps::specs(managed.stage().sizes()) {
+        let sizes = managed.stage().sizes();
+        for spec in maps::specs(sizes) {
             if let Some(entries) = counts.get(spec.name) {
+                // An entry of the table of sources is a set of several.
+                let is_sources = spec.name == layout::maps::SOURCES;
+                let max = if is_sources { sizes.sources_max } else { spec.entries_max };
                 families.push(names::MAP_ENTRIES, &[interface, spec.name], *entries);
-                families.push(names::MAP_ENTRIES_MAX, &[interface, spec.name], spec.entries_max.into());
+                families.push(names::MAP_ENTRIES_MAX, &[interface, spec.name], max.into());
             }
         }
     }

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blitz_ctl_protocol::message::Reason;
 use blitz_ebpf_common::layout::{Block, BlockKey, SETTING_BLOCK, Settings};
@@ -14,14 +16,21 @@ use blitz_ebpf_common::layout::{Block, BlockKey, SETTING_BLOCK, Settings};
 use super::blocklist::{Held, Stages};
 use crate::counters;
 use crate::error::{Error, Kind, Result};
+use crate::lock;
 use crate::netlink;
-use crate::pins::Pins;
+use crate::pins::{InterfacePins, Pins};
 use crate::stage::{Stage, pinned_link};
+
+/// How long a report waits for another writer, when its block is the first and the program must be told to
+/// look at the list.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// A stage with what is looked up often.
 #[derive(Debug)]
 pub struct Managed {
     stage: Stage,
+    /// Inode of the directory of its pins: another one is another stage.
+    directory: Option<u64>,
     /// Rule numbers of the reasons in this stage.
     rules: BTreeMap<Reason, u32>,
 }
@@ -39,7 +48,14 @@ impl Managed {
             .into_iter()
             .filter_map(|reason| Some((reason, number(reason.rule_name())?)))
             .collect();
-        Ok(Self { stage, rules })
+        let directory = inode(stage.pins());
+        Ok(Self { stage, directory, rules })
+    }
+
+    /// Whether somebody has detached it and attached another in its place: these maps filter nothing then.
+    pub fn is_replaced(&self) -> bool {
+        let now = inode(self.stage.pins());
+        now.is_some() && now != self.directory
     }
 
     /// The stage.
@@ -74,6 +90,10 @@ impl Managed {
             _ => Error::io(format!("{}: {what}", self.stage.interface()), error),
         }
     }
+}
+
+fn inode(pins: &InterfacePins) -> Option<u64> {
+    std::fs::metadata(pins.directory()).ok().map(|directory| directory.ino())
 }
 
 /// A program that runs.
@@ -164,7 +184,13 @@ impl Stages for All {
         if !is_needed {
             return Ok(());
         }
-        let _lock = self.pins.lock()?;
+        let lock = lock::take(self.pins.base(), PATIENCE);
+        let Ok(_lock) = lock else {
+            // Somebody writes a long list. Nobody who reports waits for that: the next sweep, a second from
+            // now, tries again.
+            log::debug!("the switch of the blocklist waits for another writer");
+            return Ok(());
+        };
         self.each(|managed| {
             let table = &managed.stage.maps().settings;
             let settings = managed.stage.settings()?;

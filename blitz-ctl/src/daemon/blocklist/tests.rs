@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 
 use blitz_ctl_protocol::message::ConnectionFacts;
 
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::error::{Error, Kind};
 
@@ -230,7 +232,8 @@ fn a_new_daemon_takes_over_what_the_maps_hold() {
     let mut second = list(10);
     second.reconcile(2 * SECOND, &maps, true).expect("reconcile");
     assert_eq!((second.len(), maps.holds("203.0.113.9"), maps.holds("2001:db8::77")), (2, 2, 2));
-    let rows = second.page(None, 2 * SECOND).rows;
+    let mut rows = second.page(None, 2 * SECOND).rows;
+    rows.sort_by_key(|row| row.source);
     assert_eq!(
         rows.iter().map(|row| row.source.to_string()).collect::<Vec<_>>(),
         ["203.0.113.9", "2001:db8::"]

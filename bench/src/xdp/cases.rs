@@ -1,0 +1,307 @@
+//! The packets and tables whose cost is measured, each with the verdict that it must get.
+//!
+//! Owns: the cases and their marks. Does not own: measuring them (see `stage.rs`).
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use blitz_config::{Format, Overrides};
+use blitz_ctl::image::{Image, InForce, RULE_BLOCK_OPERATOR, RULE_DENY_CONFIG};
+use blitz_ctl::prefixes::{Prefix, wire};
+use blitz_ctl::rehearsal::{Options, Rehearsal};
+use blitz_ebpf_common::gcra::Rate;
+use blitz_ebpf_common::layout::{ALLOW_SERVICE, Block, BlockKey, Deny, Verdict};
+
+use super::frames;
+use super::lists::{Draw, PREFIXES};
+use crate::Result;
+
+/// Different packets of a case, each repeated for one slice of a round.
+pub(super) const SLICES: usize = 32;
+/// Repeats in one slice: a slice of the slowest case takes about 20 ms.
+pub(super) const REPEATS: u32 = 65_536;
+/// Runs of a case in one round.
+pub(super) const PACKETS: u64 = SLICES as u64 * REPEATS as u64;
+/// Sources of the limiter's large cases: the power of two above a million, twice a round.
+const MANY_SOURCES: u32 = 1 << 20;
+/// Entries on the blocklist.
+const BLOCKED: usize = 16_384;
+
+/// Nanoseconds over the bare drop.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    pub(super) pass: f64,
+    pub(super) aim: f64,
+}
+
+/// One case, loaded.
+pub(super) struct Case {
+    /// For the table.
+    pub(super) name: &'static str,
+    /// What it must stay below; `None` for lines beside.
+    pub(super) mark: Option<Mark>,
+    pub(super) rehearsal: Rehearsal,
+    pub(super) frames: Vec<Vec<u8>>,
+    /// What every packet must get.
+    pub(super) verdict: Verdict,
+    /// How many packets of a round may get another verdict.
+    pub(super) strays: u64,
+    /// How many faults a round may meet.
+    pub(super) faults_max: u64,
+    /// The number of sources in the table afterwards, at least and at most.
+    pub(super) sources: Option<(usize, usize)>,
+}
+
+const HOST4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+const HOST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1));
+const SOURCE4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
+const SOURCE6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 7));
+/// First of the rotated sources; the rotation stays below it for 2^24 addresses.
+const ROTATED: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 0);
+
+const LISTENERS: &str = r#"
+[[listeners]]
+name = "edge"
+address = "0.0.0.0:443"
+[[listeners]]
+name = "edge6"
+address = "[::]:443"
+[[listeners]]
+name = "exact"
+address = "10.0.0.1:80"
+[upstreams.app]
+endpoints = [{ address = "127.0.0.1:9001" }]
+[[routes]]
+path = "/*rest"
+upstream = "app"
+"#;
+/// So high that no measured rate reaches it.
+const HIGH_LIMIT: &str = r#"
+[[limits]]
+name = "per_source"
+by = "source_prefix"
+packets_per_second = 1000000000
+"#;
+const LOW_LIMIT: &str = r#"
+[[limits]]
+name = "per_source"
+by = "source_prefix"
+packets_per_second = 1
+"#;
+const SERVICE_LIMIT: &str = r#"
+[[limits]]
+name = "edge_in_all"
+by = "service"
+packets_per_second = 1000000000
+"#;
+
+fn image(limits: &[&str]) -> Result<Image> {
+    let text = format!("{LISTENERS}{}", limits.concat());
+    let config = blitz_config::load(&text, Format::Toml, "bench.toml", &Overrides::default())
+        .map_err(|e| e.to_string())?;
+    // One processor runs the program.
+    Image::from_config(&config, 1, &InForce::default()).map_err(|refusal| refusal.to_string())
+}
+
+/// What the maps hold.
+#[derive(Clone)]
+struct World {
+    image: Image,
+    blocked: HashMap<BlockKey, Block>,
+}
+
+impl World {
+    fn new(limits: &[&str]) -> Result<Self> {
+        Ok(Self { image: image(limits)?, blocked: HashMap::new() })
+    }
+}
+
+/// Builds, loads and fills all cases.
+pub(super) fn all(object: &[u8]) -> Result<Vec<Case>> {
+    let mut draw = Draw::new(3);
+    let plain = World::new(&[])?;
+    let deny = Deny { expires: 0, rule: rule(&plain.image, RULE_DENY_CONFIG)?, flags: 0 };
+    let mut listed = plain.clone();
+    draw.mix(&mut listed.image.denied, false, deny)?;
+    draw.mix(&mut listed.image.denied, true, deny)?;
+    listed.image.denied.order_by_use();
+    let mut inside = |is_v6| frames_of(draw.inside(&listed.image.denied, is_v6, SLICES));
+    let (inside4, inside6) = (inside(false), inside(true));
+    let mut outside = |is_v6| frames_of(draw.outside(&listed.image.denied, is_v6, SLICES));
+    let (outside4, outside6) = (outside(false), outside(true));
+    let mut blocking = plain.clone();
+    blocking.blocked = blocklist(&plain.image, &mut draw)?;
+    let mut endless = blocking.clone();
+    endless.blocked.values_mut().for_each(|block| block.expires = 0);
+    let blocked = blocked_sources(&blocking.blocked);
+    let limited = World::new(&[HIGH_LIMIT])?;
+    let mut everything = World::new(&[HIGH_LIMIT, SERVICE_LIMIT])?;
+    everything.image.denied = listed.image.denied.clone();
+    everything.image.allow.insert(Prefix::new([198, 51, 100, 0].into(), 24), ALLOW_SERVICE);
+    everything.blocked = blocking.blocked.clone();
+    let stranger = frames_of(strangers(&mut draw, &everything));
+
+    let (one4, one6) = (vec![to_edge(SOURCE4)], vec![to_edge(SOURCE6)]);
+    let (pass, denied) = (Verdict::PassService, Verdict::DropDenied);
+    let mut build = Build { object, cases: Vec::new() };
+    build.add("pass, TCP to a service", &plain, one4.clone(), pass)?.mark(60.0, 40.0);
+    build.add("  over IPv6", &plain, one6, pass)?;
+    build.add("  to a service with an own address", &plain, vec![frames::tcp(SOURCE4, HOST4, 80)], pass)?;
+    let ssh = vec![frames::tcp(SOURCE4, HOST4, 22)];
+    build.add("  to no service", &plain, ssh, Verdict::PassNoService)?;
+    build.add("deny hit, 100,000 prefixes", &listed, inside4, denied)?.mark(60.0, 35.0);
+    build.add("  over IPv6, 100,000 more prefixes", &listed, inside6, denied)?;
+    // 2^16 of the 100,000 networks.
+    build.rotated("  100,000 /24, another one with each packet", &dense(&plain, deny)?, 1 << 24, denied)?;
+    build.add("  miss in the same list, passes", &listed, outside4, pass)?;
+    build.add("  miss over IPv6, passes", &listed, outside6, pass)?;
+    let block = Verdict::DropBlocked;
+    build.add("block hit, 16,384 sources", &blocking, blocked.clone(), block)?.mark(30.0, 25.0);
+    build.add("  blocked without an end", &endless, blocked, block)?;
+    build.add("limiter, one source", &limited, one4.clone(), pass)?.mark(70.0, 60.0);
+    build.rotated("  2^20 sources that owe nothing", &limited, MANY_SOURCES, pass)?.faults_max = PACKETS;
+    let over = World::new(&[LOW_LIMIT])?;
+    // One packet a second is within the limit.
+    build.add("  over its limit, drops", &over, one4, Verdict::DropSourcePackets)?.strays = PACKETS / 100_000;
+    let mut large = World::new(&[HIGH_LIMIT])?;
+    large.image.sources_max = 2 * MANY_SOURCES;
+    let mut small = limited;
+    for world in [&mut large, &mut small] {
+        remember(&mut world.image);
+    }
+    let many = build.rotated("limiter, 2^20 sources, all remembered", &large, MANY_SOURCES, pass)?;
+    many.mark(150.0, 120.0);
+    // With two sources for four places on average, one set in twenty has more than four: there some are
+    // forgotten, which counts as a fault each time.
+    many.sources = Some((1_000_000, MANY_SOURCES as usize));
+    many.faults_max = PACKETS / 8;
+    let evicting =
+        build.rotated("  in the default table of 2^18, all forgotten", &small, MANY_SOURCES, pass)?;
+    evicting.sources = Some((1, small.image.sources_max as usize));
+    evicting.faults_max = PACKETS;
+    build.add("all steps: allow, block and deny missed, both limits", &everything, stranger, pass)?;
+    Ok(build.cases)
+}
+
+struct Build<'a> {
+    object: &'a [u8],
+    cases: Vec<Case>,
+}
+
+impl Build<'_> {
+    fn add(
+        &mut self,
+        name: &'static str,
+        world: &World,
+        frames: Vec<Vec<u8>>,
+        verdict: Verdict,
+    ) -> Result<&mut Case> {
+        self.load(name, world, frames, verdict, Options::default())
+    }
+
+    /// A case in which each packet has the next of `sources` addresses.
+    fn rotated(
+        &mut self,
+        name: &'static str,
+        world: &World,
+        sources: u32,
+        verdict: Verdict,
+    ) -> Result<&mut Case> {
+        let options = Options { rotate_sources: sources };
+        self.load(name, world, vec![to_edge(ROTATED.into())], verdict, options)
+    }
+
+    fn load(
+        &mut self,
+        name: &'static str,
+        world: &World,
+        frames: Vec<Vec<u8>>,
+        verdict: Verdict,
+        options: Options,
+    ) -> Result<&mut Case> {
+        let rehearsal = Rehearsal::new(self.object, &world.image, &world.blocked, options)
+            .map_err(|error| format!("the stage does not load for {name:?}: {error}"))?;
+        Ok(self.cases.push_mut(Case {
+            name,
+            mark: None,
+            rehearsal,
+            frames,
+            verdict,
+            strays: 0,
+            faults_max: 0,
+            sources: None,
+        }))
+    }
+}
+
+impl Case {
+    fn mark(&mut self, pass: f64, aim: f64) {
+        self.mark = Some(Mark { pass, aim });
+    }
+}
+
+/// Lets every source owe something for the whole run: a token takes 69 s, and there are a thousand. A source
+/// that owes nothing may be forgotten at any time, so that a table of such sources is never full.
+fn remember(image: &mut Image) {
+    for rate in image.limits.iter_mut().flat_map(|limit| &mut limit.rates).filter(|rate| rate.limits()) {
+        // 2^42 units of 1/64 ns, and ten bits of fraction.
+        *rate = Rate { interval: 1 << 52, depth: 1000 << 42 };
+    }
+}
+
+/// 100,000 networks side by side.
+fn dense(plain: &World, deny: Deny) -> Result<World> {
+    let mut world = plain.clone();
+    for number in 0..PREFIXES as u32 {
+        let network = Ipv4Addr::from_bits(ROTATED.to_bits() + (number << 8));
+        let prefix = Prefix::new(network.into(), 24);
+        world
+            .image
+            .denied
+            .insert(prefix, deny)
+            .map_err(|_| format!("{prefix} finds no room in the index"))?;
+    }
+    Ok(world)
+}
+
+fn frames_of(sources: Vec<IpAddr>) -> Vec<Vec<u8>> {
+    sources.into_iter().map(to_edge).collect()
+}
+
+/// A TCP segment to port 443 from `source`.
+fn to_edge(source: IpAddr) -> Vec<u8> {
+    frames::tcp(source, if source.is_ipv6() { HOST6 } else { HOST4 }, 443)
+}
+
+fn blocklist(image: &Image, draw: &mut Draw) -> Result<HashMap<BlockKey, Block>> {
+    let entry = Block { expires: u64::MAX, since: 1, rule: rule(image, RULE_BLOCK_OPERATOR)?, flags: 0 };
+    let none = Image::default().denied;
+    let keys = draw.outside(&none, false, BLOCKED).into_iter().map(|source| {
+        let (family, words) = wire(source);
+        BlockKey::new(family, &words)
+    });
+    Ok(keys.map(|key| (key, entry)).collect())
+}
+
+/// Packets of some sources on the blocklist, the same in every run.
+fn blocked_sources(blocked: &HashMap<BlockKey, Block>) -> Vec<Vec<u8>> {
+    let mut keys: Vec<&BlockKey> = blocked.keys().collect();
+    keys.sort();
+    let few = keys.into_iter().step_by(BLOCKED / SLICES).take(SLICES);
+    few.map(|key| to_edge(Ipv4Addr::from_bits(key.first).into())).collect()
+}
+
+/// Sources that are neither denied nor blocked.
+fn strangers(draw: &mut Draw, world: &World) -> Vec<IpAddr> {
+    let mut sources = draw.outside(&world.image.denied, false, 2 * SLICES);
+    sources.retain(|source| {
+        let (family, words) = wire(*source);
+        !world.blocked.contains_key(&BlockKey::new(family, &words))
+    });
+    sources.truncate(SLICES);
+    sources
+}
+
+fn rule(image: &Image, name: &str) -> Result<u32> {
+    image.rule(name).ok_or_else(|| format!("the image has no rule {name}"))
+}
