@@ -84,7 +84,8 @@ impl ConfigText {
     /// What `blitz_config` says: file, key, value, accepted range; one line per issue.
     pub fn parse(&self) -> Result<Config, String> {
         let ConfigHead { name, format, backends, port, admin } = &self.head;
-        let overrides = Overrides { backends: backends.clone(), port: *port, admin: admin.clone() };
+        let overrides =
+            Overrides { backends: backends.clone(), port: *port, admin: admin.clone(), is_for_stage: false };
         let format = match format {
             TextFormat::None => None,
             TextFormat::Json => Some(Format::Json),
