@@ -169,14 +169,14 @@ pub(super) fn all(object: &[u8]) -> Result<Vec<Case>> {
     for world in [&mut large, &mut small] {
         remember(&mut world.image);
     }
-    let many = build.rotated("limiter, 2^20 sources, all remembered", &large, MANY_SOURCES, pass)?;
+    let many = build.rotated("limiter, 2^20 sources that owe", &large, MANY_SOURCES, pass)?;
     many.mark(150.0, 120.0);
-    // With two sources for four places on average, one set in twenty has more than four: there some are
-    // forgotten, which counts as a fault each time.
+    // With two sources for four places on average, one source in seven is in a set that has more than
+    // four: those forget each other, which counts as a fault each time.
     many.sources = Some((1_000_000, MANY_SOURCES as usize));
-    many.faults_max = PACKETS / 8;
+    many.faults_max = PACKETS / 6;
     let evicting =
-        build.rotated("  in the default table of 2^18, all forgotten", &small, MANY_SOURCES, pass)?;
+        build.rotated("  in the default table of 2^18, each forgets one", &small, MANY_SOURCES, pass)?;
     evicting.sources = Some((1, small.image.sources_max as usize));
     evicting.faults_max = PACKETS;
     build.add("all steps: allow, block and deny missed, both limits", &everything, stranger, pass)?;
