@@ -178,7 +178,12 @@ mod tests {
 
     #[test]
     fn a_command_line_alone_is_a_configuration() {
-        let overrides = Overrides { backends: vec!["127.0.0.1:9001".to_owned()], port: Some(0), admin: None };
+        let overrides = Overrides {
+            backends: vec!["127.0.0.1:9001".to_owned()],
+            port: Some(0),
+            admin: None,
+            is_for_stage: false,
+        };
         let text = ConfigOrigin { path: None, overrides }.read().expect("read");
         let config = text.parse().expect("config");
         let copy = ConfigText::from_parts(text.head().clone(), text.to_fd().expect("memfd")).expect("text");
