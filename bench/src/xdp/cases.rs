@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use blitz_config::{Format, Overrides};
 use blitz_ctl::image::{Image, InForce, RULE_BLOCK_OPERATOR, RULE_DENY_CONFIG};
-use blitz_ctl::prefixes::{Prefix, wire};
+use blitz_ctl::prefixes::{Prefix, address, wire};
 use blitz_ctl::rehearsal::{Options, Rehearsal};
 use blitz_ebpf_common::gcra::Rate;
 use blitz_ebpf_common::layout::{ALLOW_SERVICE, Block, BlockKey, Deny, Verdict};
@@ -306,7 +306,7 @@ fn blocked_sources(blocked: &HashMap<BlockKey, Block>) -> Vec<Vec<u8>> {
     let mut keys: Vec<&BlockKey> = blocked.keys().collect();
     keys.sort();
     let few = keys.into_iter().step_by(BLOCKED / FRAMES).take(FRAMES);
-    few.map(|key| to_edge(Ipv4Addr::from_bits(key.first).into())).collect()
+    few.map(|key| to_edge(address(key.source()))).collect()
 }
 
 /// Sources that are neither denied nor blocked.
