@@ -117,7 +117,7 @@ metrics! {
     family "blitz_tls_handshakes_active" Gauge "TLS handshakes under way." {
         TlsHandshakesActive;
     }
-    family "blitz_tls_plain_connections_total" Counter "Connections without TLS on a listener with TLS, by what became of them." {
+    family "blitz_tls_plain_connections_total" Counter "Connections in clear where TLS is spoken, by what was done." {
         TlsPlainRefused { action = "refuse" };
         TlsPlainRedirected { action = "redirect" };
         TlsPlainServed { action = "serve" };

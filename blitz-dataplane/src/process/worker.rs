@@ -40,7 +40,8 @@ pub trait WorkerCode: 'static {
     /// Label of each error kind in `blitz_errors_total`, by the index that [`WorkerRows::error`] takes.
     const ERROR_LABELS: &'static [&'static str];
 
-    /// Compiles a configuration; `files` are those that it names. Pure; also called by the supervisor to test a new configuration.
+    /// Compiles a configuration; `files` are those that it names.
+    /// Pure; also called by the supervisor to test a new configuration.
     ///
     /// # Errors
     /// A sentence; the configuration is refused.
