@@ -29,8 +29,16 @@ pub(super) enum ReadError {
 
 /// Received bytes that nobody has consumed yet. Empty on an idle connection.
 #[derive(Debug, Default)]
-pub(super) struct Unread {
+pub struct Unread {
     chunk: Option<Chunk>,
+}
+
+impl From<Chunk> for Unread {
+    fn from(chunk: Chunk) -> Self {
+        let mut unread = Self::default();
+        unread.put(chunk);
+        unread
+    }
 }
 
 impl Unread {

@@ -48,19 +48,15 @@ enum Next {
     Abort(Ended),
 }
 
-/// Serves a connection to its end. `received`: bytes of it that somebody has read already.
+/// Serves a connection to its end. `unread`: bytes of it that somebody has received already.
 pub async fn serve<S: Service, T: Transport>(
     service: &S,
     stream: &T,
     connection: &Connection,
-    received: Option<Chunk>,
+    mut unread: Unread,
 ) -> Ended {
     let mut deadline = Deadline::new(stream.handle());
-    let mut unread = Unread::default();
     let mut is_first = true;
-    if let Some(chunk) = received {
-        unread.put(chunk);
-    }
     loop {
         if unread.is_empty() {
             let limits = service.limits();

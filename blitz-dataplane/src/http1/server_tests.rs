@@ -76,7 +76,7 @@ fn start(handle: &Handle) -> SocketAddr {
         while let Ok(stream) = listener.accept().await {
             let connection = connections.open(&info, spawner.now_ms());
             spawner.spawn(async move {
-                serve(&Fragile, &stream, &connection, None).await;
+                serve(&Fragile, &stream, &connection, Default::default()).await;
             });
         }
     });

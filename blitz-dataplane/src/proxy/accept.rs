@@ -15,7 +15,7 @@ use super::Proxy;
 use super::connections::{Carrier, Connection, Ended, HandshakePermit, Listener};
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
-use crate::http1::server;
+use crate::http1::{Unread, server};
 use crate::metrics::names::Metric;
 use crate::runtime::{Chunk, Deadline, Pooled, TcpListener, TcpStream, Transport};
 use crate::tls::{Acceptor, Handshaken, TlsStream};
@@ -51,34 +51,44 @@ pub fn admit(proxy: &Rc<Proxy>, stream: TcpStream, info: &Rc<Listener>) {
     }
     let connection = proxy.connections.open(info, proxy.handle.now_ms());
     proxy.rows.gauge_add(Metric::DownstreamActive, 1);
+    if let (Ok(peer), Ok(local)) = (stream.peer_address(), stream.local_address()) {
+        connection.set_addresses(peer, local);
+    }
     let open = Open { proxy: Rc::clone(proxy), connection, ended: None };
-    proxy.handle.spawn(run(open, stream));
+    // Each in a task of its own kind: an idle connection shall not carry the room for what it is not.
+    match info.tls() {
+        None => proxy.handle.spawn(run(open, stream)),
+        Some(tls) => proxy.handle.spawn(begin_tls(open, stream, tls)),
+    }
 }
 
 async fn run(mut open: Open, stream: TcpStream) {
-    if let (Ok(peer), Ok(local)) = (stream.peer_address(), stream.local_address()) {
-        open.connection.set_addresses(peer, local);
-    }
-    let ended = match open.connection.listener().tls() {
-        None => server::serve(&*open.proxy, &stream, &open.connection, None).await,
-        Some(tls) => {
-            // In a block of its own: an idle connection shall not carry the room for a handshake.
-            match Pooled::new(secure(&open.proxy, &open.connection, stream, tls)).await {
-                Ok(Carried::Tls(stream)) => {
-                    let ended = server::serve(&*open.proxy, &*stream, &open.connection, None).await;
-                    if stream.close_notify() {
-                        flush(&stream).await;
-                    }
-                    ended
-                }
-                Ok(Carried::Plain(stream, received)) => {
-                    server::serve(&*open.proxy, &stream, &open.connection, Some(received)).await
-                }
-                Err(ended) => ended,
-            }
-        }
-    };
+    let ended = server::serve(&*open.proxy, &stream, &open.connection, Unread::default()).await;
     open.ended = Some(ended);
+}
+
+/// Serves a connection in clear of which some has been read.
+async fn run_begun(mut open: Open, stream: TcpStream, received: Chunk) {
+    let ended = server::serve(&*open.proxy, &stream, &open.connection, Unread::from(received)).await;
+    open.ended = Some(ended);
+}
+
+async fn run_tls(mut open: Open, stream: Box<TlsStream>) {
+    let ended = server::serve(&*open.proxy, &*stream, &open.connection, Unread::default()).await;
+    open.ended = Some(ended);
+    if stream.close_notify() {
+        // In a block of its own, as above.
+        Pooled::new(flush(&stream)).await;
+    }
+}
+
+async fn begin_tls(mut open: Open, stream: TcpStream, tls: Rc<Acceptor>) {
+    let handle = open.proxy.handle.clone();
+    match secure(&open.proxy, &open.connection, stream, tls).await {
+        Ok(Carried::Tls(stream)) => handle.spawn(run_tls(open, stream)),
+        Ok(Carried::Plain(stream, received)) => handle.spawn(run_begun(open, stream, received)),
+        Err(ended) => open.ended = Some(ended),
+    }
 }
 
 /// A connection once it is known what carries it.
