@@ -48,6 +48,7 @@ pub struct Setup {
     flags: Vec<String>,
     place: Option<(Network, SocketAddr)>,
     secret: Option<PathBuf>,
+    environment: Vec<(String, PathBuf)>,
 }
 
 impl Setup {
@@ -61,6 +62,7 @@ impl Setup {
             flags: Vec::new(),
             place: None,
             secret: None,
+            environment: Vec::new(),
         }
     }
 
@@ -97,6 +99,12 @@ impl Setup {
     /// Keeps the master secret in this file, for a start after this one.
     pub fn secret(mut self, path: &Path) -> Self {
         self.secret = Some(path.to_owned());
+        self
+    }
+
+    /// Sets a variable of its environment to a path.
+    pub fn environment(mut self, name: &str, path: &Path) -> Self {
+        self.environment.push((name.to_owned(), path.to_owned()));
         self
     }
 
@@ -145,6 +153,7 @@ impl Setup {
         let secret = self.secret.clone().unwrap_or_else(|| scratch.path().join("master.secret"));
         command.arg("--secret-file").arg(secret);
         command.args(self.cell.flags()).args(&self.flags);
+        command.envs(self.environment);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         sys::die_with_thread(&mut command);
         let network = self.place.map(|(network, listens)| {

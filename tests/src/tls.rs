@@ -404,6 +404,31 @@ impl TlsClient {
         &mut self.stream.sock
     }
 
+    /// Asks for fresh keys in both directions.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn update_keys(&mut self) -> std::io::Result<()> {
+        self.stream.conn.refresh_traffic_keys().map_err(std::io::Error::other)
+    }
+
+    /// The answer to a GET on a connection that is kept: its last bytes are `end`.
+    ///
+    /// # Errors
+    /// When the connection ends before.
+    pub fn get_kept(&mut self, path: &str, end: &str) -> std::io::Result<String> {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))?;
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(end.as_bytes()) {
+            let mut part = [0; 4096];
+            match self.stream.read(&mut part)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                count => bytes.extend(part.iter().take(count)),
+            }
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// Says that nothing more will be sent.
     ///
     /// # Errors

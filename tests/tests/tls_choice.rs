@@ -123,4 +123,52 @@ matrix! {
         assert!(log.contains(line), "{log}");
         gateway.stop();
     }
+
+    /// Many requests on one connection, with fresh keys in between.
+    fn a_kept_connection_takes_fresh_keys(cell) {
+        let pki = Pki::new();
+        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "")).start();
+        let mut client =
+            TlsClient::connect(gateway.address, "edge.test", &pki.client().build()).expect("a handshake");
+        for n in 0..40 {
+            if n % 4 == 3 {
+                client.update_keys().expect("fresh keys");
+            }
+            client.get_kept("/hello", "Hello from Blitz\n").expect("an answer");
+        }
+        client.finish().expect("said");
+        assert_eq!(client.rest().expect("an orderly end"), "");
+        gateway.stop();
+    }
+
+    /// What `ocsp_path` names is stapled; the secrets of a connection are written where a flag says so, and only then.
+    fn staples_and_secrets(cell) {
+        require!("openssl");
+        let pki = Pki::new();
+        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        // A response of status "tryLater" (RFC 6960 section 4.2.1), which has no more to it.
+        std::fs::write(pki.path("edge.ocsp"), [0x30, 3, 0x0a, 1, 3]).expect("can be written");
+        let ocsp = format!("ocsp_path = \"{}\" }}", pki.path("edge.ocsp").display());
+        let config = pki.listener(&["edge"], "").replace(".key\" }", &format!(".key\", {ocsp}"));
+        let secrets = pki.path("secrets");
+        for with_flag in [false, true] {
+            let mut setup = Setup::new(cell).config(&config).environment("SSLKEYLOGFILE", &secrets);
+            if with_flag {
+                setup = setup.flag("--tls-key-log");
+            }
+            let gateway = setup.start();
+            let mut openssl = Command::new("openssl");
+            openssl.args(["s_client", "-status", "-servername", "edge.test", "-connect"]);
+            let output = openssl.arg(gateway.address.to_string()).stdin(Stdio::null()).output();
+            let text = String::from_utf8_lossy(&output.expect("openssl can be executed").stdout).into_owned();
+            assert!(text.contains("OCSP Response Status: trylater"), "{text}");
+            assert_eq!(secrets.exists(), with_flag);
+            gateway.stop();
+        }
+        let lines = read(&secrets);
+        assert!(lines.lines().any(|line| line.starts_with("SERVER_TRAFFIC_SECRET_0 ")), "{lines}");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&secrets).expect("there").permissions());
+        assert_eq!(mode & 0o777, 0o600);
+    }
 }
