@@ -113,8 +113,8 @@ impl Upstream {
 }
 
 impl Tls {
-    /// Handshakes under way per worker: at some 10 KiB each 10 MiB, and more than a processor completes in
-    /// half a second.
+    /// Handshakes under way per worker: with at most 40 KiB each 40 MiB, and more than a processor completes
+    /// in a quarter of a second.
     pub const HANDSHAKES_RECOMMENDED: u32 = 1_000;
 }
 

@@ -79,6 +79,16 @@ impl Authority {
         })
     }
 
+    /// A certificate that is good for so many seconds from now.
+    #[track_caller]
+    pub fn issue_for_seconds(&self, name: &str, seconds: u64) -> Pair {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        let until = since + std::time::Duration::from_secs(seconds);
+        self.issue_with(&[name], Algorithm::Ecdsa, |params| {
+            params.not_after = rcgen::date_time_ymd(1970, 1, 1) + until;
+        })
+    }
+
     /// A certificate that was good in the year 2001.
     #[track_caller]
     pub fn issue_expired(&self, name: &str) -> Pair {

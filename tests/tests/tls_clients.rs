@@ -94,4 +94,24 @@ matrix! {
         wait_until("the expired list takes effect", PATIENCE, || again().is_err());
         gateway.stop();
     }
+
+    /// A session does not outlive the certificate that it began with.
+    fn expired_meanwhile(cell) {
+        let world = world();
+        let gateway = Setup::new(cell).config(&world.config("required", false)).start();
+        let short = world.clients.issue_for_seconds("short", 3);
+        let kept = world.pki.client().identity(&short).build();
+        let visit = || {
+            let client = TlsClient::connect(gateway.address, "edge.test", &kept);
+            client.and_then(|mut client| Ok((client.is_resumed(), client.get("/hello")?)))
+        };
+        assert!(!visit().expect("served").0);
+        assert!(visit().expect("served").0);
+        // Each visit brings fresh tickets.
+        wait_until("it is refused", PATIENCE, || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            visit().is_err()
+        });
+        gateway.stop();
+    }
 }

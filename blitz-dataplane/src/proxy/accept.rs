@@ -115,7 +115,10 @@ async fn secure(
         if let Poll::Ready(ended) = connection.poll_asked_to_close(cx) {
             return Poll::Ready(Err(ended));
         }
-        deadline.poll_expired(cx).map(|_| Err(Ended::Idle))
+        deadline.poll_expired(cx).map(|_| {
+            proxy.rows.add(Metric::DeadlineTlsHandshake, 1);
+            Err(Ended::Deadline)
+        })
     })
     .await?;
     let material = tls.material();

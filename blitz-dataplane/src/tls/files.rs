@@ -115,6 +115,10 @@ impl Files {
 }
 
 fn read(path: &Path) -> Result<Content, String> {
+    // Opening a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(|error| error.to_string())?.is_file() {
+        return Err("it is no regular file".to_owned());
+    }
     let file = File::open(path).map_err(|error| error.to_string())?;
     let mut content = Content(Vec::new());
     file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut content.0).map_err(|error| error.to_string())?;

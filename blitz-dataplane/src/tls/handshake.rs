@@ -114,6 +114,12 @@ impl Acceptor {
         let peer = stream.tcp().peer_address().map_or_else(|_| "?".to_owned(), |peer| peer.to_string());
         let name = asked_name.as_deref().unwrap_or("-");
         match outcome {
+            Some(Ok(())) if !stream.with_state(|state| self.admits(state)) => {
+                stream.reset_on_close();
+                let label = "client_certificate_of_session";
+                log::debug!("tls: {peer} sni={name} failed={label}");
+                Err(HandshakeError { metric: Metric::TlsFailedClientCertificate, label, is_timeout: false })
+            }
             Some(Ok(())) => {
                 let metric = stream.with_state(|state| {
                     if self.is_tracing || log::log_enabled!(log::Level::Debug) {
@@ -151,6 +157,11 @@ impl Acceptor {
                 Err(HandshakeError { metric, label: "timeout", is_timeout: true })
             }
         }
+    }
+
+    fn admits(&self, state: &rustls::CommonState) -> bool {
+        let is_resumed = state.handshake_kind() == Some(HandshakeKind::Resumed);
+        !is_resumed || self.material.still_admits(state.peer_certificates())
     }
 
     fn trace(&self, peer: &str, name: &str, state: &rustls::CommonState) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use blitz_config::model::{ClientAuth, Config, Listener, Plain, Protocol, Tls};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -125,6 +125,18 @@ impl TlsMaterial {
             config.key_log = key_log;
         }
         Ok(Arc::new(config))
+    }
+}
+
+impl TlsMaterial {
+    /// Whether the certificate that a resumed session began with is good now. The handshake has not shown it, and a
+    /// session can be resumed again and again.
+    pub(super) fn still_admits(&self, chain: Option<&[CertificateDer<'_>]>) -> bool {
+        let Some(verifier) = &self.clients else { return true };
+        match chain.and_then(<[_]>::split_first) {
+            Some((first, others)) => verifier.verify_client_cert(first, others, UnixTime::now()).is_ok(),
+            None => !verifier.client_auth_mandatory(),
+        }
     }
 }
 

@@ -36,9 +36,9 @@ const RECORD_OVERHEAD_BYTES: usize = 5 + 8 + 1 + 16;
 /// that is sent from where it is.
 const APPENDED_BYTES_MAX: usize = 4096;
 
-/// Bytes received and not opened, at most: one handshake message of the largest size that rustls takes (64 KiB) in
-/// records, and one receive of 64 KiB behind it.
-const UNOPENED_BYTES_MAX: usize = (64 + 64 + 20) * 1024;
+/// Bytes received that cannot be opened yet, at most: a record has 16 KiB and a little, a message of the handshake
+/// perhaps more; the largest in use are chains of post-quantum certificates, with some 20 KiB.
+const UNOPENED_BYTES_MAX: usize = 32 * 1024;
 
 /// Bytes of the shared memory that a worker keeps; it grows for one large receive and shrinks after it.
 const SCRATCH_KEPT_BYTES: usize = 256 * 1024;
