@@ -76,6 +76,7 @@ impl Stage {
     /// # Errors
     /// [`Kind::NotAttached`], [`Kind::Layout`], [`Kind::Foreign`], [`Kind::Rights`].
     pub fn open(pins: &Pins, interface: &str) -> Result<Self> {
+        netlink::check_name(interface)?;
         let own = pins.of(interface);
         let (maps, sizes) = Maps::open(&own).map_err(|error| match error.kind() {
             Kind::NotAttached => Error::new(
@@ -97,13 +98,25 @@ impl Stage {
     }
 
     /// Takes the stage of `interface` away: traffic flows untouched from the removal of the link on. Pins
-    /// that another version left are taken away too. True when a program was running.
+    /// that another version left are taken away too, and what an attach that was killed had built. True when a
+    /// program was running.
     ///
     /// # Errors
-    /// [`Kind::NotAttached`] when nothing is pinned; [`Kind::Foreign`] when the link there is not an XDP
-    /// link.
+    /// [`Kind::Interface`] for what is no name of one; [`Kind::NotAttached`] when nothing is pinned;
+    /// [`Kind::Foreign`] when the link there is not an XDP link.
     pub fn detach(pins: &Pins, _lock: &Lock, interface: &str) -> Result<bool> {
+        netlink::check_name(interface)?;
         let own = pins.of(interface);
+        // Under the lock nobody is building there: whoever was died, perhaps with the link made already.
+        let staging = pins.staging(interface);
+        let left_over = if staging.exists() { pinned_link(&staging)? } else { None };
+        let is_left_over = staging.exists();
+        if is_left_over {
+            staging.remove()?;
+        }
+        if !own.exists() && is_left_over {
+            return Ok(left_over.is_some_and(|found| found.interface_index != 0));
+        }
         if !own.exists() {
             return Err(Error::new(
                 Kind::NotAttached,

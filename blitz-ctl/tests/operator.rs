@@ -26,6 +26,49 @@ fn a_wrong_interface_is_named() {
 }
 
 #[test]
+fn what_is_no_name_of_an_interface_removes_nothing() {
+    let Some(place) = Place::new() else { return };
+    place.attach(None);
+    let precious = tempfile::tempdir().expect("a directory");
+    std::fs::write(precious.path().join("file"), "precious").expect("a file");
+    for name in [&*precious.path().display().to_string(), "", ".", "..", "ctl0/maps"] {
+        place.ctl(&["detach", name]).refused(4, &["no name of an interface", "ip -brief link"]);
+        place.ctl(&["status", "-i", name]).refused(4, &["no name of an interface"]);
+    }
+    assert_eq!(std::fs::read_to_string(precious.path().join("file")).expect("still there"), "precious");
+    assert!(place.program_on(INTERFACE).is_some());
+}
+
+#[test]
+fn what_a_killed_attach_left_running_is_detached() {
+    let Some(place) = Place::new() else { return };
+    place.attach(None);
+    // As it is between the link and the last step.
+    std::fs::rename(place.base().join(INTERFACE), place.base().join("%new-ctl0")).expect("renamed");
+    assert!(place.program_on(INTERFACE).is_some());
+    let outcome = place.ctl(&["detach", INTERFACE]);
+    assert_eq!((outcome.code, place.program_on(INTERFACE)), (0, None), "{outcome:?}");
+    assert!(outcome.out.contains("traffic flows untouched"), "{outcome:?}");
+    assert!(!place.base().join("%new-ctl0").exists());
+    place.ctl(&["detach", INTERFACE]).refused(4, &["has no kernel stage"]);
+}
+
+#[test]
+fn a_directory_of_another_user_is_not_used_and_an_open_one_is_closed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let Some(place) = Place::new() else { return };
+    let base = place.base();
+    std::fs::create_dir(&base).expect("a directory");
+    std::os::unix::fs::chown(&base, Some(65_534), Some(65_534)).expect("given away");
+    place.ctl(&["attach", INTERFACE]).refused(5, &["was made by user 65534", "rm -r"]);
+    assert_eq!(place.program_on(INTERFACE), None);
+    std::os::unix::fs::chown(&base, Some(0), Some(0)).expect("taken back");
+    place.attach(None);
+    let mode = std::fs::metadata(&base).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "whoever can open it can hold the lock");
+}
+
+#[test]
 fn a_process_without_rights_is_told_which_it_lacks() {
     let Some(place) = Place::new() else { return };
     place.attach(Some(&config("deny = [\"192.0.2.0/24\"]")));
