@@ -12,7 +12,7 @@ use blitz_ctl::maps::Maps;
 use blitz_ctl::sys::clock;
 use blitz_ctl::sys::map::Table;
 use blitz_ctl::{Kind, Pins, Stage};
-use blitz_ebpf_common::layout::{Block, BlockKey, LAYOUT_VERSION, Layout, ServiceKey, maps};
+use blitz_ebpf_common::layout::{Block, BlockKey, Buckets, LAYOUT_VERSION, Layout, ServiceKey, maps};
 use support::{FOUR, INTERFACE, Place, config};
 
 #[test]
@@ -565,6 +565,98 @@ fn a_block_is_extended_and_ends() {
     assert_eq!(blocked[0].expires, now + 2 * hour, "the later end holds");
     assert_eq!(stage.clear_expired_blocks(&lock, now + 3 * hour).expect("cleared"), 1);
     assert_eq!(stage.settings().expect("settings").flags, 0, "the program stops looking");
+}
+
+#[test]
+fn words_about_a_block_end_with_it() {
+    let Some(place) = Place::new() else { return };
+    place.attach(None);
+    let stage = place.stage();
+    let words = || stage.maps().notes.entries().expect("a list").len();
+    let add = ["deny", "add", "198.51.100.7", "--ttl", "1h", "--reason", "scans"];
+    let cleared = |after_hours: u64| {
+        let lock = Pins::at(place.base()).lock().expect("free");
+        let later = clock::monotonic_nanoseconds() + after_hours * 3_600_000_000_000;
+        stage.clear_expired_blocks(&lock, later).expect("cleared")
+    };
+    assert_eq!(place.ctl(&add).code, 0);
+    assert_eq!((words(), cleared(0), words()), (1, 0, 1));
+    assert_eq!((cleared(2), words()), (1, 0), "the table of reasons would fill up");
+    // The next block of that source is another one, for another reason, also before anybody has cleared.
+    assert_eq!(place.ctl(&add).code, 0);
+    let key = stage.maps().blocked.entries().expect("a list")[0].0;
+    stage.maps().blocked.put(&key, &Block { expires: 1, ..Block::default() }).expect("room");
+    assert_eq!(place.ctl(&["deny", "add", "198.51.100.7", "--ttl", "1h"]).code, 0);
+    assert!(!place.ctl(&["deny", "list"]).out.contains("scans"));
+    // A longer block keeps them, and so does the same prefix on the deny list.
+    assert_eq!(place.ctl(&add).code, 0);
+    assert_eq!(place.ctl(&["deny", "add", "198.51.100.7", "--ttl", "2h"]).code, 0);
+    assert!(place.ctl(&["deny", "list"]).out.contains("scans"));
+    assert_eq!(place.ctl(&["deny", "add", "198.51.100.7", "--reason", "for ever"]).code, 0);
+    assert_eq!(cleared(3), 1);
+    assert!(place.ctl(&["deny", "list"]).out.contains("for ever"));
+    assert_eq!(place.ctl(&["deny", "del", "198.51.100.7"]).code, 0);
+    assert_eq!(words(), 0);
+}
+
+#[test]
+fn a_time_does_not_end_what_the_configuration_denies() {
+    let Some(place) = Place::new() else { return };
+    place.attach(Some(&config("deny = [\"192.0.2.0/24\"]")));
+    place
+        .ctl(&["deny", "add", "192.0.2.0/24", "--ttl", "10m"])
+        .refused(2, &["the configuration denies 192.0.2.0/24", "leave out --ttl"]);
+    assert_eq!(place.stage().deny_list().expect("a list")[0].expires, 0);
+    // The other way round: the entry with a time was there first.
+    assert_eq!(place.ctl(&["deny", "add", "198.51.100.0/24", "--ttl", "10m"]).code, 0);
+    assert_eq!(place.ctl(&["deny", "add", "203.0.113.0/24", "--ttl", "10m"]).code, 0);
+    let file = place.file("second.toml", &config("deny = [\"192.0.2.0/24\", \"198.51.100.0/24\"]"));
+    assert_eq!(place.ctl(&["attach", INTERFACE, "--config", &file]).code, 0);
+    let list = place.stage().deny_list().expect("a list");
+    let found = list.iter().map(|denied| (denied.prefix.to_string(), denied.expires != 0, denied.configured));
+    let found: Vec<_> = found.collect();
+    let expected =
+        [("192.0.2.0/24", false, true), ("198.51.100.0/24", false, true), ("203.0.113.0/24", true, false)];
+    assert_eq!(found, expected.map(|(prefix, ends, is_configured)| (prefix.to_owned(), ends, is_configured)));
+}
+
+#[test]
+fn a_new_limit_does_not_inherit_what_another_has_used_up() {
+    let Some(place) = Place::new() else { return };
+    place.attach(Some(&config("")));
+    let stage = place.stage();
+    let number = |name: &str| {
+        let rule = stage.rule(name).expect("rules").expect("a rule");
+        let limits = stage.maps().limits.entries().expect("limits");
+        limits.into_iter().find(|(_, limit)| limit.rule == rule).expect("a limit").0
+    };
+    let words = || {
+        let word = stage.maps().service_words.get(&number("limit:all")).expect("readable");
+        word.expect("a row").words
+    };
+    let set = |rate: &str, burst: &str| {
+        let words = ["limit", "set", "all", "--by", "service", "--packets-per-second", rate];
+        let outcome = place.ctl(&[&words[..], &["--burst-seconds", burst]].concat());
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+    };
+    let used_up = Buckets { words: [u64::MAX / 4; 3] };
+    set("10", "3600");
+    stage.maps().service_words.put(&number("limit:all"), &used_up).expect("written");
+    set("20", "3600");
+    assert_eq!(words(), used_up.words, "as deep as before: what is used is used");
+    set("20", "1");
+    assert_eq!(words(), [0; 3], "an hour's debt would refuse everything for an hour");
+    stage.maps().service_words.put(&number("limit:all"), &used_up).expect("written");
+    assert_eq!(place.ctl(&["limit", "del", "all"]).code, 0);
+    set("10", "3600");
+    assert_eq!(words(), [0; 3], "another limit under the number");
+    // And by a configuration.
+    stage.maps().service_words.put(&number("limit:all"), &used_up).expect("written");
+    let text = config("") + "[[limits]]\nname = \"all\"\nby = \"service\"\npackets_per_second = 10\n";
+    let file = place.file("second.toml", &text);
+    let outcome = place.ctl(&["attach", INTERFACE, "--config", &file]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    assert_eq!(words(), [0; 3]);
 }
 
 #[test]

@@ -173,9 +173,6 @@ fn deny_del(verb: &Del, context: &Context) -> Result<()> {
     let done = context.change(&verb.selection, |stage, lock| {
         let was_blocked = is_source && stage.unblock(lock, verb.prefix.address())?;
         let denied = stage.undeny(lock, verb.prefix)?;
-        if was_blocked && denied.is_none() {
-            stage.forget_note(lock, verb.prefix)?;
-        }
         Ok((was_blocked, denied))
     })?;
     let found = done.iter().filter(|(_, (was_blocked, denied))| *was_blocked || denied.is_some());

@@ -18,6 +18,7 @@ use blitz_config::model::Cidr;
 use blitz_ctl_protocol::message::{Blocked, BlockedPage, Outcome, PAGE_ROWS_MAX, Reason, Report, ReportDone};
 use blitz_ebpf_common::layout::{BLOCKED_MAX, Block, BlockKey};
 
+use crate::blocklist::key_prefix;
 use crate::error::Result;
 use crate::prefixes::wire;
 
@@ -331,10 +332,7 @@ pub fn key_of(source: IpAddr) -> BlockKey {
 
 /// The address of a key; of an IPv6 key the first of its /64.
 pub fn address_of(key: &BlockKey) -> IpAddr {
-    match key.family {
-        4 => IpAddr::V4(key.first.into()),
-        _ => IpAddr::V6((u128::from(key.first) << 96 | u128::from(key.second) << 64).into()),
-    }
+    key_prefix(key).address()
 }
 
 /// Addresses that stand for nobody in particular, or for everybody on a link.

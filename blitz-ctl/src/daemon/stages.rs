@@ -14,6 +14,7 @@ use blitz_ctl_protocol::message::Reason;
 use blitz_ebpf_common::layout::{Block, BlockKey, SETTING_BLOCK, Settings};
 
 use super::blocklist::{Held, Stages};
+use crate::blocklist::key_prefix;
 use crate::counters;
 use crate::error::{Error, Kind, Result};
 use crate::lock;
@@ -148,7 +149,7 @@ impl Stages for All {
         self.each(|managed| {
             let removed = managed.stage.maps().blocked.remove(key);
             was_there |= removed.map_err(|error| managed.failed("write BLOCKED", &error))?;
-            Ok(())
+            managed.stage.forget_block_note(key_prefix(key))
         })?;
         Ok(was_there)
     }
@@ -160,6 +161,7 @@ impl Stages for All {
             let found = blocked.get(key).map_err(|error| managed.failed("read BLOCKED", &error))?;
             if found.is_some_and(|block| block.expires != 0 && block.expires <= now) {
                 blocked.remove(key).map_err(|error| managed.failed("write BLOCKED", &error))?;
+                managed.stage.forget_block_note(key_prefix(key))?;
             }
             Ok(())
         })
