@@ -227,10 +227,12 @@ impl InterfacePins {
     }
 }
 
-/// Whether this process sees other mounts than process 1. False when that cannot be told.
+/// Whether this process sees other mounts than process 1, or, where nobody may ask about that one, than its
+/// parent: `ip netns exec` gives a command mounts of its own. False when that cannot be told.
 fn has_own_mounts() -> bool {
     let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    matches!((of("self"), of("1")), (Some(own), Some(first)) if own != first)
+    let outside = of("1").or_else(|| of(&std::os::unix::process::parent_id().to_string()));
+    matches!((of("self"), outside), (Some(own), Some(outside)) if own != outside)
 }
 
 fn encode(interface: &str) -> String {

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use aya::programs::ProgramInfo;
+use blitz_ebpf_common::gcra;
 use blitz_ebpf_common::layout::{DENY_CONFIGURED, Settings};
 use serde::Serialize;
 
@@ -24,6 +25,7 @@ use crate::lock::Lock;
 use crate::maps::{Maps, Sizes};
 use crate::netlink;
 use crate::pins::{InterfacePins, Pins};
+use crate::sys::clock;
 use crate::sys::link::{self, PinnedLinkFacts};
 
 /// The stage of one interface, adopted from its pins.
@@ -233,7 +235,8 @@ impl Stage {
         let room = |entries: u32| entries as usize;
         let of = |table, used, room| Occupancy { table, used, room };
         let sets = maps.sources.entries().map_err(read)?;
-        let sources = sets.iter().flat_map(|(_, set)| set.tags).filter(|tag| *tag != 0).count();
+        let now = gcra::units(clock::monotonic_nanoseconds());
+        let sources = sets.iter().map(|(_, set)| counters::sources_in_debt(set, now)).sum::<u64>() as usize;
         Ok(vec![
             of(
                 "services",

@@ -155,9 +155,12 @@ impl Stages for All {
     }
 
     fn expire(&self, key: &BlockKey, now: u64) -> Result<()> {
+        // The command line may block the source anew between our look and the removal. While another writer is
+        // at work the entry stays; it does nothing, and the next reading of the maps brings it back to a sweep.
+        let Ok(_lock) = lock::take(self.pins.base(), Duration::ZERO) else { return Ok(()) };
         self.each(|managed| {
             let blocked = &managed.stage.maps().blocked;
-            // The command line may have given it another end meanwhile.
+            // The command line may have given it another end.
             let found = blocked.get(key).map_err(|error| managed.failed("read BLOCKED", &error))?;
             if found.is_some_and(|block| block.expires != 0 && block.expires <= now) {
                 blocked.remove(key).map_err(|error| managed.failed("write BLOCKED", &error))?;
