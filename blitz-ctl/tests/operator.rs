@@ -13,6 +13,7 @@ use blitz_ctl::sys::clock;
 use blitz_ctl::sys::map::Table;
 use blitz_ctl::{Kind, Pins, Stage};
 use blitz_ebpf_common::layout::{Block, BlockKey, Buckets, LAYOUT_VERSION, Layout, ServiceKey, maps};
+use blitz_ebpf_common::packet::{Family, words4};
 use support::{FOUR, INTERFACE, Place, config};
 
 #[test]
@@ -189,7 +190,7 @@ fn a_full_blocklist_refuses_and_what_is_over_makes_room() {
     let pins = Pins::at(place.base());
     let room = stage.maps().blocked.entries_max();
     let fill = |expires: u64| -> Vec<(BlockKey, Block)> {
-        let key = |n: u32| BlockKey { first: 0x0a00_0000 + n, second: 0, family: 4 };
+        let key = |n: u32| BlockKey::new(Family::V4, &words4(0x0a00_0000 + n));
         (0..room).map(|n| (key(n), Block { expires, since: 1, rule: 1, flags: 0 })).collect()
     };
     stage.maps().blocked.put_all(&fill(0)).expect("room");

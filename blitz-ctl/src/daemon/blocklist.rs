@@ -18,9 +18,8 @@ use blitz_config::model::Cidr;
 use blitz_ctl_protocol::message::{Blocked, BlockedPage, Outcome, PAGE_ROWS_MAX, Reason, Report, ReportDone};
 use blitz_ebpf_common::layout::{BLOCKED_MAX, Block, BlockKey};
 
-use crate::blocklist::key_prefix;
 use crate::error::Result;
-use crate::prefixes::wire;
+use crate::prefixes::{address, wire};
 
 /// Longest block that a report may ask for. A longer one is cut.
 pub const TTL_MAX: Duration = Duration::from_secs(3600);
@@ -332,7 +331,7 @@ pub fn key_of(source: IpAddr) -> BlockKey {
 
 /// The address of a key; of an IPv6 key the first of its /64.
 pub fn address_of(key: &BlockKey) -> IpAddr {
-    key_prefix(key).address()
+    address(key.source())
 }
 
 /// Addresses that stand for nobody in particular, or for everybody on a link.
