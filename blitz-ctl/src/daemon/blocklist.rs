@@ -29,7 +29,7 @@ const REASON_EIGHTHS: u64 = 7;
 
 /// Where blocks hold: the stages of all interfaces.
 pub trait Stages {
-    /// How many stages there are.
+    /// How many stages there are that filter.
     fn count(&self) -> u32;
     /// Stores a block in every stage. When one has no room, the others hold it all the same and the first
     /// failure is returned.

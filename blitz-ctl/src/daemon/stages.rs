@@ -131,7 +131,9 @@ impl All {
 
 impl Stages for All {
     fn count(&self) -> u32 {
-        u32::try_from(self.stages.len()).unwrap_or(u32::MAX)
+        // The maps of one that was detached by hand are still open here, and filter nothing.
+        let pinned = self.stages.iter().filter(|managed| managed.stage.pins().exists()).count();
+        u32::try_from(pinned).unwrap_or(u32::MAX)
     }
 
     fn block(&self, key: &BlockKey, held: &Held) -> Result<()> {
