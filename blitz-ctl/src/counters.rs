@@ -154,10 +154,8 @@ mod tests {
 
     #[test]
     fn a_source_that_has_earned_back_what_it_used_takes_no_place() {
-        let mut set = Set::<u64>::default();
-        set.tags = [7, 8, 9, 0];
         // The first is ahead in packets, the second in SYNs, the third was; the last place is nobody's.
-        set.words = [[150, 0, 90, 150], [0; 4], [0, 101, 0, 0]];
+        let set = Set { tags: [7, 8, 9, 0], words: [[150, 0, 90, 150], [0; 4], [0, 101, 0, 0]] };
         assert_eq!(sources_in_debt(&set, 100), 2);
         assert_eq!(sources_in_debt(&set, 101), 1);
         assert_eq!(sources_in_debt(&set, 150), 0);
