@@ -52,6 +52,12 @@ pub fn source_prefix(source: IpAddr) -> Prefix {
     }
 }
 
+/// Whether `prefix` is one source as the blocklist sees it. Multicast is none: it is never a source, and the keys
+/// of IPv4 addresses lie there (see [`BlockKey`]).
+pub fn is_source(prefix: Prefix) -> bool {
+    source_prefix(prefix.address()) == prefix && !prefix.address().is_multicast()
+}
+
 impl Stage {
     /// Blocks `source` until `expires` (CLOCK_MONOTONIC nanoseconds, 0 for ever), under the rule called
     /// `rule`. One that is blocked already stays so until the later moment.

@@ -598,6 +598,19 @@ fn words_about_a_block_end_with_it() {
 }
 
 #[test]
+fn an_ipv6_prefix_never_stands_for_an_ipv4_address() {
+    let Some(place) = Place::new() else { return };
+    place.attach(None);
+    // The words of this prefix are how the blocklist's keys write 192.0.2.7.
+    let twin = "ffff:ffff:c000:207::/64";
+    assert_eq!(place.ctl(&["deny", "add", twin, "--ttl", "1h"]).code, 0);
+    assert!(place.stage().blocked().expect("a list").is_empty());
+    assert_eq!(place.ctl(&["deny", "add", "192.0.2.7", "--ttl", "1h"]).code, 0);
+    assert_eq!(place.ctl(&["deny", "del", twin]).code, 0);
+    assert_eq!(place.stage().blocked().expect("a list").len(), 1);
+}
+
+#[test]
 fn a_time_does_not_end_what_the_configuration_denies() {
     let Some(place) = Place::new() else { return };
     place.attach(Some(&config("deny = [\"192.0.2.0/24\"]")));

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::output::{count, duration, left_seconds, table};
 use super::{Context, Selection, parse};
 use crate::allow::Allowed;
-use crate::blocklist::source_prefix;
+use crate::blocklist::is_source;
 use crate::deny::Terms;
 use crate::error::{Error, Kind, Result};
 use crate::image::RULE_BLOCK_OPERATOR;
@@ -107,8 +107,7 @@ impl DenyAdd {
             clock::monotonic_nanoseconds().saturating_add(nanoseconds)
         });
         // The blocklist is for single sources with a time; it holds no scope and no shadow.
-        let is_source = source_prefix(self.prefix.address()) == self.prefix;
-        let is_block = is_source && expires != 0 && !self.host && !self.shadow;
+        let is_block = is_source(self.prefix) && expires != 0 && !self.host && !self.shadow;
         if self.host && !self.shadow {
             self.keep_the_operator_in(context)?;
         }
@@ -169,7 +168,7 @@ fn holds(prefix: &Prefix, address: IpAddr) -> bool {
 }
 
 fn deny_del(verb: &Del, context: &Context) -> Result<()> {
-    let is_source = source_prefix(verb.prefix.address()) == verb.prefix;
+    let is_source = is_source(verb.prefix);
     let done = context.change(&verb.selection, |stage, lock| {
         let was_blocked = is_source && stage.unblock(lock, verb.prefix.address())?;
         let denied = stage.undeny(lock, verb.prefix)?;

@@ -185,6 +185,10 @@ impl Blocklist {
     /// # Errors
     /// A sentence, when the maps failed.
     pub fn unblock(&mut self, source: IpAddr, stages: &impl Stages) -> std::result::Result<bool, String> {
+        // Never a source, and where the keys of IPv4 addresses lie.
+        if source.is_multicast() {
+            return Ok(false);
+        }
         let key = key_of(source.to_canonical());
         let was_there = stages.unblock(&key).map_err(|error| error.to_string())?;
         Ok(self.remove(&key) | was_there)

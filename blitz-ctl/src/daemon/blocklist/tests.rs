@@ -251,6 +251,15 @@ fn a_new_daemon_takes_over_what_the_maps_hold() {
 }
 
 #[test]
+fn an_ipv6_prefix_does_not_unblock_an_ipv4_address() {
+    let (mut list, maps) = (list(10), Maps::new(1));
+    ask(&mut list, &maps, "203.0.113.7", Reason::Framing, 0);
+    let twin: IpAddr = "ffff:ffff:cb00:7107::".parse().expect("address");
+    assert_eq!(list.unblock(twin, &maps), Ok(false));
+    assert_eq!(maps.holds("203.0.113.7"), 1);
+}
+
+#[test]
 fn a_stage_without_room_hides_nothing_that_others_hold() {
     let (mut first, maps) = (list(10), Maps::new(2));
     for source in ["203.0.113.1", "203.0.113.2", "203.0.113.3"] {
