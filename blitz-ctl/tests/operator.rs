@@ -448,6 +448,14 @@ fn a_host_wide_entry_does_not_end_the_session_it_is_typed_in() {
     };
     let sentence = ["198.51.100.0/24 holds 198.51.100.9", "allow add 198.51.100.9 --management"];
     deny("198.51.100.0/24").refused(2, &sentence);
+    // As under sudo, which takes the variable away from what it runs.
+    let program = env!("CARGO_BIN_EXE_blitz-ctl");
+    let script = format!(
+        "env -u SSH_CONNECTION {program} --pins {base} deny add 198.51.100.0/24 --host; code=$?; exit $code"
+    );
+    place
+        .inside(&["env", "SSH_CONNECTION=198.51.100.9 40000 192.0.2.1 22", "sh", "-c", &script])
+        .refused(2, &sentence);
     assert!(place.stage().deny_list().expect("a list").is_empty());
     assert_eq!(deny("203.0.113.0/24").code, 0);
     assert_eq!(place.ctl(&["allow", "add", "198.51.100.9", "--management"]).code, 0);

@@ -139,9 +139,7 @@ impl DenyAdd {
 
     /// Refuses a host-wide entry that would cut off the ssh session it is typed in.
     fn keep_the_operator_in(&self, context: &Context) -> Result<()> {
-        let client = std::env::var("SSH_CONNECTION").ok();
-        let client: Option<IpAddr> = client.and_then(|value| value.split(' ').next()?.parse().ok());
-        let Some(client) = client.filter(|client| holds(&self.prefix, *client)) else { return Ok(()) };
+        let Some(client) = ssh_client().filter(|client| holds(&self.prefix, *client)) else { return Ok(()) };
         for stage in context.stages(&self.selection)? {
             let is_managed = |allowed: &Allowed| {
                 allowed.management
@@ -160,6 +158,30 @@ impl DenyAdd {
         }
         Ok(())
     }
+}
+
+/// The client of the ssh session in which this was typed, as far as the environment tells: that of this process,
+/// or of one above it, since sudo(8) does not pass the variable on.
+fn ssh_client() -> Option<IpAddr> {
+    const NAME: &str = "SSH_CONNECTION";
+    /// Processes between this one and the session's (count).
+    const PARENTS_MAX: usize = 32;
+    let first = |value: &str| value.split(' ').next()?.parse().ok();
+    if let Ok(value) = std::env::var(NAME) {
+        return first(&value);
+    }
+    let mut process = std::os::unix::process::parent_id();
+    for _ in 0..PARENTS_MAX {
+        let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        let environment = String::from_utf8_lossy(&environment);
+        let mut variables = environment.split('\0').filter_map(|variable| variable.split_once('='));
+        if let Some((_, value)) = variables.find(|(name, _)| *name == NAME) {
+            return first(value);
+        }
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        process = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
+    }
+    None
 }
 
 /// Whether `prefix` holds `address`.
