@@ -31,6 +31,10 @@ pub fn packet(data: &[u8]) {
     let tagged = parse(tagged.get(..data.len() + TAG).unwrap_or_default());
     let has_two_tags = |at: usize| matches!(data.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8]));
     match tagged {
+        // Headers that a tag moves beyond the bound are hidden.
+        Some(tagged) if tagged.hidden && !packet.hidden => {
+            assert!(data.len() + TAG > OFFSET_MAX - 60, "a tag hides headers");
+        }
         Some(tagged) => assert_eq!(tagged, packet, "a tag changes the packet"),
         // Two tags are followed, and no header beyond the bound.
         None => assert!(has_two_tags(16) || data.len() + TAG > OFFSET_MAX - 20, "a tag hides the packet"),
