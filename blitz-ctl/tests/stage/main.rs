@@ -134,6 +134,34 @@ fn every_fixture_gets_its_verdict_and_its_counters() {
     println!("{} fixtures", fixtures.len());
 }
 
+#[test]
+fn what_hides_its_protocol_is_for_a_service_of_either() {
+    const CONFIG: &str = "[[listeners]]\nname = \"web\"\naddress = \"[2001:db8::2]:80\"\nbuiltin_answers = true\n\
+        [xdp]\n[[xdp.services]]\nname = \"dns\"\naddress = \"2001:db8::1\"\nport = 53\nprotocol = \"udp\"\n";
+    let config = blitz_config::load(CONFIG, blitz_config::Format::Toml, "hidden.toml", &Default::default());
+    let image =
+        blitz_ctl::image::Image::from_config(&config.expect("a configuration"), 1, &Default::default());
+    let image = image.expect("it fits");
+    let hidden = |to| {
+        let frame = packets::Frame::udp("2001:db8:9::1", to, 9);
+        (0..7).fold(frame, |frame, _| frame.extension(packets::DESTINATION_OPTIONS, 6)).build()
+    };
+    let twin = Twin::new(image.clone(), HashMap::new());
+    for (to, rule) in [("2001:db8::1", "service:dns"), ("2001:db8::2", "service:web"), ("2001:db8::3", "")] {
+        assert_eq!(twin.decide(&hidden(to)).rule, image.rule(rule).unwrap_or(0), "{to}");
+    }
+    let Ok(mut kernel) = Rehearsal::new(OBJECT, &image, &HashMap::new(), Options::default()) else {
+        assert!(!is_root(), "the object does not load");
+        return require::skip("loading BPF needs root here");
+    };
+    for to in ["2001:db8::1", "2001:db8::2", "2001:db8::3"] {
+        assert!(kernel.passes(&hidden(to)).expect("a run"));
+    }
+    let verdicts = kernel.verdicts().expect("counters");
+    assert_eq!(verdicts[Verdict::PassService as usize], 2);
+    assert_eq!(verdicts[Verdict::PassNoService as usize], 1);
+}
+
 /// Packets of the equality test.
 const PACKETS: u32 = 1_000_000;
 /// Packets between two comparisons of the counters.
