@@ -48,6 +48,8 @@ pub const ROUTES_MAX: usize = 100_000;
 pub const ROUTE_METHODS_MAX: usize = 32;
 /// Prefixes in `trusted_proxies` (count): the list is searched for each connection.
 pub const TRUSTED_PROXIES_MAX: usize = 1_024;
+/// Prefixes in `proxy_protocol_from` of one listener (count): the list is searched for each connection.
+pub const PROXY_PROTOCOL_FROM_MAX: usize = 1_024;
 
 /// A duration in milliseconds, from 1 ms to one day. No deadline can be switched off.
 pub type Milliseconds = Bounded<1, 86_400_000>;
@@ -116,10 +118,31 @@ pub struct ListenerFile {
     /// Default: false. Reloadable.
     #[serde(default)]
     pub builtin_answers: bool,
+    /// Whether connections begin with a PROXY protocol header, version 1 or 2, that names the client.
+    /// Default: `off`. Reloadable, for new connections.
+    #[serde(default)]
+    pub proxy_protocol: ProxyProtocolFile,
+    /// Who may connect when `proxy_protocol` is `required`, and is believed: addresses and prefixes such
+    /// as `10.0.0.0/8` or `2001:db8::/32`, host bits zero. A connection from elsewhere is reset at once
+    /// and counted. Required then, and refused otherwise. 1 to 1024. Reloadable, for new connections.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = PROXY_PROTOCOL_FROM_MAX))]
+    pub proxy_protocol_from: Vec<String>,
     /// TLS. Default: absent, so that clients speak in clear. Reloadable, for new connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "TlsFile")]
     pub tls: Option<TlsFile>,
+}
+
+/// Whether connections begin with a PROXY protocol header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyProtocolFile {
+    /// They do not: what looks like one is a broken request or handshake.
+    #[default]
+    Off,
+    /// Each does; one without is closed.
+    Required,
 }
 
 /// A protocol that clients speak.

@@ -48,6 +48,9 @@ pub struct Listener {
     pub protocols: Vec<Protocol>,
     /// Whether `/hello`, `/health` and `/echo/*` are answered when no route takes them.
     pub builtin_answers: bool,
+    /// Who sends PROXY protocol headers here, at least one prefix; nobody else may connect. `None`:
+    /// connections begin without such a header.
+    pub proxy_protocol_from: Option<Vec<Cidr>>,
     /// TLS; `None`: clients speak in clear.
     pub tls: Option<Tls>,
 }

@@ -13,8 +13,8 @@ pub use policy::{FRAME_BYTES_MAX, RULE_BYTES_MAX};
 use crate::address;
 use crate::error::{ConfigError, Issues, quoted};
 use crate::file::{
-    ENDPOINTS_MAX, FileConfig, Format, HttpFile, ListenerFile, Milliseconds, ProtocolFile, RouteFile,
-    TimeoutsFile, UPSTREAM_ENDPOINTS_MAX, UpstreamFile, key_text, parse,
+    ENDPOINTS_MAX, FileConfig, Format, HttpFile, ListenerFile, Milliseconds, ProtocolFile, ProxyProtocolFile,
+    RouteFile, TimeoutsFile, UPSTREAM_ENDPOINTS_MAX, UpstreamFile, key_text, parse,
 };
 use crate::model::{
     Admin, Balance, Cidr, Config, Endpoint, HostPattern, HttpLimits, Listener, PassiveHealth, PathPattern,
@@ -130,7 +130,7 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
         upstreams = vec![default_upstream(backends, |index| format!("backends[{index}]"), &mut issues)];
         routes = vec![catch_all()];
     }
-    let trusted_proxies = trusted_proxies(&file.trusted_proxies, &mut issues);
+    let trusted_proxies = prefixes("trusted_proxies", &file.trusted_proxies, &mut issues);
     let mut admin = match address::socket_address(&file.admin.address) {
         Ok(address) => Admin { address },
         Err(why) => {
@@ -224,6 +224,7 @@ fn listeners(file: &[ListenerFile], issues: &mut Issues) -> Vec<Listener> {
             issues.add(format!("listeners[{index}].name"), message);
         }
         let tls = listener.tls.as_ref().map(|it| tls::tls(it, &format!("listeners[{index}].tls"), issues));
+        let proxy_protocol_from = proxy_protocol(index, listener, issues);
         let protocols = protocols(index, &listener.protocols, issues);
         let address = match address::socket_address(&listener.address) {
             Ok(address) => address,
@@ -249,10 +250,31 @@ fn listeners(file: &[ListenerFile], issues: &mut Issues) -> Vec<Listener> {
             address,
             protocols,
             builtin_answers: listener.builtin_answers,
+            proxy_protocol_from,
             tls,
         });
     }
     listeners
+}
+
+/// Who sends PROXY protocol headers, if anybody has to.
+fn proxy_protocol(index: usize, listener: &ListenerFile, issues: &mut Issues) -> Option<Vec<Cidr>> {
+    let path = format!("listeners[{index}].proxy_protocol_from");
+    let from = prefixes(&path, &listener.proxy_protocol_from, issues);
+    let is_empty = listener.proxy_protocol_from.is_empty();
+    match listener.proxy_protocol {
+        ProxyProtocolFile::Off if is_empty => None,
+        ProxyProtocolFile::Off => {
+            issues.add(path, "has no effect; accepted: only beside proxy_protocol = \"required\"");
+            None
+        }
+        ProxyProtocolFile::Required => {
+            if is_empty {
+                issues.add(path, "none, so nobody could connect; accepted: at least one prefix");
+            }
+            Some(from)
+        }
+    }
 }
 
 fn protocols(index: usize, file: &[ProtocolFile], issues: &mut Issues) -> Vec<Protocol> {
@@ -282,6 +304,7 @@ fn main_listener(port: u16) -> Listener {
         address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
         protocols: vec![Protocol::H1],
         builtin_answers: true,
+        proxy_protocol_from: None,
         tls: None,
     }
 }
@@ -431,12 +454,13 @@ fn unknown_upstream(name: &str, upstreams: &[Upstream]) -> String {
     format!("{name_text} is not an upstream; accepted: {listed}{more}")
 }
 
-fn trusted_proxies(file: &[String], issues: &mut Issues) -> Vec<Cidr> {
+/// The prefixes of a list; `path` is its place in the file.
+fn prefixes(path: &str, file: &[String], issues: &mut Issues) -> Vec<Cidr> {
     let mut prefixes = Vec::with_capacity(file.len());
     for (index, text) in file.iter().enumerate() {
         match text.parse() {
             Ok(prefix) => prefixes.push(prefix),
-            Err(why) => issues.add(format!("trusted_proxies[{index}]"), why),
+            Err(why) => issues.add(format!("{path}[{index}]"), why),
         }
     }
     prefixes

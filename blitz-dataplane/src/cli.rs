@@ -340,7 +340,8 @@ fn describe(
             Some(_) => ", TLS 1.3",
             None => "",
         };
-        writeln!(text, "listener {}: {}{tls}{builtin}", listener.name, listener.address)?;
+        let relayed = if listener.proxy_protocol_from.is_some() { ", PROXY protocol" } else { "" };
+        writeln!(text, "listener {}: {}{relayed}{tls}{builtin}", listener.name, listener.address)?;
     }
     for upstream in &config.upstreams {
         let shown: Vec<String> = upstream.endpoints.iter().take(ENDPOINTS_SHOWN).map(endpoint).collect();

@@ -10,6 +10,7 @@ pub mod logging;
 pub mod metrics;
 pub mod process;
 pub mod proxy;
+pub mod proxy_protocol;
 pub mod runtime;
 pub mod secret;
 pub mod segment;

@@ -254,6 +254,7 @@ impl Listeners {
             let mut configured = configured.filter(|(listener, _)| listener.address == info.address);
             let Some((configured, material)) = configured.next() else { continue };
             info.builtins.set(configured.builtin_answers);
+            info.set_proxy_protocol(configured.proxy_protocol_from.as_deref());
             match material.as_ref().map(|material| Acceptor::new(material, &self.tls)).transpose() {
                 Ok(acceptor) => info.set_tls(acceptor),
                 // The supervisor has tried the same; what was in use stays.

@@ -97,6 +97,21 @@ metrics! {
         AcceptErrorOther { cause = "other" };
     }
 
+    // PROXY protocol.
+    family "blitz_proxy_protocol_headers_total" Counter "PROXY protocol headers read, by version and whose address they gave." {
+        ProxyProtocolV1Client { version = "1", address = "client" };
+        ProxyProtocolV1Sender { version = "1", address = "sender" };
+        ProxyProtocolV2Client { version = "2", address = "client" };
+        ProxyProtocolV2Sender { version = "2", address = "sender" };
+    }
+    family "blitz_proxy_protocol_refusals_total" Counter "Connections closed for the PROXY protocol, by reason." {
+        ProxyProtocolUntrusted { reason = "untrusted" };
+        ProxyProtocolNoHeader { reason = "no_header" };
+        ProxyProtocolMalformed { reason = "malformed" };
+        ProxyProtocolTimeout { reason = "timeout" };
+        ProxyProtocolClosed { reason = "closed" };
+    }
+
     // TLS.
     family "blitz_tls_handshakes_total" Counter "TLS handshakes that ended well, by version and kind." {
         Tls13Full { version = "1.3", kind = "full" };

@@ -1,7 +1,7 @@
 //! Accepting connections and giving each a task.
 //!
-//! Owns: the accept loop, the bound on connections, what is counted when one ends. Does not own: the
-//! registry (`connections.rs`), or the codec that serves the connection (`http1/server.rs`).
+//! Owns: the accept loop, the bound on connections, what goes before HTTP, what is counted when one ends.
+//! Does not own: the registry (`connections.rs`), PROXY protocol headers (`relay.rs`), or the codec that serves the connection (`http1/server.rs`).
 #![forbid(unsafe_code)]
 
 use std::future::poll_fn;
@@ -12,7 +12,8 @@ use std::time::Duration;
 use blitz_config::model::Plain;
 
 use super::Proxy;
-use super::connections::{Carrier, Connection, Ended, HandshakePermit, Listener};
+use super::connections::{Carrier, Connection, Ended, HandshakePermit, Listener, Relay};
+use super::relay;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::http1::{Unread, server};
@@ -39,6 +40,14 @@ pub async fn accept(proxy: Rc<Proxy>, listener: TcpListener, info: Rc<Listener>)
 /// Gives a connection its task, within the bound.
 pub fn admit(proxy: &Rc<Proxy>, stream: TcpStream, info: &Rc<Listener>) {
     proxy.rows.add(Metric::DownstreamAccepted, 1);
+    let peer = stream.peer_address().ok();
+    let relay = info.proxy_protocol(peer.map(|peer| peer.ip()));
+    if relay == Relay::Untrusted {
+        // Before anything is held or closed for it: whoever is not believed costs no place.
+        relay::refuse_untrusted(proxy, &stream, peer);
+        proxy.rows.add(Metric::DownstreamClosedError, 1);
+        return;
+    }
     let most = proxy.live().snapshot.config.http.connections_per_worker_max;
     let open = proxy.connections.len();
     if open >= most && (open >= most.saturating_add(LEAVING_MAX) || !proxy.connections.shed_idle()) {
@@ -51,14 +60,33 @@ pub fn admit(proxy: &Rc<Proxy>, stream: TcpStream, info: &Rc<Listener>) {
     }
     let connection = proxy.connections.open(info, proxy.handle.now_ms());
     proxy.rows.gauge_add(Metric::DownstreamActive, 1);
-    if let (Ok(peer), Ok(local)) = (stream.peer_address(), stream.local_address()) {
+    if let (Some(peer), Ok(local)) = (peer, stream.local_address()) {
         connection.set_addresses(peer, local);
     }
     let open = Open { proxy: Rc::clone(proxy), connection, ended: None };
     // Each in a task of its own kind: an idle connection shall not carry the room for what it is not.
-    match info.tls() {
-        None => proxy.handle.spawn(run(open, stream)),
-        Some(tls) => proxy.handle.spawn(begin_tls(open, stream, tls)),
+    match (relay, info.tls()) {
+        (Relay::Trusted, _) => {
+            open.connection.set_relayed();
+            proxy.handle.spawn(begin_relayed(open, stream));
+        }
+        (_, None) => proxy.handle.spawn(run(open, stream)),
+        (_, Some(tls)) => proxy.handle.spawn(begin_tls(open, stream, tls, None)),
+    }
+}
+
+/// Reads the PROXY protocol header and gives what follows to what the listener speaks.
+async fn begin_relayed(mut open: Open, stream: TcpStream) {
+    let handle = open.proxy.handle.clone();
+    match relay::client(&open.proxy, &open.connection, &stream).await {
+        Ok(behind) => match open.connection.listener().tls() {
+            None => handle.spawn(run_begun(open, stream, behind)),
+            Some(tls) => {
+                let received = (!behind.is_empty()).then_some(behind);
+                handle.spawn(begin_tls(open, stream, tls, received));
+            }
+        },
+        Err(ended) => open.ended = Some(ended),
     }
 }
 
@@ -82,9 +110,9 @@ async fn run_tls(mut open: Open, stream: Box<TlsStream>) {
     }
 }
 
-async fn begin_tls(mut open: Open, stream: TcpStream, tls: Rc<Acceptor>) {
+async fn begin_tls(mut open: Open, stream: TcpStream, tls: Rc<Acceptor>, received: Option<Chunk>) {
     let handle = open.proxy.handle.clone();
-    match secure(&open.proxy, &open.connection, stream, tls).await {
+    match secure(&open.proxy, &open.connection, stream, tls, received).await {
         Ok(Carried::Tls(stream)) => handle.spawn(run_tls(open, stream)),
         Ok(Carried::Plain(stream, received)) => handle.spawn(run_begun(open, stream, received)),
         Err(ended) => open.ended = Some(ended),
@@ -97,16 +125,21 @@ enum Carried {
     Plain(TcpStream, Chunk),
 }
 
-/// Tells TLS from plain HTTP and shakes hands.
+/// Tells TLS from plain HTTP and shakes hands. `received` are bytes that have come, if any have.
 async fn secure(
     proxy: &Rc<Proxy>,
     connection: &Connection,
     stream: TcpStream,
     tls: Rc<Acceptor>,
+    received: Option<Chunk>,
 ) -> Result<Carried, Ended> {
     let mut deadline = Deadline::new(stream.handle());
     deadline.set_after(proxy.live().snapshot.config.timeouts.tls_handshake);
+    let mut received = received;
     let received = poll_fn(|cx| {
+        if let Some(chunk) = received.take() {
+            return Poll::Ready(Ok(chunk));
+        }
         match stream.poll_receive(cx) {
             Poll::Ready(Ok(Some(chunk))) => return Poll::Ready(Ok(chunk)),
             Poll::Ready(Ok(None) | Err(_)) => return Poll::Ready(Err(Ended::ByClient)),
@@ -141,7 +174,7 @@ async fn secure(
     proxy.rows.gauge_add(Metric::TlsHandshakesActive, 1);
     let handshake = Handshake { proxy, _permit: permit };
     connection.begin_exchange();
-    let outcome = tls.accept(stream, received, &mut deadline).await;
+    let outcome = tls.accept(stream, received, connection.client(), &mut deadline).await;
     connection.set_idle(proxy.handle.now_ms());
     drop(handshake);
     match outcome {

@@ -3,10 +3,12 @@
 //! Owns: who is connected, since when, and the wish that a connection should end. Does not own: the
 //! connections themselves (each is a task; see `http1/server.rs`).
 
-use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+
+use blitz_config::model::Cidr;
 
 use crate::exchange::{Forwarding, Scheme};
 use crate::tls::Acceptor;
@@ -44,6 +46,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Whether it gives the built-in answers; follows the configuration.
     pub builtins: Cell<bool>,
+    /// Who sends PROXY protocol headers, and nobody else may connect; follows the configuration.
+    proxy_protocol: RefCell<Option<Rc<[Cidr]>>>,
     tls: RefCell<Option<Rc<Acceptor>>>,
     /// Handshakes under way.
     handshakes: Cell<u32>,
@@ -52,7 +56,29 @@ pub struct Listener {
 impl Listener {
     /// A listener without TLS.
     pub fn new(address: SocketAddr, builtins: bool) -> Self {
-        Self { address, builtins: Cell::new(builtins), tls: RefCell::new(None), handshakes: Cell::new(0) }
+        Self {
+            address,
+            builtins: Cell::new(builtins),
+            proxy_protocol: RefCell::new(None),
+            tls: RefCell::new(None),
+            handshakes: Cell::new(0),
+        }
+    }
+
+    /// Whose PROXY protocol headers connections from now on begin with; `None`: there is no header.
+    pub fn set_proxy_protocol(&self, from: Option<&[Cidr]>) {
+        *self.proxy_protocol.borrow_mut() = from.map(Rc::from);
+    }
+
+    /// Whether a new connection begins with a PROXY protocol header, and if so, whether `peer` may send one.
+    pub fn proxy_protocol(&self, peer: Option<IpAddr>) -> Relay {
+        match &*self.proxy_protocol.borrow() {
+            None => Relay::None,
+            Some(from) if peer.is_some_and(|peer| from.iter().any(|prefix| prefix.contains(peer))) => {
+                Relay::Trusted
+            }
+            Some(_) => Relay::Untrusted,
+        }
     }
 
     /// The TLS for connections from now on; `None`: they speak in clear.
@@ -73,6 +99,17 @@ impl Listener {
             HandshakePermit(Rc::clone(self))
         })
     }
+}
+
+/// What stands between us and the client of a new connection, by the listener's rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relay {
+    /// Nothing: the peer is the client.
+    None,
+    /// The peer names the client in a PROXY protocol header.
+    Trusted,
+    /// A header would be needed, and this peer's is not believed.
+    Untrusted,
 }
 
 /// A handshake under way.
@@ -111,6 +148,10 @@ pub struct Connection {
     asked: Cell<Option<Ended>>,
     waker: RefCell<Option<Waker>>,
     addresses: Cell<Option<(SocketAddr, SocketAddr)>>,
+    /// The client, when the peer has named one. In a box of its own: most connections have none.
+    named: OnceCell<Box<SocketAddr>>,
+    /// The peer speaks for others.
+    is_relayed: Cell<bool>,
     carrier: Cell<Carrier>,
     forwarding: RefCell<Option<(ForwardingKey, Box<Forwarding>)>>,
 }
@@ -172,6 +213,28 @@ impl Connection {
         }
     }
 
+    /// The client: whom the peer has named in a PROXY protocol header, else the peer. For what is said and
+    /// decided about requests; what is done to a peer's packets goes by [`Self::addresses`].
+    pub fn client(&self) -> Option<SocketAddr> {
+        self.named.get().map(|named| **named).or_else(|| self.addresses.get().map(|(peer, _)| peer))
+    }
+
+    /// Notes that the peer speaks for others, from a trusted address.
+    pub fn set_relayed(&self) {
+        self.is_relayed.set(true);
+    }
+
+    /// Whether the peer speaks for others, also when it has not named one.
+    pub fn is_relayed(&self) -> bool {
+        self.is_relayed.get()
+    }
+
+    /// Notes the client that the peer has named; once, before the first request.
+    pub fn set_named(&self, client: SocketAddr) {
+        let twice = self.named.set(Box::new(client));
+        debug_assert!(twice.is_ok(), "a connection has one header");
+    }
+
     /// Peer and local address; asked of the kernel once, when first needed.
     pub fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
         self.addresses.get()
@@ -208,7 +271,7 @@ impl Connection {
 pub struct Row {
     /// Number of the connection within its worker.
     pub id: u64,
-    /// Peer and local address, when they were needed so far.
+    /// Client and local address, when they were needed so far.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
     /// `idle` or `exchange`.
     pub state: &'static str,
@@ -243,6 +306,8 @@ impl Connections {
             asked: Cell::new(None),
             waker: RefCell::new(None),
             addresses: Cell::new(None),
+            named: OnceCell::new(),
+            is_relayed: Cell::new(false),
             carrier: Cell::default(),
             forwarding: RefCell::new(None),
         });
@@ -302,7 +367,7 @@ impl Connections {
         let open = self.open.borrow();
         let row = |connection: &Rc<Connection>| Row {
             id: connection.id,
-            addresses: connection.addresses.get(),
+            addresses: connection.client().zip(connection.addresses.get().map(|(_, local)| local)),
             state: if connection.is_idle() { "idle" } else { "exchange" },
             requests: connection.requests.get(),
             age_ms: now_ms.saturating_sub(connection.opened_ms),

@@ -132,7 +132,7 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
         request.fields.push_known(Known::Connection, b"te").map_err(too_large)?;
     }
     let make = || {
-        let peer = origin.connection.addresses().map(|(peer, _)| peer.ip());
+        let peer = origin.connection.client().map(|client| client.ip());
         let peer = peer.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
         let is_trusted = live.snapshot.config.trusted_proxies.iter().any(|prefix| prefix.contains(peer));
         Forwarding::new(peer, origin.connection.scheme(), is_trusted, origin.protocol)

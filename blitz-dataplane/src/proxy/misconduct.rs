@@ -6,7 +6,8 @@
 //!
 //! A source is the peer of an established TCP connection, whose address the handshake has proved: an IPv4
 //! address, or the /64 of an IPv6 address, which is what gets blocked. It is never an address out of a field,
-//! and never one of `trusted_proxies`, behind which others stand. Counts are token buckets in the segment, so
+//! and never one of `trusted_proxies` or of
+//! those who send PROXY protocol headers, behind which others stand. Counts are token buckets in the segment, so
 //! that they hold over all workers; where there is no table nobody is reported.
 #![forbid(unsafe_code)]
 
@@ -71,7 +72,8 @@ impl Misconduct {
         let between = (blocklist.ttl / 2).min(REPORT_EVERY);
         let between =
             u64::try_from(between.as_nanos()).unwrap_or(u64::MAX).saturating_mul(UNITS_PER_NANOSECOND);
-        let trusted = config.trusted_proxies.as_slice().into();
+        let relays = config.listeners.iter().filter_map(|listener| listener.proxy_protocol_from.as_ref());
+        let trusted = config.trusted_proxies.iter().chain(relays.flatten()).copied().collect();
         Some(Self { framing, limit, reported: Bucket { cost: between, depth: between }, trusted })
     }
 
@@ -102,6 +104,10 @@ fn note(proxy: &Proxy, connection: &Connection, reason: Reason, rule: &str, name
     let live = proxy.live();
     let Some(misconduct) = &live.misconduct else { return };
     let Some(Bucket { cost, depth }) = misconduct.rule(reason) else { return };
+    // Also where the configuration does not name the peer any more: it spoke for others when it came.
+    if connection.is_relayed() {
+        return;
+    }
     let Some((peer, local)) = connection.addresses() else { return };
     let Some(buckets) = proxy.rows.buckets() else { return };
     let (source, now) = (peer.ip().to_canonical(), units(proxy.handle.now_ns()));

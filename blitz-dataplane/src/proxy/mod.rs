@@ -2,7 +2,7 @@
 //!
 //! Owns: routing ([`router`]), balancing ([`balance`]), pools ([`pool`]), the exchange with an
 //! endpoint ([`forward`]), built-in answers ([`builtin`]), limits on requests ([`limiter`]), who
-//! is reported for the kernel's blocklist ([`misconduct`]), the registry of connections
+//! is reported for the kernel's blocklist ([`misconduct`]), whom a PROXY protocol header names (`relay`), the registry of connections
 //! ([`connections`]). Does not own: codecs (`http1/`), the loop (`worker.rs`).
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod forward;
 pub mod limiter;
 pub mod misconduct;
 pub mod pool;
+mod relay;
 pub mod router;
 pub mod snapshot;
 
@@ -180,7 +181,7 @@ impl Proxy {
     ) -> Option<limiter::Over<'a>> {
         let from = limiter::From {
             listener: connection.listener().address,
-            peer: connection.addresses().map(|(peer, _)| peer.ip()),
+            peer: connection.client().map(|client| client.ip()),
             path: request.path_only(),
         };
         live.limits.check(&self.rows, &live.limit_rows, from, self.handle.now_ns())

@@ -9,7 +9,7 @@ use crate::fields::{Fields, Known};
 
 /// A request head on one line.
 pub(super) fn request(connection: &Connection, head: &RequestHead) -> String {
-    let peer = connection.addresses().map_or_else(|| "-".to_owned(), |(peer, _)| peer.to_string());
+    let peer = connection.client().map_or_else(|| "-".to_owned(), |client| client.to_string());
     let mut line = format!(
         "{peer} {} {} host={}",
         head.method.as_bytes().escape_ascii(),

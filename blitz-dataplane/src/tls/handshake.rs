@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -82,7 +83,8 @@ impl Acceptor {
         first.first().is_some_and(|byte| *byte != HANDSHAKE_RECORD && byte.is_ascii_alphabetic())
     }
 
-    /// Shakes hands until `deadline`. `received` are the bytes that have come.
+    /// Shakes hands until `deadline`. `received` are the bytes that have come, `client` is whom the
+    /// log names.
     ///
     /// # Errors
     /// The label says why not; the client has been sent an alert where there is one.
@@ -90,6 +92,7 @@ impl Acceptor {
         &self,
         tcp: TcpStream,
         received: Chunk,
+        client: Option<SocketAddr>,
         deadline: &mut Deadline,
     ) -> Result<Handshaken, HandshakeError> {
         let tls = UnbufferedServerConnection::new(Arc::clone(&self.server));
@@ -111,7 +114,7 @@ impl Acceptor {
             deadline.poll_expired(cx).map(|_| None)
         })
         .await;
-        let peer = stream.tcp().peer_address().map_or_else(|_| "?".to_owned(), |peer| peer.to_string());
+        let peer = client.map_or_else(|| "?".to_owned(), |client| client.to_string());
         let name = asked_name.as_deref().unwrap_or("-");
         match outcome {
             Some(Ok(())) if !stream.with_state(|state| self.admits(state)) => {
