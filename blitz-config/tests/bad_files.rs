@@ -86,6 +86,22 @@ const TOML_MORE: &[(&str, &str)] = &[
         "f.toml: upstreams.b.endpoints[0].weight: 1001 is out of range; accepted: 1 to 1000",
     ),
     (
+        "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\nproxy_protocol = \"optional\"",
+        "f.toml: listeners[1].proxy_protocol: \"optional\" is not accepted; accepted: \"off\", \"required\"",
+    ),
+    (
+        "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\nproxy_protocol = \"required\"",
+        "f.toml: listeners[1].proxy_protocol_from: none, so nobody could connect; accepted: at least one prefix",
+    ),
+    (
+        "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\nproxy_protocol_from = [\"10.0.0.0/8\"]",
+        "f.toml: listeners[1].proxy_protocol_from: has no effect; accepted: only beside proxy_protocol = \"required\"",
+    ),
+    (
+        "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\nproxy_protocol = \"required\"\nproxy_protocol_from = [\"10.0.0.1/8\"]",
+        "f.toml: listeners[1].proxy_protocol_from[0]: \"10.0.0.1/8\" has bits set beyond its prefix; accepted: 10.0.0.0/8",
+    ),
+    (
         "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\nbuiltin_answers = \"yes\"",
         "f.toml: listeners[1].builtin_answers: \"yes\" is not accepted; accepted: true or false",
     ),

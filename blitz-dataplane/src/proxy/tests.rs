@@ -2,6 +2,7 @@
 
 mod limits;
 mod misconduct;
+mod relay;
 
 use std::cell::Cell;
 use std::future::Future;
@@ -44,6 +45,7 @@ struct Bench {
     handle: Handle,
     proxy: Rc<Proxy>,
     segment: Segment,
+    listener: Rc<Listener>,
     /// What the worker tells the supervisor.
     outgoing: std::sync::mpsc::Receiver<FromWorker>,
 }
@@ -122,11 +124,13 @@ fn run_with<F: Future<Output = ()>>(
     let snapshot = Snapshot::compile(&config, &Default::default(), &resolved, 1).unwrap();
     let (outbox, outgoing) = std::sync::mpsc::channel();
     let proxy = Proxy::new(handle.clone(), segment.worker(0).unwrap(), snapshot, false, Reports::new(outbox));
-    let bench = Rc::new(Bench { handle: handle.clone(), proxy: Rc::clone(&proxy), segment, outgoing });
+    let listener = Rc::new(Listener::new(GATEWAY, true));
+    let info = Rc::clone(&listener);
+    let bench =
+        Rc::new(Bench { handle: handle.clone(), proxy: Rc::clone(&proxy), segment, listener, outgoing });
     runtime.block_on_stepped(
         async {
             let listener = TcpListener::simulated(&handle, GATEWAY).unwrap();
-            let info = Rc::new(Listener::new(GATEWAY, true));
             handle.spawn(accept(proxy, listener, info));
             test(bench).await;
         },
