@@ -21,7 +21,8 @@ pub struct Haproxy {
 }
 
 impl Haproxy {
-    /// Passes TCP on to `server`, with the options `options` on its `server` line. Call `require!("haproxy")`
+    /// Passes TCP on to `server`, with the options `options` on its `server` line, of which `check` asks for
+    /// `/check` now and then. Call `require!("haproxy")`
     /// before.
     #[track_caller]
     pub fn start(server: SocketAddr, options: &str) -> Self {
@@ -31,7 +32,7 @@ impl Haproxy {
         let conf = dir.path().join("haproxy.cfg");
         let text = format!(
             "global\n  nbthread 1\n  maxconn 100\n\
-             defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
+             defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  option httpchk GET /check\n\
              listen front\n  bind {address}\n  server gateway {server} {options}\n"
         );
         fs::write(&conf, text).expect("can be written");

@@ -44,8 +44,15 @@ pub fn admit(proxy: &Rc<Proxy>, stream: TcpStream, info: &Rc<Listener>) {
     let relay = info.proxy_protocol(peer.map(|peer| peer.ip()));
     if relay == Relay::Untrusted {
         // Before anything is held or closed for it: whoever is not believed costs no place.
-        relay::refuse_untrusted(proxy, &stream, peer);
-        proxy.rows.add(Metric::DownstreamClosedError, 1);
+        let closed = match peer {
+            Some(peer) => {
+                relay::refuse_untrusted(proxy, &stream, peer);
+                Metric::DownstreamClosedError
+            }
+            // The kernel knows no peer any more: it has reset the connection, as some health checks do.
+            None => Metric::DownstreamClosedByClient,
+        };
+        proxy.rows.add(closed, 1);
         return;
     }
     let most = proxy.live().snapshot.config.http.connections_per_worker_max;

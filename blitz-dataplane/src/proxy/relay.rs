@@ -15,10 +15,10 @@ use crate::proxy_protocol::{self, HEADER_BYTES_MAX, Header, Refusal, Version};
 use crate::runtime::{Chunk, Deadline, TcpStream};
 
 /// Closes a connection whose sender is not believed, whatever it would say.
-pub(super) fn refuse_untrusted(proxy: &Proxy, stream: &TcpStream, peer: Option<SocketAddr>) {
+pub(super) fn refuse_untrusted(proxy: &Proxy, stream: &TcpStream, peer: SocketAddr) {
     stream.reset_on_close();
     proxy.rows.add(Metric::ProxyProtocolUntrusted, 1);
-    log::debug!("proxy_protocol: {} refused=untrusted", show(peer));
+    log::debug!("proxy_protocol: {peer} refused=untrusted");
 }
 
 /// Reads the header, notes the client that it names, and returns what came behind it (maybe nothing).
