@@ -14,6 +14,7 @@ mod policy;
 mod release;
 mod shape;
 mod syntax;
+mod tls;
 
 pub use bounded::Bounded;
 pub use policy::{
@@ -23,6 +24,9 @@ pub use policy::{
 };
 pub(crate) use shape::key_text;
 pub use syntax::{Format, TEXT_BYTES_MAX, parse};
+pub use tls::{
+    CERTIFICATES_MAX, CertificateFile, ClientAuthFile, ClientAuthModeFile, PlainFile, TlsFile, TlsVersionFile,
+};
 
 use crate::model::{Admin, HttpLimits, PassiveHealth, Timeouts, Upstream};
 use schemars::JsonSchema;
@@ -112,12 +116,16 @@ pub struct ListenerFile {
     /// Default: false. Reloadable.
     #[serde(default)]
     pub builtin_answers: bool,
+    /// TLS. Default: absent, so that clients speak in clear. Reloadable, for new connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "TlsFile")]
+    pub tls: Option<TlsFile>,
 }
 
 /// A protocol that clients speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ProtocolFile {
-    /// HTTP/1.1 and 1.0 without TLS.
+    /// HTTP/1.1 and 1.0.
     #[serde(rename = "h1")]
     H1,
 }
@@ -256,6 +264,9 @@ pub struct BackendFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TimeoutsFile {
+    /// From accept to the end of the TLS handshake, in milliseconds. Default: 10000. Range: 1 to
+    /// 86400000. Reloadable.
+    pub tls_handshake_ms: Milliseconds,
     /// From the first byte of a request (or from accept) to the end of its head, in milliseconds.
     /// Then 408. Default: 10000. Range: 1 to 86400000. Reloadable.
     pub request_head_ms: Milliseconds,
@@ -337,6 +348,7 @@ impl Default for TimeoutsFile {
     fn default() -> Self {
         let recommended = Timeouts::RECOMMENDED;
         Self {
+            tls_handshake_ms: milliseconds(recommended.tls_handshake),
             request_head_ms: milliseconds(recommended.request_head),
             request_body_progress_ms: milliseconds(recommended.request_body_progress),
             keep_alive_ms: milliseconds(recommended.keep_alive),

@@ -5,8 +5,10 @@
 //! configurations (see [`crate::plan`]).
 
 mod policy;
+mod tls;
 
 pub use policy::{Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpService};
+pub use tls::{Certificate, ClientAuth, Plain, Tls};
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -46,6 +48,8 @@ pub struct Listener {
     pub protocols: Vec<Protocol>,
     /// Whether `/hello`, `/health` and `/echo/*` are answered when no route takes them.
     pub builtin_answers: bool,
+    /// TLS; `None`: clients speak in clear.
+    pub tls: Option<Tls>,
 }
 
 /// A downstream protocol.
@@ -181,6 +185,8 @@ impl Cidr {
 /// One deadline per phase. Every phase of a connection has one; none can be switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
+    /// From accept to the end of the TLS handshake.
+    pub tls_handshake: Duration,
     /// From the first byte of a request (or from accept) to the end of its head.
     pub request_head: Duration,
     /// Between two bytes of a request body.

@@ -4,7 +4,9 @@
 //! [`crate::file`]).
 #![forbid(unsafe_code)]
 
-use crate::model::{Admin, Blocklist, HttpLimits, Limit, PassiveHealth, Timeouts, Upstream, Xdp, XdpMode};
+use crate::model::{
+    Admin, Blocklist, HttpLimits, Limit, PassiveHealth, Timeouts, Tls, Upstream, Xdp, XdpMode,
+};
 use blitz_ebpf_common::layout;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -12,6 +14,8 @@ use std::time::Duration;
 impl Timeouts {
     /// The deadlines that apply when a file names none.
     pub const RECOMMENDED: Self = Self {
+        // As long as a head may take: two round trips and a signature, with several retransmissions.
+        tls_handshake: Duration::from_secs(10),
         // A head fits into a few packets. Ten seconds allow a phone on a bad link several
         // retransmissions, and end a client that feeds one byte at a time.
         request_head: Duration::from_secs(10),
@@ -106,6 +110,12 @@ impl Upstream {
 
     /// Port 443 asks for TLS to the endpoint.
     pub const TLS_PORT: u16 = 443;
+}
+
+impl Tls {
+    /// Handshakes under way per worker: with at most 40 KiB each 40 MiB, and more than a processor completes
+    /// in a quarter of a second.
+    pub const HANDSHAKES_RECOMMENDED: u32 = 1_000;
 }
 
 impl Limit {

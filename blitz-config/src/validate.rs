@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod policy;
+mod tls;
 
 pub use policy::{FRAME_BYTES_MAX, RULE_BYTES_MAX};
 
@@ -222,6 +223,7 @@ fn listeners(file: &[ListenerFile], issues: &mut Issues) -> Vec<Listener> {
             );
             issues.add(format!("listeners[{index}].name"), message);
         }
+        let tls = listener.tls.as_ref().map(|it| tls::tls(it, &format!("listeners[{index}].tls"), issues));
         let protocols = protocols(index, &listener.protocols, issues);
         let address = match address::socket_address(&listener.address) {
             Ok(address) => address,
@@ -247,6 +249,7 @@ fn listeners(file: &[ListenerFile], issues: &mut Issues) -> Vec<Listener> {
             address,
             protocols,
             builtin_answers: listener.builtin_answers,
+            tls,
         });
     }
     listeners
@@ -279,6 +282,7 @@ fn main_listener(port: u16) -> Listener {
         address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
         protocols: vec![Protocol::H1],
         builtin_answers: true,
+        tls: None,
     }
 }
 
@@ -440,6 +444,7 @@ fn trusted_proxies(file: &[String], issues: &mut Issues) -> Vec<Cidr> {
 
 fn timeouts(file: &TimeoutsFile) -> Timeouts {
     Timeouts {
+        tls_handshake: duration(file.tls_handshake_ms),
         request_head: duration(file.request_head_ms),
         request_body_progress: duration(file.request_body_progress_ms),
         keep_alive: duration(file.keep_alive_ms),

@@ -95,8 +95,8 @@ const TOML_MORE: &[(&str, &str)] = &[
     ),
     // Known, but later.
     (
-        "[listeners.tls]",
-        "f.toml: listeners[0].tls: known, but not in this release: TLS on a listener; remove the key",
+        "[upstreams.api.tls]",
+        "f.toml: upstreams.api.tls: known, but not in this release: TLS to an upstream; remove the key",
     ),
     (
         "[upstreams.api.health.active]\npath = \"/health\"",
@@ -128,7 +128,27 @@ const TOML_MORE: &[(&str, &str)] = &[
     ),
     (
         "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\ntls = {}",
-        "f.toml: listeners[1].tls: known, but not in this release: TLS on a listener; remove the key",
+        "f.toml: listeners[1].tls.certificates: missing; this key is required",
+    ),
+    (
+        "[listeners.tls]\ncertificates = []",
+        "f.toml: listeners[0].tls.certificates: 0 entries; accepted: 1 to 16384",
+    ),
+    (
+        "[listeners.tls]\ncertificates = [{ cert_path = \"a.crt\" }]",
+        "f.toml: listeners[0].tls.certificates[0].key_path: missing; this key is required",
+    ),
+    (
+        "[listeners.tls]\ncertificates = [{ cert_path = \"\", key_path = \"a.key\" }]",
+        "f.toml: listeners[0].tls.certificates[0].cert_path: empty; accepted: the path of a file",
+    ),
+    (
+        "[listeners.tls]\nmin_version = \"1.1\"\ncertificates = [{ cert_path = \"a\", key_path = \"b\" }]",
+        "f.toml: listeners[0].tls.min_version: \"1.1\" is not accepted; did you mean \"1.2\"? accepted: \"1.2\", \"1.3\"",
+    ),
+    (
+        "[listeners.tls]\ncertificates = [{ cert_path = \"a\", key_path = \"b\" }]\n[listeners.tls.client_auth]\nmode = \"required\"",
+        "f.toml: listeners[0].tls.client_auth.ca_path: missing; this key is required",
     ),
     (
         "[[routes]]\nupstream = \"api\"\nfilters = []",
@@ -485,7 +505,6 @@ filters = ["jwt:staff"]
     let error = load(text, Format::Toml, "f.toml", &Overrides::default()).unwrap_err();
     let expected = r#"f.toml: listeners[0].protocols[1]: "h2" is known, but not in this release: HTTP/2; accepted: "h1"
 f.toml: listeners[0].protocols[2]: "h3" is known, but not in this release: HTTP/3; accepted: "h1"
-f.toml: listeners[0].tls: known, but not in this release: TLS on a listener; remove the key
 f.toml: routes[0].filters: known, but not in this release: filters on a route; remove the key
 f.toml: upstreams.api.balance: "least_request" is known, but not in this release: balancing by requests in flight; accepted: "round_robin", "weighted"
 f.toml: upstreams.api.health.active: known, but not in this release: active health checks; remove the key

@@ -45,6 +45,7 @@ fn main_listener(port: u16) -> Listener {
         address: ([0, 0, 0, 0], port).into(),
         protocols: vec![Protocol::H1],
         builtin_answers: true,
+        tls: None,
     }
 }
 

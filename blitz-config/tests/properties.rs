@@ -173,6 +173,7 @@ fn config() -> impl Strategy<Value = Config> {
         address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
         protocols: vec![Protocol::H1],
         builtin_answers,
+        tls: None,
     });
     let endpoint = ("[a-c]", 1_u16..4, 1_u32..3).prop_map(|(host, port, weight)| Endpoint {
         host: EndpointHost::Name(host),

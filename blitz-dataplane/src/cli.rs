@@ -21,7 +21,7 @@ use crate::control::names::{Schedule, Sources};
 use crate::control::{self, AdminChoice, Code, Options, Outcome};
 use crate::logging;
 use crate::process::launch::{self, Mode};
-use crate::process::messages::{IoMode, LogLevel};
+use crate::process::messages::{IoMode, LogLevel, TlsDiagnosis};
 use crate::process::worker::{Place, WorkerCode, worker_main};
 use crate::secret::{self, Origin, Places};
 use crate::segment::WORKERS_MAX;
@@ -66,6 +66,14 @@ pub struct Arguments {
     /// Heads and sizes of all exchanges go to the log, credentials and cookies left out
     #[arg(short, long)]
     trace: bool,
+
+    /// A line for each TLS handshake goes to the log: version, group, cipher, protocol, name, resumption
+    #[arg(long)]
+    tls_trace: bool,
+
+    /// The secrets of all TLS connections go to the file that SSLKEYLOGFILE names; never without this flag
+    #[arg(long)]
+    tls_key_log: bool,
 
     /// Where the admin API listens, or "off" [default: 127.0.0.1:9900]
     #[arg(long, value_name = "ADDR|off")]
@@ -211,6 +219,7 @@ fn execute<C: WorkerCode>(arguments: Arguments) -> Result<(), Failure> {
     {
         log::warn!("{workers} workers share {} processors and are not pinned", allowed.len());
     }
+    let tls = TlsDiagnosis { trace: arguments.tls_trace, key_log: key_log(&arguments)? };
     let options = Options {
         origin,
         mode: arguments.mode,
@@ -219,6 +228,7 @@ fn execute<C: WorkerCode>(arguments: Arguments) -> Result<(), Failure> {
         io: arguments.io,
         log_level: level,
         trace: arguments.trace,
+        tls,
         admin,
         secret,
         ctl_socket: arguments.ctl_socket,
@@ -241,9 +251,24 @@ fn log_level(arguments: &Arguments) -> LogLevel {
     match arguments.log_level {
         _ if arguments.verbose => LogLevel::Debug,
         // Traces are lines of level info.
-        LogLevel::Err | LogLevel::Warn if arguments.trace => LogLevel::Info,
+        LogLevel::Err | LogLevel::Warn if arguments.trace || arguments.tls_trace => LogLevel::Info,
         level => level,
     }
+}
+
+/// The file of `--tls-key-log`.
+fn key_log(arguments: &Arguments) -> Result<Option<PathBuf>, Failure> {
+    if !arguments.tls_key_log {
+        return Ok(None);
+    }
+    let path = std::env::var_os("SSLKEYLOGFILE").map(PathBuf::from).ok_or_else(|| {
+        Failure::usage("--tls-key-log: the environment names no file in SSLKEYLOGFILE".to_owned())
+    })?;
+    // A worker's directory is ours, but it is not asked to guess.
+    let path = std::path::absolute(&path)
+        .map_err(|error| Failure::usage(format!("--tls-key-log: {}: {error}", path.display())))?;
+    log::warn!("whoever reads {} can read all TLS connections", path.display());
+    Ok(Some(path))
 }
 
 fn origin(arguments: &Arguments) -> (ConfigOrigin, AdminChoice) {
@@ -279,8 +304,16 @@ fn check(
     code: Code,
     workers: usize,
 ) -> Result<String, String> {
-    let config = origin.read()?.parse()?;
-    (code.check)(&config, &Default::default())?;
+    let mut source = origin.read()?;
+    let config = source.parse()?;
+    source.read_files(&config)?;
+    (code.check)(&config, source.files(), &Default::default()).map_err(|issues| source.named(&issues))?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let expired = crate::tls::material::expired(&config, source.files(), now);
+    if !expired.is_empty() {
+        return Err(source.named(&expired.join("\n")));
+    }
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _infallible = describe(&mut text, &config, arguments, admin, workers);
@@ -302,7 +335,12 @@ fn describe(
     writeln!(text, "workers: {workers} (mode {}, io {})", arguments.mode, arguments.io)?;
     for listener in &config.listeners {
         let builtin = if listener.builtin_answers { ", with built-in answers" } else { "" };
-        writeln!(text, "listener {}: {}{builtin}", listener.name, listener.address)?;
+        let tls = match &listener.tls {
+            Some(tls) if tls.allows_tls12 => ", TLS 1.2 and 1.3",
+            Some(_) => ", TLS 1.3",
+            None => "",
+        };
+        writeln!(text, "listener {}: {}{tls}{builtin}", listener.name, listener.address)?;
     }
     for upstream in &config.upstreams {
         let shown: Vec<String> = upstream.endpoints.iter().take(ENDPOINTS_SHOWN).map(endpoint).collect();

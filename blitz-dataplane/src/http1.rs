@@ -44,6 +44,7 @@ pub use encode::{
 };
 pub use error::H1Error;
 pub use head::{FIELDS_MAX, HeadLimits, Version};
+pub use io::Unread;
 pub use request::{RequestFraming, parse_request, read_request, refuse_method};
 pub use response::{ResponseFraming, parse_response, read_response};
 pub use scan::{EMPTY_LINES_MAX, HeadKind, HeadScanner, Scan};

@@ -15,4 +15,5 @@ pub mod secret;
 pub mod segment;
 pub mod siphash;
 pub mod sys;
+pub mod tls;
 pub mod worker;

@@ -8,8 +8,10 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -26,6 +28,9 @@ use crate::proxy::connections::Listener;
 use crate::proxy::snapshot::Snapshot;
 use crate::runtime::{self, Handle, Runtime, Sizes, Stats, TcpListener};
 use crate::segment::WorkerState;
+use crate::tls::key_log::KeyLogFile;
+use crate::tls::tickets::TicketRoot;
+use crate::tls::{self, Acceptor, Files, KeyLog};
 
 /// How often counters are published, idle pools swept and the sign of life given.
 const TICK: Duration = Duration::from_millis(250);
@@ -52,8 +57,13 @@ impl WorkerCode for DataPlane {
         labels
     };
 
-    fn compile(config: &Config, endpoints: &ResolvedEndpoints, generation: u64) -> Result<Snapshot, String> {
-        Snapshot::compile(config, endpoints, generation)
+    fn compile(
+        config: &Config,
+        files: &Files,
+        endpoints: &ResolvedEndpoints,
+        generation: u64,
+    ) -> Result<Snapshot, String> {
+        Snapshot::compile(config, files, endpoints, generation)
     }
 
     fn run(boot: Boot<Snapshot>, orders: Orders<Snapshot>) -> Result<(), WorkerError> {
@@ -77,8 +87,14 @@ impl WorkerCode for DataPlane {
 
 async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) -> Result<(), WorkerError> {
     let generation = boot.generation;
+    let tls = tls::Context {
+        tickets: TicketRoot::new(&boot.secret),
+        is_tracing: boot.tls.trace,
+        key_log: boot.tls.key_log.as_deref().map(key_log).transpose()?,
+    };
+    drop(boot.secret);
     let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace, boot.reports);
-    let mut listeners = Listeners { proxy: Rc::clone(&proxy), open: Vec::new() };
+    let mut listeners = Listeners { proxy: Rc::clone(&proxy), tls, open: Vec::new() };
     for listener in boot.listeners {
         listeners.open(listener)?;
     }
@@ -199,9 +215,17 @@ fn connection_row(row: crate::proxy::connections::Row) -> ConnectionRow {
     }
 }
 
+fn key_log(path: &Path) -> Result<Arc<dyn KeyLog>, WorkerError> {
+    match KeyLogFile::open(path) {
+        Ok(file) => Ok(Arc::new(file)),
+        Err(error) => Err(WorkerError(format!("--tls-key-log: cannot write {}: {error}", path.display()))),
+    }
+}
+
 /// The listening sockets of the worker.
 struct Listeners {
     proxy: Rc<Proxy>,
+    tls: tls::Context,
     open: Vec<(Rc<Listener>, Rc<Stop>)>,
 }
 
@@ -210,7 +234,7 @@ impl Listeners {
         let address = listener.address.configured;
         let socket = TcpListener::adopt(&self.proxy.handle, listener.fd)
             .map_err(|error| WorkerError(format!("the listener {address} cannot be used: {error}")))?;
-        let info = Rc::new(Listener { address, builtins: Cell::new(false) });
+        let info = Rc::new(Listener::new(address, false));
         let stop = Rc::new(Stop::default());
         let accepting = accept::accept(Rc::clone(&self.proxy), socket, Rc::clone(&info));
         let stopped = Rc::clone(&stop);
@@ -225,10 +249,15 @@ impl Listeners {
     fn follow_configuration(&self) {
         let live = self.proxy.live();
         for (info, _) in &self.open {
-            let configured =
-                live.snapshot.config.listeners.iter().find(|listener| listener.address == info.address);
-            if let Some(configured) = configured {
-                info.builtins.set(configured.builtin_answers);
+            let snapshot = &live.snapshot;
+            let configured = snapshot.config.listeners.iter().zip(&snapshot.tls);
+            let mut configured = configured.filter(|(listener, _)| listener.address == info.address);
+            let Some((configured, material)) = configured.next() else { continue };
+            info.builtins.set(configured.builtin_answers);
+            match material.as_ref().map(|material| Acceptor::new(material, &self.tls)).transpose() {
+                Ok(acceptor) => info.set_tls(acceptor),
+                // The supervisor has tried the same; what was in use stays.
+                Err(error) => log::error!("{}: TLS cannot be changed: {error}", info.address),
             }
         }
     }

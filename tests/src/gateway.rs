@@ -47,12 +47,23 @@ pub struct Setup {
     config: Option<String>,
     flags: Vec<String>,
     place: Option<(Network, SocketAddr)>,
+    secret: Option<PathBuf>,
+    environment: Vec<(String, PathBuf)>,
 }
 
 impl Setup {
     /// One worker, no upstream.
     pub fn new(cell: Cell) -> Self {
-        Self { cell, backends: Vec::new(), workers: 1, config: None, flags: Vec::new(), place: None }
+        Self {
+            cell,
+            backends: Vec::new(),
+            workers: 1,
+            config: None,
+            flags: Vec::new(),
+            place: None,
+            secret: None,
+            environment: Vec::new(),
+        }
     }
 
     /// Runs it in another network. `address` is where its configuration has it listen.
@@ -83,6 +94,18 @@ impl Setup {
     pub fn config_for(self, endpoints: &[SocketAddr], more: &str) -> Self {
         let toml = one_upstream(endpoints, more);
         self.config(&toml)
+    }
+
+    /// Keeps the master secret in this file, for a start after this one.
+    pub fn secret(mut self, path: &Path) -> Self {
+        self.secret = Some(path.to_owned());
+        self
+    }
+
+    /// Sets a variable of its environment to a path.
+    pub fn environment(mut self, name: &str, path: &Path) -> Self {
+        self.environment.push((name.to_owned(), path.to_owned()));
+        self
     }
 
     /// Adds a flag or its value.
@@ -127,8 +150,10 @@ impl Setup {
         }
         command.args(["-w", &self.workers.to_string(), "--admin", &admin.to_string()]);
         // Its own, so that no test leaves a secret in the state folder of whoever runs it.
-        command.arg("--secret-file").arg(scratch.path().join("master.secret"));
+        let secret = self.secret.clone().unwrap_or_else(|| scratch.path().join("master.secret"));
+        command.arg("--secret-file").arg(secret);
         command.args(self.cell.flags()).args(&self.flags);
+        command.envs(self.environment);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         sys::die_with_thread(&mut command);
         let network = self.place.map(|(network, listens)| {

@@ -18,6 +18,7 @@ pub mod policy;
 pub mod process;
 pub mod require;
 mod sys;
+pub mod tls;
 pub mod upstream;
 pub mod wire;
 
@@ -31,6 +32,7 @@ pub use netns::Netns;
 pub use nginx::Nginx;
 pub use policy::Policy;
 pub use process::Signal;
+pub use tls::{Authority, Pki, TlsClient};
 pub use upstream::{Request, Upstream};
 
 /// How long a step may take that ought to take milliseconds. Long, because machines are shared: it is a

@@ -17,7 +17,6 @@ pub(super) fn later_value(place: &str, value: &str) -> Option<&'static str> {
 }
 
 const LATER_KEYS: &[(&str, &str)] = &[
-    ("listeners[].tls", "TLS on a listener"),
     ("upstreams.*.tls", "TLS to an upstream"),
     ("upstreams.*.health.active", "active health checks"),
     ("routes[].filters", "filters on a route"),

@@ -13,7 +13,8 @@ use blitz_config::file::TEXT_BYTES_MAX;
 use blitz_config::{Config, Format, Overrides};
 use serde::{Deserialize, Serialize};
 
-use crate::sys::memfd;
+use crate::sys::{memfd, wipe};
+use crate::tls::Files;
 
 /// What the start was told: a file or nothing, and the command line that takes precedence over it.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +30,7 @@ pub struct ConfigOrigin {
 pub struct ConfigText {
     head: ConfigHead,
     text: Option<String>,
+    files: Files,
 }
 
 /// [`ConfigText`] without the text, as it travels to a worker; the text goes beside it as a sealed memfd,
@@ -38,6 +40,8 @@ pub struct ConfigHead {
     /// Path of the file, for messages.
     name: String,
     format: TextFormat,
+    /// Bytes of the text; behind it come the files that it names.
+    text_bytes: u64,
     backends: Vec<String>,
     port: Option<u16>,
     admin: Option<String>,
@@ -69,11 +73,12 @@ impl ConfigOrigin {
         let head = ConfigHead {
             name: self.path.as_ref().map_or_else(String::new, |path| path.display().to_string()),
             format,
+            text_bytes: text.as_ref().map_or(0, |text: &String| text.len() as u64),
             backends: self.overrides.backends.clone(),
             port: self.overrides.port,
             admin: self.overrides.admin.clone(),
         };
-        Ok(ConfigText { head, text })
+        Ok(ConfigText { head, text, files: Files::default() })
     }
 }
 
@@ -83,7 +88,7 @@ impl ConfigText {
     /// # Errors
     /// What `blitz_config` says: file, key, value, accepted range; one line per issue.
     pub fn parse(&self) -> Result<Config, String> {
-        let ConfigHead { name, format, backends, port, admin } = &self.head;
+        let ConfigHead { name, format, backends, port, admin, text_bytes: _ } = &self.head;
         let overrides =
             Overrides { backends: backends.clone(), port: *port, admin: admin.clone(), is_for_stage: false };
         let format = match format {
@@ -98,26 +103,59 @@ impl ConfigText {
         config.map_err(|error| error.to_string())
     }
 
+    /// Reads the files that `config`, which this text gave, names. Paths are relative to the directory of the
+    /// configuration file. Blocks.
+    ///
+    /// # Errors
+    /// A line for each file that cannot be read, with configuration file, key and path.
+    pub fn read_files(&mut self, config: &Config) -> Result<(), String> {
+        let directory = Path::new(&self.head.name).parent().unwrap_or(Path::new(""));
+        self.files = Files::read(config, directory).map_err(|issues| self.named(&issues))?;
+        Ok(())
+    }
+
+    /// The files that were read.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// Each line of `issues` with the name of the configuration file in front.
+    pub fn named(&self, issues: &str) -> String {
+        let name = if self.head.name.is_empty() { "command line" } else { &self.head.name };
+        issues.lines().map(|line| format!("{name}: {line}")).collect::<Vec<_>>().join("\n")
+    }
+
     /// The part that travels in a message.
     pub fn head(&self) -> &ConfigHead {
         &self.head
     }
 
-    /// The part that travels as a descriptor: a memfd that nobody can change.
+    /// The part that travels as a descriptor: a memfd that nobody can change, with the text and the files.
     ///
     /// # Errors
     /// No descriptor or no memory left.
     pub fn to_fd(&self) -> io::Result<OwnedFd> {
-        memfd::create_read_only(c"blitz-config", self.text.as_deref().unwrap_or_default().as_bytes())
+        let mut bytes = self.text.clone().unwrap_or_default().into_bytes();
+        self.files.encode(&mut bytes);
+        let fd = memfd::create_read_only(c"blitz-config", &bytes);
+        // Private keys are among the files.
+        wipe::wipe(&mut bytes);
+        fd
     }
 
     /// The other end of [`Self::head`] and [`Self::to_fd`].
     ///
     /// # Errors
-    /// The descriptor cannot be read or holds no UTF-8.
+    /// The descriptor cannot be read, or holds other than what was written into it.
     pub fn from_parts(head: ConfigHead, fd: OwnedFd) -> io::Result<Self> {
-        let text = io::read_to_string(RewoundFile { file: File::from(fd), offset: 0 })?;
-        Ok(Self { head, text: Some(text) })
+        let mut bytes = Vec::new();
+        RewoundFile { file: File::from(fd), offset: 0 }.read_to_end(&mut bytes)?;
+        let parts = usize::try_from(head.text_bytes).ok().and_then(|len| bytes.split_at_checked(len));
+        let parts = parts
+            .and_then(|(text, files)| Some((String::from_utf8(text.to_vec()).ok()?, Files::decode(files)?)));
+        wipe::wipe(&mut bytes);
+        let (text, files) = parts.ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { head, text: Some(text), files })
     }
 }
 

@@ -21,6 +21,8 @@ use super::load::{ConfigHead, ConfigOrigin};
 use super::names::{Lookup, Outcome};
 use super::run::Code;
 use crate::process::endpoints::ResolvedEndpoints;
+use crate::tls::Files;
+use crate::tls::material::expired;
 
 /// Longest wait for the names of a new configuration. What has no address by then is looked up again later.
 pub const NAMES_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,7 +39,9 @@ pub struct Prepared {
     pub config: Arc<Config>,
     /// How workers are to read its text.
     pub head: ConfigHead,
-    /// Its text.
+    /// The files that it names.
+    pub files: Files,
+    /// Its text, and the files behind it.
     pub text: OwnedFd,
     /// All names that its endpoints use.
     pub names: BTreeSet<String>,
@@ -121,18 +125,36 @@ pub async fn prepare(
 fn parse(origin: &ConfigOrigin, code: Code) -> Result<Box<Prepared>, String> {
     let mut timings = Timings::default();
     let started = Instant::now();
-    let text = origin.read()?;
+    let mut text = origin.read()?;
     timings.read_us = micros(started);
     let started = Instant::now();
     let config = text.parse()?;
     timings.parse_us = micros(started);
     let started = Instant::now();
-    (code.check)(&config, &ResolvedEndpoints::default())?;
+    text.read_files(&config)?;
+    timings.read_us += micros(started);
+    let started = Instant::now();
+    (code.check)(&config, text.files(), &ResolvedEndpoints::default())
+        .map_err(|issues| text.named(&issues))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    for sentence in expired(&config, text.files(), i64::try_from(now).unwrap_or(i64::MAX)) {
+        // One of many shall not take the others down.
+        log::error!("{}", text.named(&sentence));
+    }
     timings.compile_us = micros(started);
     let names = names(&config);
     let head = text.head().clone();
+    let files = text.files().clone();
     let text = text.to_fd().map_err(|error| format!("no descriptor for the configuration: {error}"))?;
-    Ok(Box::new(Prepared { config: Arc::new(config), head, text, names, outcomes: BTreeMap::new(), timings }))
+    Ok(Box::new(Prepared {
+        config: Arc::new(config),
+        head,
+        files,
+        text,
+        names,
+        outcomes: BTreeMap::new(),
+        timings,
+    }))
 }
 
 /// Names that the endpoints of `config` use.

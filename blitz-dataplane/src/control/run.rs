@@ -35,12 +35,13 @@ use crate::process::launch::{Launcher, Mode};
 use crate::process::listeners::{Bank, Banks};
 use crate::process::messages::{
     BlockReport, BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress, LogLevel,
-    ToWorker,
+    TlsDiagnosis, ToWorker,
 };
 use crate::process::supervisor::{WorkerEvent, Workers};
 use crate::process::worker::{Place, WorkerCode, WorkerError, worker_main};
 use crate::secret::Secret;
 use crate::segment::{ENDPOINTS_MAX, Segment, Shape, WorkerRows};
+use crate::tls::Files;
 
 /// Longest time from the first worker's start until all serve.
 pub const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,7 +62,7 @@ const KILL_GRACE: Duration = Duration::from_millis(500);
 #[derive(Clone, Copy, Debug)]
 pub struct Code {
     /// A test compile.
-    pub check: fn(&Config, &ResolvedEndpoints) -> Result<(), String>,
+    pub check: fn(&Config, &Files, &ResolvedEndpoints) -> Result<(), String>,
     /// [`worker_main`] of this code.
     pub entry: fn(UnixStream, Place) -> Result<(), WorkerError>,
     /// Labels of error kinds.
@@ -72,7 +73,7 @@ impl Code {
     /// The code `C`.
     pub fn of<C: WorkerCode>() -> Self {
         Self {
-            check: |config, endpoints| C::compile(config, endpoints, 0).map(drop),
+            check: |config, files, endpoints| C::compile(config, files, endpoints, 0).map(drop),
             entry: worker_main::<C>,
             error_labels: C::ERROR_LABELS,
         }
@@ -105,6 +106,8 @@ pub struct Options {
     pub log_level: LogLevel,
     /// `-t`.
     pub trace: bool,
+    /// `--tls-trace` and `--tls-key-log`.
+    pub tls: TlsDiagnosis,
     /// The admin API.
     pub admin: AdminChoice,
     /// The root of all keys.
@@ -271,7 +274,7 @@ impl Control {
         let (sources, schedule) = options.names.clone();
         let lookup = Lookup::new(sources, schedule);
         let prepared = prepare(options.origin.clone(), lookup.clone(), BTreeSet::new(), code).await?;
-        let Prepared { config, head, text, names: wanted, outcomes, .. } = *prepared;
+        let Prepared { config, head, files, text, names: wanted, outcomes, .. } = *prepared;
 
         let workers_count = u32::try_from(options.cores.len()).unwrap_or(u32::MAX);
         let shape = Shape { workers: workers_count, endpoints: ENDPOINTS_MAX };
@@ -283,7 +286,8 @@ impl Control {
         let generation = 1;
         let endpoints =
             rows.assign(&addresses(&config, &names), generation).map_err(|error| error.to_string())?;
-        (code.check)(&config, &endpoints)?;
+        (code.check)(&config, &files, &endpoints)?;
+        drop(files);
 
         let mut banks = Banks::default();
         banks.add(banks.bind_missing(&listener_addresses(&config), workers_count)?);
@@ -422,6 +426,7 @@ impl Control {
             io: self.options.io,
             log_level: self.options.log_level,
             trace: self.options.trace,
+            tls: self.options.tls.clone(),
             config,
         };
         self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)?;

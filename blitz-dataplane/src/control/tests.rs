@@ -44,6 +44,7 @@ impl WorkerCode for Echo {
 
     fn compile(
         config: &Config,
+        _files: &crate::tls::Files,
         endpoints: &ResolvedEndpoints,
         generation: u64,
     ) -> Result<EchoSnapshot, String> {
@@ -174,6 +175,7 @@ fn options(mode: Mode, workers: usize, origin: ConfigOrigin, on_ready: oneshot::
         io: IoMode::Auto,
         log_level: LogLevel::Info,
         trace: false,
+        tls: Default::default(),
         admin: AdminChoice::Configured,
         secret: Secret::generate().expect("secret"),
         ctl_socket: "/nonexistent/ctl.sock".into(),

@@ -111,6 +111,12 @@ error_table! {
     DownstreamClosed: "downstream_closed", Downstream, 0, None, No, true;
     /// The client took no byte of the answer in time.
     DownstreamSendTimeout: "downstream_send_timeout", Downstream, 0, None, No, true;
+    /// HTTP without TLS where TLS is spoken.
+    PlainOnTls: "plain_on_tls", Downstream, 400, Some("http_request_error"), No, true;
+    /// The TLS handshake failed; an alert was all there was to say.
+    TlsHandshake: "tls_handshake", Downstream, 0, None, No, true;
+    /// The TLS handshake did not end in time.
+    TlsHandshakeTimeout: "tls_handshake_timeout", Downstream, 0, None, No, true;
     /// A request that policy denies.
     Denied: "denied", Downstream, 403, Some("http_request_denied"), No, false;
     /// The method is not allowed for this target (RFC 9110 section 15.5.6).

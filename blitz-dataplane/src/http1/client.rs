@@ -15,7 +15,7 @@ use super::{
 use crate::exchange::stream::{AnswerSource, BodySink, BodySource, UpstreamExchange};
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead};
 use crate::fields::Fields;
-use crate::runtime::{Chunk, Deadline, TcpStream};
+use crate::runtime::{Chunk, Deadline, TcpStream, Transport};
 
 /// How long a connection waits, and how large an answer's head may be.
 #[derive(Clone, Copy, Debug)]
@@ -170,7 +170,7 @@ impl BodySink for RequestSink<'_> {
 }
 
 /// Adds a piece of a body, framed when the body is chunked.
-pub(super) fn write_body(stream: &TcpStream, chunk: Chunk, chunked: bool) -> std::io::Result<()> {
+pub(super) fn write_body(stream: &impl Transport, chunk: Chunk, chunked: bool) -> std::io::Result<()> {
     if !chunked {
         return stream.write_chunk(chunk);
     }
@@ -178,9 +178,8 @@ pub(super) fn write_body(stream: &TcpStream, chunk: Chunk, chunked: bool) -> std
         // An empty chunk would end the body.
         return Ok(());
     }
-    stream.write_with(|out| write_chunk_head(out, chunk.len()))?;
-    stream.write_chunk(chunk)?;
-    stream.write_with(write_chunk_end)
+    let len = chunk.len();
+    stream.write_framed(|out| write_chunk_head(out, len), chunk, write_chunk_end)
 }
 
 /// The answer on its way from the endpoint.

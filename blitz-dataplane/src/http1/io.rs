@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::Step;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::http1::H1Error;
-use crate::runtime::{Chunk, Deadline, TcpStream};
+use crate::runtime::{Chunk, Deadline, Transport};
 
 /// Why nothing could be read.
 #[derive(Debug)]
@@ -29,8 +29,16 @@ pub(super) enum ReadError {
 
 /// Received bytes that nobody has consumed yet. Empty on an idle connection.
 #[derive(Debug, Default)]
-pub(super) struct Unread {
+pub struct Unread {
     chunk: Option<Chunk>,
+}
+
+impl From<Chunk> for Unread {
+    fn from(chunk: Chunk) -> Self {
+        let mut unread = Self::default();
+        unread.put(chunk);
+        unread
+    }
 }
 
 impl Unread {
@@ -64,7 +72,7 @@ impl Unread {
     /// Not safe: bytes gathered so far are lost.
     pub(super) async fn head<T>(
         &mut self,
-        stream: &TcpStream,
+        stream: &impl Transport,
         deadline: &mut Deadline,
         arm: &mut Option<Duration>,
         may_start: impl Fn() -> bool,
@@ -100,7 +108,7 @@ impl Unread {
     /// Safe.
     pub(super) async fn body(
         &mut self,
-        stream: &TcpStream,
+        stream: &impl Transport,
         deadline: &mut Deadline,
         progress: Duration,
         decoder: &mut super::BodyDecoder,
@@ -148,7 +156,7 @@ impl Unread {
 /// Receives until the deadline. `arm` sets it when waiting is needed, and only then: bytes that are
 /// there already cost no look at the wheel. `None` leaves a deadline that is set as it is.
 pub(super) async fn receive(
-    stream: &TcpStream,
+    stream: &impl Transport,
     deadline: &mut Deadline,
     mut arm: Option<Duration>,
 ) -> Result<Chunk, ReadError> {
@@ -157,7 +165,7 @@ pub(super) async fn receive(
 
 /// Like [`receive`], with a deadline that is not set, and does not count, before `may_start`.
 async fn receive_when(
-    stream: &TcpStream,
+    stream: &impl Transport,
     deadline: &mut Deadline,
     arm: &mut Option<Duration>,
     may_start: impl Fn() -> bool,
@@ -181,7 +189,7 @@ async fn receive_when(
 
 /// Waits until the connection has room, as long as the peer takes at least a byte per `progress`.
 pub(super) async fn writable(
-    stream: &TcpStream,
+    stream: &impl Transport,
     progress: Duration,
     closed: ErrorKind,
     expired: ErrorKind,
@@ -191,7 +199,7 @@ pub(super) async fn writable(
 
 /// Like [`writable`], until the kernel has taken everything.
 pub(super) async fn flushed(
-    stream: &TcpStream,
+    stream: &impl Transport,
     progress: Duration,
     closed: ErrorKind,
     expired: ErrorKind,
@@ -200,7 +208,7 @@ pub(super) async fn flushed(
 }
 
 async fn wait_for_room(
-    stream: &TcpStream,
+    stream: &impl Transport,
     progress: Duration,
     closed: ErrorKind,
     expired: ErrorKind,

@@ -22,7 +22,7 @@ use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Side};
 use crate::fields::Fields;
 use crate::proxy::connections::{Connection, Ended};
-use crate::runtime::{Chunk, Deadline, Pooled, TcpStream};
+use crate::runtime::{Chunk, Deadline, Pooled, Transport};
 
 /// Bytes of an unwanted request body that are read and thrown away to keep the connection; a longer
 /// one costs more than a new connection.
@@ -48,10 +48,14 @@ enum Next {
     Abort(Ended),
 }
 
-/// Serves a connection to its end.
-pub async fn serve<S: Service>(service: &S, stream: &TcpStream, connection: &Connection) -> Ended {
+/// Serves a connection to its end. `unread`: bytes of it that somebody has received already.
+pub async fn serve<S: Service, T: Transport>(
+    service: &S,
+    stream: &T,
+    connection: &Connection,
+    mut unread: Unread,
+) -> Ended {
     let mut deadline = Deadline::new(stream.handle());
-    let mut unread = Unread::default();
     let mut is_first = true;
     loop {
         if unread.is_empty() {
@@ -98,7 +102,7 @@ pub async fn serve<S: Service>(service: &S, stream: &TcpStream, connection: &Con
 
 /// Waits for the first bytes of a request, in the state that an idle connection is in.
 async fn first_bytes(
-    stream: &TcpStream,
+    stream: &impl Transport,
     connection: &Connection,
     deadline: &mut Deadline,
     limit: Duration,
@@ -118,9 +122,9 @@ async fn first_bytes(
     .await
 }
 
-async fn exchange<S: Service>(
+async fn exchange<S: Service, T: Transport>(
     service: &S,
-    stream: &TcpStream,
+    stream: &T,
     connection: &Connection,
     deadline: &mut Deadline,
     unread: &mut Unread,
@@ -133,6 +137,7 @@ async fn exchange<S: Service>(
         service.note(&error);
         return Next::Abort(Ended::Error);
     }
+    request.scheme = connection.scheme();
     let mut scanner = HeadScanner::new(HeadKind::Request, limits.head.head_bytes_max);
     let parse = |bytes: &[u8]| read_request(&mut scanner, bytes, &limits.head, request);
     let framing = match unread.head(stream, deadline, &mut Some(limits.request_head), || true, parse).await {
@@ -228,7 +233,12 @@ async fn exchange<S: Service>(
 }
 
 /// Answers a request whose head could not be read.
-async fn refuse_head<S: Service>(service: &S, stream: &TcpStream, limits: &ServerLimits, error: &ProxyError) {
+async fn refuse_head<S: Service, T: Transport>(
+    service: &S,
+    stream: &T,
+    limits: &ServerLimits,
+    error: &ProxyError,
+) {
     service.note(error);
     let shared = Shared {
         keeps: Cell::new(false),
@@ -251,7 +261,7 @@ async fn refuse_head<S: Service>(service: &S, stream: &TcpStream, limits: &Serve
 }
 
 /// Sends what is left, ends our side, and listens until the client has ended its own.
-async fn linger<S: Service>(service: &S, stream: &TcpStream, deadline: &mut Deadline) {
+async fn linger<S: Service>(service: &S, stream: &impl Transport, deadline: &mut Deadline) {
     stream.shutdown_write();
     if !flush(service, stream).await {
         return;
@@ -269,7 +279,7 @@ async fn linger<S: Service>(service: &S, stream: &TcpStream, deadline: &mut Dead
 }
 
 /// Waits until everything has left, as long as the client takes some of it; `false` when it does not.
-async fn flush<S: Service>(service: &S, stream: &TcpStream) -> bool {
+async fn flush<S: Service>(service: &S, stream: &impl Transport) -> bool {
     let progress = service.limits().send_progress;
     let (closed, stalled) = (ErrorKind::DownstreamClosed, ErrorKind::DownstreamSendTimeout);
     let outcome = flushed(stream, progress, closed, stalled).await;
@@ -316,7 +326,7 @@ impl Shared {
     /// before the answer has begun. One that only ended its sending side cannot be told from one that
     /// closed; like other gateways we take it for the latter, and serve neither. Once an answer has
     /// begun, a client that is gone resets what we send.
-    fn poll_gone(&self, stream: &TcpStream, cx: &mut std::task::Context<'_>) -> Poll<()> {
+    fn poll_gone(&self, stream: &impl Transport, cx: &mut std::task::Context<'_>) -> Poll<()> {
         // Before the body is complete its reader notices.
         if self.unread_body.get() != Some(0) || self.is_pipelined.get() {
             return Poll::Pending;
@@ -337,8 +347,8 @@ impl Shared {
 }
 
 /// The request's body on its way from the client.
-struct RequestBody<'a> {
-    stream: &'a TcpStream,
+struct RequestBody<'a, T> {
+    stream: &'a T,
     deadline: &'a mut Deadline,
     unread: &'a mut Unread,
     decoder: BodyDecoder,
@@ -348,7 +358,7 @@ struct RequestBody<'a> {
     shared: &'a Shared,
 }
 
-impl BodySource for RequestBody<'_> {
+impl<T: Transport> BodySource for RequestBody<'_, T> {
     fn length(&self) -> BodyLength {
         self.length
     }
@@ -390,9 +400,9 @@ impl BodySource for RequestBody<'_> {
 }
 
 /// The answer on its way to the client.
-struct ResponseSink<'a, S> {
+struct ResponseSink<'a, S, T> {
     service: &'a S,
-    stream: &'a TcpStream,
+    stream: &'a T,
     version: Version,
     is_head_request: bool,
     /// How the body is sent; absent until the head has been written.
@@ -401,13 +411,13 @@ struct ResponseSink<'a, S> {
     shared: &'a Shared,
 }
 
-impl<S> ResponseSink<'_, S> {
+impl<S, T> ResponseSink<'_, S, T> {
     fn gone(error: &std::io::Error) -> ProxyError {
         broken(ErrorKind::DownstreamClosed, error)
     }
 }
 
-impl<S: Service> BodySink for ResponseSink<'_, S> {
+impl<S: Service, T: Transport> BodySink for ResponseSink<'_, S, T> {
     async fn data(&mut self, chunk: Chunk) -> Result<(), ProxyError> {
         let chunked = self.body == Some(ResponseBody::Chunked);
         write_body(self.stream, chunk, chunked).map_err(|error| Self::gone(&error))?;
@@ -425,7 +435,7 @@ impl<S: Service> BodySink for ResponseSink<'_, S> {
     }
 }
 
-impl<S: Service> Answer for ResponseSink<'_, S> {
+impl<S: Service, T: Transport> Answer for ResponseSink<'_, S, T> {
     fn has_begun(&self) -> bool {
         self.body.is_some()
     }

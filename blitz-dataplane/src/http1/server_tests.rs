@@ -1,6 +1,5 @@
 //! The downstream connection over a service of the test's own, on the simulated network.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -73,11 +72,11 @@ fn start(handle: &Handle) -> SocketAddr {
     let spawner = handle.clone();
     handle.spawn(async move {
         let connections = Connections::default();
-        let info = Rc::new(Listener { address, builtins: Cell::new(false) });
+        let info = Rc::new(Listener::new(address, false));
         while let Ok(stream) = listener.accept().await {
             let connection = connections.open(&info, spawner.now_ms());
             spawner.spawn(async move {
-                serve(&Fragile, &stream, &connection).await;
+                serve(&Fragile, &stream, &connection, Default::default()).await;
             });
         }
     });

@@ -97,6 +97,32 @@ metrics! {
         AcceptErrorOther { cause = "other" };
     }
 
+    // TLS.
+    family "blitz_tls_handshakes_total" Counter "TLS handshakes that ended well, by version and kind." {
+        Tls13Full { version = "1.3", kind = "full" };
+        Tls13Resumed { version = "1.3", kind = "resumed" };
+        Tls12Full { version = "1.2", kind = "full" };
+        Tls12Resumed { version = "1.2", kind = "resumed" };
+    }
+    family "blitz_tls_handshake_failures_total" Counter "TLS handshakes that did not end well, by reason." {
+        TlsFailedTimeout { reason = "timeout" };
+        TlsFailedClosed { reason = "closed" };
+        TlsFailedMalformed { reason = "malformed" };
+        TlsFailedNothingInCommon { reason = "nothing_in_common" };
+        TlsFailedClientCertificate { reason = "client_certificate" };
+        TlsFailedAlert { reason = "alert" };
+        TlsFailedLimit { reason = "limit" };
+        TlsFailedOther { reason = "other" };
+    }
+    family "blitz_tls_handshakes_active" Gauge "TLS handshakes under way." {
+        TlsHandshakesActive;
+    }
+    family "blitz_tls_plain_connections_total" Counter "Connections in clear where TLS is spoken, by what was done." {
+        TlsPlainRefused { action = "refuse" };
+        TlsPlainRedirected { action = "redirect" };
+        TlsPlainServed { action = "serve" };
+    }
+
     // Requests.
     family "blitz_requests_total" Counter "Final answers begun, by protocol and class of status." {
         RequestsH1Status2xx { protocol = "h1", status = "2xx" };
@@ -120,6 +146,7 @@ metrics! {
         ResponseBodyBytes;
     }
     family "blitz_deadline_expiries_total" Counter "Deadlines that passed, by phase." {
+        DeadlineTlsHandshake { phase = "tls_handshake" };
         DeadlineRequestHead { phase = "request_head" };
         DeadlineRequestBody { phase = "request_body_progress" };
         DeadlineKeepAlive { phase = "keep_alive" };

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -92,8 +93,19 @@ pub struct BootMessage {
     pub log_level: LogLevel,
     /// `-t`: heads and sizes of exchanges go to the log.
     pub trace: bool,
+    /// `--tls-trace` and `--tls-key-log`.
+    pub tls: TlsDiagnosis,
     /// The configuration to begin with; `removed` is empty.
     pub config: ConfigMessage,
+}
+
+/// What is told of TLS connections to whoever looks for a fault.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TlsDiagnosis {
+    /// A line for each handshake goes to the log.
+    pub trace: bool,
+    /// The secrets of each connection go to this file.
+    pub key_log: Option<PathBuf>,
 }
 
 /// A configuration with its generation.

@@ -20,7 +20,9 @@ use blitz_config::Config;
 
 use super::channel::{BlockingReceiver, ChannelError, Frame, send_blocking};
 use super::endpoints::ResolvedEndpoints;
-use super::messages::{BootMessage, ConfigMessage, FromWorker, IoMode, ListenerAddress, ToWorker};
+use super::messages::{
+    BootMessage, ConfigMessage, FromWorker, IoMode, ListenerAddress, TlsDiagnosis, ToWorker,
+};
 use super::orders::{BoundListener, ConnectionsReply, MailboxFull, Order, Orders, Postbox, mailbox};
 use super::reports::Reports;
 use crate::control::load::ConfigText;
@@ -28,6 +30,7 @@ use crate::logging;
 use crate::secret::Secret;
 use crate::segment::{Segment, WorkerRows, WorkerState};
 use crate::sys::{affinity, clock, privilege, signal};
+use crate::tls::Files;
 
 /// The code of a worker: how a configuration is compiled, and the loop.
 pub trait WorkerCode: 'static {
@@ -37,12 +40,14 @@ pub trait WorkerCode: 'static {
     /// Label of each error kind in `blitz_errors_total`, by the index that [`WorkerRows::error`] takes.
     const ERROR_LABELS: &'static [&'static str];
 
-    /// Compiles a configuration. Pure; also called by the supervisor to test a new configuration.
+    /// Compiles a configuration; `files` are those that it names.
+    /// Pure; also called by the supervisor to test a new configuration.
     ///
     /// # Errors
     /// A sentence; the configuration is refused.
     fn compile(
         config: &Config,
+        files: &Files,
         endpoints: &ResolvedEndpoints,
         generation: u64,
     ) -> Result<Self::Snapshot, String>;
@@ -70,6 +75,8 @@ pub struct Boot<S> {
     pub io: IoMode,
     /// Whether heads and sizes of exchanges go to the log.
     pub trace: bool,
+    /// What is told of TLS connections.
+    pub tls: TlsDiagnosis,
     /// This worker's rows in the shared segment.
     pub rows: WorkerRows,
     /// The way to report sources for the kernel's blocklist.
@@ -163,7 +170,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         // The supervisor ended before it could say anything.
         None => return Ok(()),
     };
-    let BootMessage { worker, workers, incarnation, core, io, log_level, trace, config } = boot;
+    let BootMessage { worker, workers, incarnation, core, io, log_level, trace, tls, config } = boot;
     logging::name_thread(logging::Who::Worker(worker));
     if place != Place::Thread {
         log::set_max_level(log_level.into());
@@ -196,10 +203,10 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
     let out = clone()?;
     spawn("outbox", worker, move || send_outgoing(&out, &outgoing))?;
     let (orders, postbox) = mailbox(rows.clone(), outbox.clone()).map_err(failed("create the mailbox"))?;
-    let (parsed, snapshot) = compile::<C>(&config, text).map_err(WorkerError)?;
+    let (parsed, files, snapshot) = compile::<C>(&config, text).map_err(WorkerError)?;
     let generation = config.generation;
     let reports = Reports::new(outbox.clone());
-    let helper = Helper::<C> { receiver, postbox, outbox, config: parsed, staged: None };
+    let helper = Helper::<C> { receiver, postbox, outbox, config: parsed, files, staged: None };
     spawn("helper", worker, move || helper.run())?;
     if let Some(core) = core
         && let Err(error) = affinity::pin(core)
@@ -214,6 +221,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         core,
         io,
         trace,
+        tls,
         rows,
         reports,
         listeners,
@@ -277,12 +285,15 @@ fn bound_listeners(
     Ok(addresses.iter().zip(fds).map(|(address, fd)| BoundListener { address: *address, fd }).collect())
 }
 
-fn compile<C: WorkerCode>(message: &ConfigMessage, text: OwnedFd) -> Result<(Config, C::Snapshot), String> {
+fn compile<C: WorkerCode>(
+    message: &ConfigMessage,
+    text: OwnedFd,
+) -> Result<(Config, Files, C::Snapshot), String> {
     let text = ConfigText::from_parts(message.head.clone(), text)
         .map_err(|error| format!("the configuration did not arrive: {error}"))?;
     let config = text.parse()?;
-    let snapshot = C::compile(&config, &message.endpoints, message.generation)?;
-    Ok((config, snapshot))
+    let snapshot = C::compile(&config, text.files(), &message.endpoints, message.generation)?;
+    Ok((config, text.files().clone(), snapshot))
 }
 
 /// The thread beside the loop.
@@ -292,6 +303,8 @@ struct Helper<C: WorkerCode> {
     outbox: Sender<FromWorker>,
     /// The configuration in use, for changes that concern addresses only.
     config: Config,
+    /// The files that it names.
+    files: Files,
     /// A configuration that is compiled and waits for the order to use it.
     staged: Option<Staged<C::Snapshot>>,
 }
@@ -299,6 +312,7 @@ struct Helper<C: WorkerCode> {
 struct Staged<S> {
     generation: u64,
     config: Config,
+    files: Files,
     orders: Vec<Order<S>>,
 }
 
@@ -344,11 +358,12 @@ impl<C: WorkerCode> Helper<C> {
                 let staged = staged.ok_or_else(|| refuse(generation)("it was not compiled".to_owned()))?;
                 self.postbox.post(staged.orders).map_err(full).map_err(refuse(generation))?;
                 self.config = staged.config;
+                self.files = staged.files;
                 Ok(())
             }
             ToWorker::Endpoints { generation, endpoints } => {
-                let snapshot =
-                    C::compile(&self.config, &endpoints, generation).map_err(refuse(generation))?;
+                let snapshot = C::compile(&self.config, &self.files, &endpoints, generation)
+                    .map_err(refuse(generation))?;
                 let order = Order::Snapshot { generation, snapshot: Box::new(snapshot) };
                 self.postbox.post(vec![order]).map_err(full).map_err(refuse(generation))
             }
@@ -369,13 +384,13 @@ impl<C: WorkerCode> Helper<C> {
         let mut fds = fds.into_iter();
         let text = fds.next().ok_or("the message lacks the configuration")?;
         let added = bound_listeners(&message.added, fds).map_err(|error| error.to_string())?;
-        let (config, snapshot) = compile::<C>(&message, text)?;
+        let (config, files, snapshot) = compile::<C>(&message, text)?;
         let generation = message.generation;
         let mut orders = vec![Order::Snapshot { generation, snapshot: Box::new(snapshot) }];
         if !added.is_empty() || !message.removed.is_empty() {
             orders.push(Order::Listeners { added, removed: message.removed });
         }
-        Ok(Staged { generation, config, orders })
+        Ok(Staged { generation, config, files, orders })
     }
 }
 

@@ -4,18 +4,27 @@
 //! registry (`connections.rs`), or the codec that serves the connection (`http1/server.rs`).
 #![forbid(unsafe_code)]
 
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use blitz_config::model::Plain;
 
 use super::Proxy;
-use super::connections::{Connection, Ended, Listener};
+use super::connections::{Carrier, Connection, Ended, HandshakePermit, Listener};
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
-use crate::http1::server;
+use crate::http1::{Unread, server};
 use crate::metrics::names::Metric;
-use crate::runtime::{TcpListener, TcpStream};
+use crate::runtime::{Chunk, Deadline, Pooled, TcpListener, TcpStream, Transport};
+use crate::tls::{Acceptor, Handshaken, TlsStream};
 
 /// Connections beyond the bound (count), for those that were asked to leave and still send.
 const LEAVING_MAX: usize = 64;
+
+/// How long an ending connection waits for the kernel to take its close_notify.
+const CLOSE_NOTIFY: Duration = Duration::from_secs(1);
 
 /// Accepts for ever. Dropped when the listener goes; the connections stay.
 pub async fn accept(proxy: Rc<Proxy>, listener: TcpListener, info: Rc<Listener>) {
@@ -42,16 +51,136 @@ pub fn admit(proxy: &Rc<Proxy>, stream: TcpStream, info: &Rc<Listener>) {
     }
     let connection = proxy.connections.open(info, proxy.handle.now_ms());
     proxy.rows.gauge_add(Metric::DownstreamActive, 1);
+    if let (Ok(peer), Ok(local)) = (stream.peer_address(), stream.local_address()) {
+        connection.set_addresses(peer, local);
+    }
     let open = Open { proxy: Rc::clone(proxy), connection, ended: None };
-    proxy.handle.spawn(run(open, stream));
+    // Each in a task of its own kind: an idle connection shall not carry the room for what it is not.
+    match info.tls() {
+        None => proxy.handle.spawn(run(open, stream)),
+        Some(tls) => proxy.handle.spawn(begin_tls(open, stream, tls)),
+    }
 }
 
 async fn run(mut open: Open, stream: TcpStream) {
-    if let (Ok(peer), Ok(local)) = (stream.peer_address(), stream.local_address()) {
-        open.connection.set_addresses(peer, local);
-    }
-    let ended = server::serve(&*open.proxy, &stream, &open.connection).await;
+    let ended = server::serve(&*open.proxy, &stream, &open.connection, Unread::default()).await;
     open.ended = Some(ended);
+}
+
+/// Serves a connection in clear of which some has been read.
+async fn run_begun(mut open: Open, stream: TcpStream, received: Chunk) {
+    let ended = server::serve(&*open.proxy, &stream, &open.connection, Unread::from(received)).await;
+    open.ended = Some(ended);
+}
+
+async fn run_tls(mut open: Open, stream: Box<TlsStream>) {
+    let ended = server::serve(&*open.proxy, &*stream, &open.connection, Unread::default()).await;
+    open.ended = Some(ended);
+    if stream.close_notify() {
+        // In a block of its own, as above.
+        Pooled::new(flush(&stream)).await;
+    }
+}
+
+async fn begin_tls(mut open: Open, stream: TcpStream, tls: Rc<Acceptor>) {
+    let handle = open.proxy.handle.clone();
+    match secure(&open.proxy, &open.connection, stream, tls).await {
+        Ok(Carried::Tls(stream)) => handle.spawn(run_tls(open, stream)),
+        Ok(Carried::Plain(stream, received)) => handle.spawn(run_begun(open, stream, received)),
+        Err(ended) => open.ended = Some(ended),
+    }
+}
+
+/// A connection once it is known what carries it.
+enum Carried {
+    Tls(Box<TlsStream>),
+    Plain(TcpStream, Chunk),
+}
+
+/// Tells TLS from plain HTTP and shakes hands.
+async fn secure(
+    proxy: &Rc<Proxy>,
+    connection: &Connection,
+    stream: TcpStream,
+    tls: Rc<Acceptor>,
+) -> Result<Carried, Ended> {
+    let mut deadline = Deadline::new(stream.handle());
+    deadline.set_after(proxy.live().snapshot.config.timeouts.tls_handshake);
+    let received = poll_fn(|cx| {
+        match stream.poll_receive(cx) {
+            Poll::Ready(Ok(Some(chunk))) => return Poll::Ready(Ok(chunk)),
+            Poll::Ready(Ok(None) | Err(_)) => return Poll::Ready(Err(Ended::ByClient)),
+            Poll::Pending => {}
+        }
+        if let Poll::Ready(ended) = connection.poll_asked_to_close(cx) {
+            return Poll::Ready(Err(ended));
+        }
+        deadline.poll_expired(cx).map(|_| {
+            proxy.rows.add(Metric::DeadlineTlsHandshake, 1);
+            Err(Ended::Deadline)
+        })
+    })
+    .await?;
+    let material = tls.material();
+    if Acceptor::is_plain(&received) {
+        let (carrier, metric) = match material.plain {
+            Plain::Refuse => (Carrier::PlainRefused, Metric::TlsPlainRefused),
+            Plain::Redirect => (Carrier::PlainRedirected, Metric::TlsPlainRedirected),
+            Plain::Serve => (Carrier::Plain, Metric::TlsPlainServed),
+        };
+        proxy.rows.add(metric, 1);
+        connection.set_carrier(carrier);
+        return Ok(Carried::Plain(stream, received));
+    }
+    let Some(permit) = connection.listener().begin_handshake(material.handshakes_max) else {
+        stream.reset_on_close();
+        proxy.note(&ProxyError::new(ErrorKind::Overload).with_detail("handshakes_max"));
+        proxy.rows.add(Metric::TlsFailedLimit, 1);
+        return Err(Ended::Overload);
+    };
+    proxy.rows.gauge_add(Metric::TlsHandshakesActive, 1);
+    let handshake = Handshake { proxy, _permit: permit };
+    connection.begin_exchange();
+    let outcome = tls.accept(stream, received, &mut deadline).await;
+    connection.set_idle(proxy.handle.now_ms());
+    drop(handshake);
+    match outcome {
+        Ok(Handshaken { stream, metric }) => {
+            proxy.rows.add(metric, 1);
+            connection.set_carrier(Carrier::Tls);
+            Ok(Carried::Tls(Box::new(stream)))
+        }
+        Err(error) => {
+            proxy.rows.add(error.metric, 1);
+            let kind =
+                if error.is_timeout { ErrorKind::TlsHandshakeTimeout } else { ErrorKind::TlsHandshake };
+            proxy.note(&ProxyError::new(kind).with_detail(error.label));
+            Err(if error.is_timeout { Ended::Deadline } else { Ended::Error })
+        }
+    }
+}
+
+/// A handshake under way, taken out of the counts when its task ends, by a panic too.
+struct Handshake<'a> {
+    proxy: &'a Rc<Proxy>,
+    _permit: HandshakePermit,
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        self.proxy.rows.gauge_sub(Metric::TlsHandshakesActive, 1);
+    }
+}
+
+/// Waits a little until everything has left: what is left is the word that nothing follows.
+async fn flush(stream: &TlsStream) {
+    let mut deadline = Deadline::new(stream.handle());
+    deadline.set_after(CLOSE_NOTIFY);
+    poll_fn(|cx| match stream.poll_flushed(cx) {
+        Poll::Ready(_) => Poll::Ready(()),
+        Poll::Pending => deadline.poll_expired(cx).map(|_| ()),
+    })
+    .await;
 }
 
 /// A connection in the registry, taken out when its task ends, by a panic too.

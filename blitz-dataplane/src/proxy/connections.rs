@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use crate::exchange::Forwarding;
+use crate::exchange::{Forwarding, Scheme};
+use crate::tls::Acceptor;
 
 /// How a downstream connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +39,63 @@ const SAMPLE: usize = 64;
 pub type ForwardingKey = (u64, &'static str);
 
 /// What connections know of the listener that accepted them.
-#[derive(Debug)]
 pub struct Listener {
     /// Its address as configured.
     pub address: SocketAddr,
     /// Whether it gives the built-in answers; follows the configuration.
     pub builtins: Cell<bool>,
+    tls: RefCell<Option<Rc<Acceptor>>>,
+    /// Handshakes under way.
+    handshakes: Cell<u32>,
+}
+
+impl Listener {
+    /// A listener without TLS.
+    pub fn new(address: SocketAddr, builtins: bool) -> Self {
+        Self { address, builtins: Cell::new(builtins), tls: RefCell::new(None), handshakes: Cell::new(0) }
+    }
+
+    /// The TLS for connections from now on; `None`: they speak in clear.
+    pub fn set_tls(&self, tls: Option<Acceptor>) {
+        *self.tls.borrow_mut() = tls.map(Rc::new);
+    }
+
+    /// The TLS in use.
+    pub fn tls(&self) -> Option<Rc<Acceptor>> {
+        self.tls.borrow().clone()
+    }
+
+    /// Counts a handshake as under way until the permit is dropped; `None` when there are as many as may be.
+    pub fn begin_handshake(self: &Rc<Self>, most: u32) -> Option<HandshakePermit> {
+        let under_way = self.handshakes.get();
+        (under_way < most).then(|| {
+            self.handshakes.set(under_way + 1);
+            HandshakePermit(Rc::clone(self))
+        })
+    }
+}
+
+/// A handshake under way.
+pub struct HandshakePermit(Rc<Listener>);
+
+impl Drop for HandshakePermit {
+    fn drop(&mut self) {
+        self.0.handshakes.set(self.0.handshakes.get().saturating_sub(1));
+    }
+}
+
+/// What carries a connection's bytes, and what follows from it for requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// TCP in clear.
+    #[default]
+    Plain,
+    /// TLS.
+    Tls,
+    /// TCP in clear where TLS is spoken: every request is refused.
+    PlainRefused,
+    /// TCP in clear where TLS is spoken: every request is sent there.
+    PlainRedirected,
 }
 
 /// One downstream connection. Small: an idle connection consists of this, its task and its socket.
@@ -59,12 +111,28 @@ pub struct Connection {
     asked: Cell<Option<Ended>>,
     waker: RefCell<Option<Waker>>,
     addresses: Cell<Option<(SocketAddr, SocketAddr)>>,
+    carrier: Cell<Carrier>,
     forwarding: RefCell<Option<(ForwardingKey, Box<Forwarding>)>>,
 }
 
 impl Connection {
+    /// What carries its bytes.
+    pub fn carrier(&self) -> Carrier {
+        self.carrier.get()
+    }
+
+    /// Notes what carries its bytes, once that is known.
+    pub fn set_carrier(&self, carrier: Carrier) {
+        self.carrier.set(carrier);
+    }
+
+    /// The scheme of requests on it.
+    pub fn scheme(&self) -> Scheme {
+        if self.carrier.get() == Carrier::Tls { Scheme::Https } else { Scheme::Http }
+    }
+
     /// The listener that accepted it.
-    pub fn listener(&self) -> &Listener {
+    pub fn listener(&self) -> &Rc<Listener> {
         &self.listener
     }
 
@@ -76,6 +144,11 @@ impl Connection {
     /// Notes that it is over.
     pub fn end_exchange(&self, now_ms: u64) {
         self.requests.set(self.requests.get().saturating_add(1));
+        self.idle_since_ms.set(now_ms);
+    }
+
+    /// Notes that it is idle, without a request having ended.
+    pub fn set_idle(&self, now_ms: u64) {
         self.idle_since_ms.set(now_ms);
     }
 
@@ -170,6 +243,7 @@ impl Connections {
             asked: Cell::new(None),
             waker: RefCell::new(None),
             addresses: Cell::new(None),
+            carrier: Cell::default(),
             forwarding: RefCell::new(None),
         });
         open.push(Rc::clone(&connection));
@@ -245,7 +319,7 @@ mod tests {
     fn the_longest_idle_of_the_sample_goes_and_busy_ones_stay() {
         let connections = Connections::default();
         let address = SocketAddr::from(([127, 0, 0, 1], 80));
-        let listener = Rc::new(Listener { address, builtins: Cell::new(false) });
+        let listener = Rc::new(Listener::new(address, false));
         let all: Vec<_> = (0..10).map(|i| connections.open(&listener, 100 - i)).collect();
         all[9].begin_exchange();
         assert!(connections.shed_idle());

@@ -21,8 +21,8 @@ use super::snapshot::Live;
 use super::{Proxy, trace};
 use crate::exchange::stream::{Answer, AnswerSource, BodySink, BodySource, Origin, UpstreamExchange};
 use crate::exchange::{
-    ErrorKind, Forwarding, MaxForwards, Method, ProxyError, RequestHead, Scheme, Side, VIA_PSEUDONYM,
-    add_forwarding, max_forwards, strip_hop_by_hop,
+    ErrorKind, Forwarding, MaxForwards, Method, ProxyError, RequestHead, Side, VIA_PSEUDONYM, add_forwarding,
+    max_forwards, strip_hop_by_hop,
 };
 use crate::fields::{FieldError, Known};
 use crate::http1::client::ClientConnection;
@@ -135,7 +135,7 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
         let peer = origin.connection.addresses().map(|(peer, _)| peer.ip());
         let peer = peer.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
         let is_trusted = live.snapshot.config.trusted_proxies.iter().any(|prefix| prefix.contains(peer));
-        Forwarding::new(peer, Scheme::Http, is_trusted, origin.protocol)
+        Forwarding::new(peer, origin.connection.scheme(), is_trusted, origin.protocol)
     };
     origin
         .connection

@@ -30,7 +30,7 @@ use crate::process::Reports;
 use crate::runtime::{Handle, Pooled};
 use crate::segment::WorkerRows;
 
-use connections::{Connection, Connections};
+use connections::{Carrier, Connection, Connections};
 use pool::Pools;
 use router::Match;
 use snapshot::{Live, Snapshot};
@@ -136,6 +136,11 @@ impl Proxy {
         body: &mut B,
         answer: &mut A,
     ) -> Result<(), ProxyError> {
+        match origin.connection.carrier() {
+            Carrier::Plain | Carrier::Tls => {}
+            Carrier::PlainRefused => return Err(ProxyError::new(ErrorKind::PlainOnTls)),
+            Carrier::PlainRedirected => return redirect_to_tls(request, answer),
+        }
         path::normalise(&mut request.path)?;
         let live = self.live();
         if !live.limits.is_empty()
@@ -254,6 +259,7 @@ impl Service for Proxy {
     fn note(&self, error: &ProxyError) {
         self.rows.error(error.kind as u8);
         let expired = match error.kind {
+            ErrorKind::TlsHandshakeTimeout => Some(Metric::DeadlineTlsHandshake),
             ErrorKind::RequestHeadTimeout => Some(Metric::DeadlineRequestHead),
             ErrorKind::RequestBodyTimeout => Some(Metric::DeadlineRequestBody),
             ErrorKind::DownstreamSendTimeout | ErrorKind::UpstreamSendTimeout => Some(Metric::DeadlineSend),
@@ -275,6 +281,27 @@ impl Service for Proxy {
     fn answered(&self, status: u16) {
         self.rows.add(Metric::requests_h1(status), 1);
     }
+}
+
+/// 308 to the same target under `https` (RFC 9110 section 15.4.9), for a client that came without TLS.
+fn redirect_to_tls<A: Answer>(request: &RequestHead, answer: &mut A) -> Result<(), ProxyError> {
+    if request.authority.is_empty() {
+        // There is no name to send it to.
+        return Err(ProxyError::new(ErrorKind::PlainOnTls));
+    }
+    let mut location = Vec::with_capacity(8 + request.authority.len() + request.path.len());
+    location.extend_from_slice(b"https://");
+    location.extend_from_slice(&request.authority);
+    // `*` of OPTIONS is no path.
+    if request.path.first() == Some(&b'/') {
+        location.extend_from_slice(&request.path);
+    }
+    let mut head = ResponseHead { status: 308, ..ResponseHead::default() };
+    let too_large = |_| ProxyError::new(ErrorKind::PlainOnTls);
+    head.fields.push(b"Location", &location).map_err(too_large)?;
+    answer.close_after();
+    answer.head(&head, crate::exchange::BodyLength::Empty)?;
+    answer.end(None)
 }
 
 /// Counts an exchange as active until it is dropped, however it ends.

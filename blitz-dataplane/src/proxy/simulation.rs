@@ -218,7 +218,7 @@ fn snapshot(text: &str, generation: u64) -> Snapshot {
         .unwrap_or_else(|errors| panic!("the simulation's configuration: {errors:?}\n{text}"));
     let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert!(names.iter().eq(upstreams().iter().map(|(name, _)| name)), "{names:?}");
-    Snapshot::compile(&config, &resolved(), generation).expect("validated")
+    Snapshot::compile(&config, &Default::default(), &resolved(), generation).expect("validated")
 }
 
 /// Plays one seed.
@@ -334,7 +334,7 @@ async fn play(
         handle.spawn(upstream::listen(Rc::clone(&env), listener, 2 + number as u64));
     }
     let listener = TcpListener::simulated(handle, env.gateway).expect("a free address");
-    let info = Rc::new(Listener { address: env.gateway, builtins: Cell::new(true) });
+    let info = Rc::new(Listener::new(env.gateway, true));
     let accepts = Rc::new(Cell::new(true));
     let (accepting, open) = (accept(Rc::clone(&proxy), listener, info), Rc::clone(&accepts));
     let ticker = handle.clone();
@@ -486,6 +486,9 @@ fn invariants(handle: &Handle, proxy: &Proxy, segment: &Segment, connections_max
 
 /// Error kinds that no seed can reach, each with its reason.
 const UNREACHED: &[(ErrorKind, &str)] = &[
+    (ErrorKind::PlainOnTls, "the simulated listener has no TLS"),
+    (ErrorKind::TlsHandshake, "as above"),
+    (ErrorKind::TlsHandshakeTimeout, "as above"),
     (ErrorKind::Denied, "no policy of this release denies requests"),
     (ErrorKind::DnsFailure, "names are resolved beside the workers; here an upstream has no address"),
     (ErrorKind::DnsTimeout, "as above"),

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use blitz_config::Config;
@@ -20,6 +21,7 @@ use crate::http1::HeadLimits;
 use crate::http1::client::ClientLimits;
 use crate::process::endpoints::ResolvedEndpoints;
 use crate::segment::WorkerRows;
+use crate::tls::{Files, TlsMaterial};
 
 /// A compiled configuration. Made on the helper thread, sent to the loop.
 #[derive(Debug)]
@@ -34,18 +36,25 @@ pub struct Snapshot {
     pub endpoints: ResolvedEndpoints,
     /// The limits on requests.
     pub limits: Limits,
+    /// The TLS of each listener, in the order of the configuration.
+    pub tls: Vec<Option<Arc<TlsMaterial>>>,
 }
 
 impl Snapshot {
-    /// Compiles a configuration.
+    /// Compiles a configuration; `files` are those that it names.
     ///
     /// # Errors
-    /// None today: validation has refused everything that cannot be compiled. The result is a
-    /// `Result` because the supervisor's test run asks before the workers do.
-    pub fn compile(config: &Config, endpoints: &ResolvedEndpoints, generation: u64) -> Result<Self, String> {
+    /// A line for each file that is not what it has to be.
+    pub fn compile(
+        config: &Config,
+        files: &Files,
+        endpoints: &ResolvedEndpoints,
+        generation: u64,
+    ) -> Result<Self, String> {
+        let tls = TlsMaterial::compile(config, files)?;
         let router = Router::new(&config.routes);
         let limits = Limits::new(config);
-        Ok(Self { generation, config: config.clone(), router, endpoints: endpoints.clone(), limits })
+        Ok(Self { generation, config: config.clone(), router, endpoints: endpoints.clone(), limits, tls })
     }
 }
 

@@ -119,14 +119,14 @@ fn run_with<F: Future<Output = ()>>(
     let addresses = vec![EndpointAddresses { endpoint: ENDPOINT.to_string(), addresses: vec![ENDPOINT] }];
     let resolved = RowTable::new(4).assign(&[("up".to_owned(), addresses)], 1).unwrap();
     let segment = Segment::create(Shape { workers: 1, endpoints: 4 }).unwrap();
-    let snapshot = Snapshot::compile(&config, &resolved, 1).unwrap();
+    let snapshot = Snapshot::compile(&config, &Default::default(), &resolved, 1).unwrap();
     let (outbox, outgoing) = std::sync::mpsc::channel();
     let proxy = Proxy::new(handle.clone(), segment.worker(0).unwrap(), snapshot, false, Reports::new(outbox));
     let bench = Rc::new(Bench { handle: handle.clone(), proxy: Rc::clone(&proxy), segment, outgoing });
     runtime.block_on_stepped(
         async {
             let listener = TcpListener::simulated(&handle, GATEWAY).unwrap();
-            let info = Rc::new(Listener { address: GATEWAY, builtins: Cell::new(true) });
+            let info = Rc::new(Listener::new(GATEWAY, true));
             handle.spawn(accept(proxy, listener, info));
             test(bench).await;
         },

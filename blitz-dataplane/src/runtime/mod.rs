@@ -19,6 +19,7 @@ mod slab;
 mod task;
 mod tcp;
 pub mod timer;
+mod transport;
 mod udp;
 
 use std::cell::RefCell;
@@ -37,6 +38,7 @@ pub use reactor::{AcceptErrors, Readiness, Stats};
 pub use task::yield_now;
 pub use tcp::{TcpListener, TcpStream};
 pub use timer::{Deadline, Expired};
+pub use transport::Transport;
 pub use udp::{Datagram, UdpSocket};
 
 use driver::Driver;

@@ -129,7 +129,9 @@ fn a_configuration_with_the_same_limit_keeps_its_buckets_and_counts() {
                 "[[listeners]]\nname = \"edge\"\naddress = \"{GATEWAY}\"\nbuiltin_answers = true\n{limits}"
             );
             let config = blitz_config::load(&text, Format::Toml, "test", &Overrides::default()).unwrap();
-            bench.proxy.swap(Snapshot::compile(&config, &Default::default(), generation).unwrap());
+            bench.proxy.swap(
+                Snapshot::compile(&config, &Default::default(), &Default::default(), generation).unwrap(),
+            );
         };
         swap(&(limit("new", "requests_per_second = 9") + &limit("kept", "requests_per_second = 2")), 2);
         assert!(ask(&mut client, HELLO).await.starts_with("HTTP/1.1 429"));
