@@ -15,6 +15,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use blitz_config::Config;
+use blitz_config::model::Protocol;
 
 use crate::exchange::ErrorKind;
 use crate::metrics::names::Metric;
@@ -22,7 +23,7 @@ use crate::process::endpoints::ResolvedEndpoints;
 use crate::process::{Boot, BoundListener, ConnectionRow, IoMode, Order, Orders, WorkerCode, WorkerError};
 use crate::proxy::Proxy;
 use crate::proxy::accept;
-use crate::proxy::connections::Listener;
+use crate::proxy::connections::{Listener, Protocols};
 use crate::proxy::snapshot::Snapshot;
 use crate::runtime::{self, Handle, Runtime, Sizes, Stats, TcpListener};
 use crate::segment::WorkerState;
@@ -210,7 +211,8 @@ impl Listeners {
         let address = listener.address.configured;
         let socket = TcpListener::adopt(&self.proxy.handle, listener.fd)
             .map_err(|error| WorkerError(format!("the listener {address} cannot be used: {error}")))?;
-        let info = Rc::new(Listener { address, builtins: Cell::new(false) });
+        let info =
+            Rc::new(Listener { address, builtins: Cell::new(false), protocols: Cell::new(Protocols::H1) });
         let stop = Rc::new(Stop::default());
         let accepting = accept::accept(Rc::clone(&self.proxy), socket, Rc::clone(&info));
         let stopped = Rc::clone(&stop);
@@ -229,6 +231,8 @@ impl Listeners {
                 live.snapshot.config.listeners.iter().find(|listener| listener.address == info.address);
             if let Some(configured) = configured {
                 info.builtins.set(configured.builtin_answers);
+                let speaks = |protocol| configured.protocols.contains(&protocol);
+                info.protocols.set(Protocols { h1: speaks(Protocol::H1), h2: speaks(Protocol::H2) });
             }
         }
     }

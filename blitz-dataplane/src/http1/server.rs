@@ -19,7 +19,7 @@ use super::{
 };
 use crate::exchange::refusal::refuse;
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Side};
+use crate::exchange::{BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, Side};
 use crate::fields::Fields;
 use crate::proxy::connections::{Connection, Ended};
 use crate::runtime::{Chunk, Deadline, Pooled, TcpStream};
@@ -49,9 +49,19 @@ enum Next {
 }
 
 /// Serves a connection to its end.
-pub async fn serve<S: Service>(service: &S, stream: &TcpStream, connection: &Connection) -> Ended {
+///
+/// `received` is what has been read from it to find out that it speaks HTTP/1.
+pub async fn serve<S: Service>(
+    service: &S,
+    stream: &TcpStream,
+    connection: &Connection,
+    received: Option<Chunk>,
+) -> Ended {
     let mut deadline = Deadline::new(stream.handle());
     let mut unread = Unread::default();
+    if let Some(chunk) = received {
+        unread.put(chunk);
+    }
     let mut is_first = true;
     loop {
         if unread.is_empty() {
@@ -97,7 +107,7 @@ pub async fn serve<S: Service>(service: &S, stream: &TcpStream, connection: &Con
 }
 
 /// Waits for the first bytes of a request, in the state that an idle connection is in.
-async fn first_bytes(
+pub(crate) async fn first_bytes(
     stream: &TcpStream,
     connection: &Connection,
     deadline: &mut Deadline,
@@ -251,7 +261,7 @@ async fn refuse_head<S: Service>(service: &S, stream: &TcpStream, limits: &Serve
 }
 
 /// Sends what is left, ends our side, and listens until the client has ended its own.
-async fn linger<S: Service>(service: &S, stream: &TcpStream, deadline: &mut Deadline) {
+pub(crate) async fn linger<S: Service>(service: &S, stream: &TcpStream, deadline: &mut Deadline) {
     stream.shutdown_write();
     if !flush(service, stream).await {
         return;
@@ -457,7 +467,7 @@ impl<S: Service> Answer for ResponseSink<'_, S> {
         let date = self.service.date();
         self.body = Some(body);
         self.shared.has_begun.set(true);
-        self.service.answered(head.status);
+        self.service.answered(Protocol::H1, head.status);
         self.stream
             .write_with(|out| write_response_head(out, head.status, &head.fields, body, connection, &date))
             .map_err(|error| Self::gone(&error))

@@ -9,8 +9,8 @@ use super::HeadLimits;
 use super::server::serve;
 use crate::date::IMF_FIXDATE_BYTES;
 use crate::exchange::stream::{Answer, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{BodyLength, ProxyError, RequestHead, ResponseHead};
-use crate::proxy::connections::{Connection, Connections, Listener};
+use crate::exchange::{BodyLength, Protocol, ProxyError, RequestHead, ResponseHead};
+use crate::proxy::connections::{Connection, Connections, Listener, Protocols};
 use crate::runtime::sim::{Profile, World};
 use crate::runtime::{Chunk, Handle, Runtime, TcpListener, TcpStream};
 
@@ -43,6 +43,7 @@ impl Service for Fragile {
             send_progress: second,
             body_bytes_max: 1000,
             head: HeadLimits::RECOMMENDED,
+            http2: blitz_config::model::Http2Limits::RECOMMENDED,
         }
     }
 
@@ -64,7 +65,9 @@ impl Service for Fragile {
 
     fn misconduct(&self, _connection: &Connection, _error: &ProxyError) {}
 
-    fn answered(&self, _status: u16) {}
+    fn answered(&self, _protocol: Protocol, _status: u16) {}
+
+    fn abused(&self, _connection: &Connection, _abuse: crate::http2::Abuse) {}
 }
 
 fn start(handle: &Handle) -> SocketAddr {
@@ -73,11 +76,12 @@ fn start(handle: &Handle) -> SocketAddr {
     let spawner = handle.clone();
     handle.spawn(async move {
         let connections = Connections::default();
-        let info = Rc::new(Listener { address, builtins: Cell::new(false) });
+        let info =
+            Rc::new(Listener { address, builtins: Cell::new(false), protocols: Cell::new(Protocols::H1) });
         while let Ok(stream) = listener.accept().await {
             let connection = connections.open(&info, spawner.now_ms());
             spawner.spawn(async move {
-                serve(&Fragile, &stream, &connection).await;
+                serve(&Fragile, &stream, &connection, None).await;
             });
         }
     });

@@ -11,8 +11,10 @@ use super::connections::{Connection, Ended, Listener};
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::http1::server;
+use crate::http2;
+use crate::http2::detect::{Detected, detect};
 use crate::metrics::names::Metric;
-use crate::runtime::{TcpListener, TcpStream};
+use crate::runtime::{Pooled, TcpListener, TcpStream};
 
 /// Connections beyond the bound (count), for those that were asked to leave and still send.
 const LEAVING_MAX: usize = 64;
@@ -50,8 +52,28 @@ async fn run(mut open: Open, stream: TcpStream) {
     if let (Ok(peer), Ok(local)) = (stream.peer_address(), stream.local_address()) {
         open.connection.set_addresses(peer, local);
     }
-    let ended = server::serve(&*open.proxy, &stream, &open.connection).await;
-    open.ended = Some(ended);
+    open.ended = Some(serve(&open.proxy, &stream, &open.connection).await);
+}
+
+/// Finds out what a connection speaks, and serves it.
+async fn serve(proxy: &Rc<Proxy>, stream: &TcpStream, connection: &Rc<Connection>) -> Ended {
+    let protocols = connection.listener().protocols.get();
+    if !protocols.h2 {
+        return server::serve(&**proxy, stream, connection, None).await;
+    }
+    // In a block of its own: an idle connection shall not carry the room for it.
+    let detected = Pooled::new(detect(stream, connection, proxy.limits().request_head)).await;
+    match detected {
+        Ok(Detected::Http2(chunk)) => {
+            proxy.rows.add(Metric::H2Connections, 1);
+            Pooled::new(http2::server::serve(proxy, stream, connection, Some(chunk))).await
+        }
+        Ok(Detected::Other(chunk)) if protocols.h1 => {
+            server::serve(&**proxy, stream, connection, Some(chunk)).await
+        }
+        Ok(Detected::Other(_)) => http2::server::refuse(&**proxy, stream).await,
+        Err(ended) => ended,
+    }
 }
 
 /// A connection in the registry, taken out when its task ends, by a panic too.

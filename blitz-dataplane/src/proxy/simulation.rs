@@ -31,7 +31,7 @@ use blitz_config::{Format, Overrides};
 
 use super::Proxy;
 use super::accept::accept;
-use super::connections::Listener;
+use super::connections::{Listener, Protocols};
 use super::snapshot::Snapshot;
 use crate::exchange::ErrorKind;
 use crate::metrics::names::{Kind, Metric};
@@ -334,7 +334,11 @@ async fn play(
         handle.spawn(upstream::listen(Rc::clone(&env), listener, 2 + number as u64));
     }
     let listener = TcpListener::simulated(handle, env.gateway).expect("a free address");
-    let info = Rc::new(Listener { address: env.gateway, builtins: Cell::new(true) });
+    let info = Rc::new(Listener {
+        address: env.gateway,
+        builtins: Cell::new(true),
+        protocols: Cell::new(Protocols::H1),
+    });
     let accepts = Rc::new(Cell::new(true));
     let (accepting, open) = (accept(Rc::clone(&proxy), listener, info), Rc::clone(&accepts));
     let ticker = handle.clone();

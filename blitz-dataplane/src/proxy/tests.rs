@@ -13,7 +13,7 @@ use blitz_config::{Format, Overrides};
 
 use super::Proxy;
 use super::accept::accept;
-use super::connections::Listener;
+use super::connections::{Listener, Protocols};
 use super::snapshot::Snapshot;
 use crate::metrics::names::Metric;
 use crate::process::Reports;
@@ -126,7 +126,11 @@ fn run_with<F: Future<Output = ()>>(
     runtime.block_on_stepped(
         async {
             let listener = TcpListener::simulated(&handle, GATEWAY).unwrap();
-            let info = Rc::new(Listener { address: GATEWAY, builtins: Cell::new(true) });
+            let info = Rc::new(Listener {
+                address: GATEWAY,
+                builtins: Cell::new(true),
+                protocols: Cell::new(Protocols::H1),
+            });
             handle.spawn(accept(proxy, listener, info));
             test(bench).await;
         },

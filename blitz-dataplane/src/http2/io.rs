@@ -1,0 +1,287 @@
+//! The byte stream under the h2 crate: tokio's traits over the runtime's stream, the meter in between.
+//!
+//! Received bytes are handed over up to the end of a field block at most, so that what the crate says about a block can
+//! be told from what it says about the frames behind it. Sent bytes go to the stream's outbox, which leaves at the end
+//! of the turn; more than 64 KiB unsent is where the crate has to wait.
+//!
+//! Owns: the hand-over in both directions. Does not own: the stream, the meter's rules, deadlines (`server.rs`).
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::frame::{Code, HEADER_BYTES, Header, kind};
+use super::meter::{Abuse, Fault, Meter, Sent, Stop};
+use crate::runtime::{Chunk, TcpStream};
+
+/// What the parts of one connection know of each other.
+pub(super) struct Shared {
+    pub(super) meter: RefCell<Meter>,
+    /// Why the connection has to end; nothing more is read then.
+    pub(super) fault: Cell<Option<Fault>>,
+    /// Bytes given to the stream, and how many of them had left when the connection's task looked last.
+    written: Cell<u64>,
+    sent: Cell<u64>,
+    /// What was handed over last is a field block of a stream where only a fault in its compression can be a
+    /// connection error.
+    is_behind_block: Cell<bool>,
+    /// Answers that the crate has given itself: 431.
+    pub(super) own_answers: Cell<u32>,
+    /// The client has ended its side.
+    has_ended: Cell<bool>,
+    taken: RefCell<Box<TakenStreams>>,
+}
+
+impl Shared {
+    pub(super) fn new(meter: Meter) -> Rc<Self> {
+        Rc::new(Self {
+            meter: RefCell::new(meter),
+            fault: Cell::new(None),
+            written: Cell::new(0),
+            sent: Cell::new(0),
+            is_behind_block: Cell::new(false),
+            own_answers: Cell::new(0),
+            has_ended: Cell::new(false),
+            taken: RefCell::default(),
+        })
+    }
+
+    /// Notes that the crate has passed a request on.
+    pub(super) fn took(&self, stream: u32) {
+        self.taken.borrow_mut().set(stream, true);
+    }
+
+    /// Notes a fault; the first one stays.
+    pub(super) fn fail(&self, fault: Fault) {
+        if self.fault.get().is_none() {
+            self.fault.set(Some(fault));
+        }
+    }
+
+    /// Counts an event, and notes the fault when it is one too many.
+    pub(super) fn charge(&self, abuse: Abuse, now_ms: u64) {
+        if let Err(fault) = self.meter.borrow_mut().charge(abuse, 1, now_ms) {
+            self.fail(fault);
+        }
+    }
+
+    /// Whether what is unsent would keep what is written now waiting.
+    pub(super) fn is_congested(&self) -> bool {
+        self.written.get().saturating_sub(self.sent.get()) > CONGESTED_BYTES
+    }
+
+    /// Bytes given to the stream so far.
+    pub(super) fn written(&self) -> u64 {
+        self.written.get()
+    }
+
+    /// Notes how many bytes have left.
+    pub(super) fn note_sent(&self, sent: u64) {
+        self.sent.set(sent);
+    }
+
+    /// Whether the client has ended its side.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended.get()
+    }
+}
+
+/// Unsent bytes beyond which what is written now does not leave in this turn.
+const CONGESTED_BYTES: u64 = 32 * 1024;
+
+/// Which of the last streams were passed on as requests: a bit each. Streams 8,192 apart share one, which could
+/// miscount an answer of the crate and no more.
+struct TakenStreams([u64; TAKEN_WORDS]);
+
+const TAKEN_WORDS: usize = 64;
+
+impl Default for TakenStreams {
+    fn default() -> Self {
+        Self([0; TAKEN_WORDS])
+    }
+}
+
+impl TakenStreams {
+    fn place(stream: u32) -> (usize, u64) {
+        let index = (stream / 2) as usize;
+        (index / 64 % TAKEN_WORDS, 1 << (index % 64))
+    }
+
+    fn set(&mut self, stream: u32, is_taken: bool) {
+        let (word, bit) = Self::place(stream);
+        if let Some(word) = self.0.get_mut(word) {
+            *word = if is_taken { *word | bit } else { *word & !bit };
+        }
+    }
+
+    fn get(&self, stream: u32) -> bool {
+        let (word, bit) = Self::place(stream);
+        self.0.get(word).is_some_and(|word| word & bit != 0)
+    }
+}
+
+/// The stream as the crate sees it.
+pub(super) struct MeteredIo<'a> {
+    stream: &'a TcpStream,
+    shared: Rc<Shared>,
+    /// Received and not yet handed over.
+    unread: Option<Chunk>,
+}
+
+impl<'a> MeteredIo<'a> {
+    /// `received` is what has been read to find out that it speaks HTTP/2.
+    pub(super) fn new(stream: &'a TcpStream, shared: Rc<Shared>, received: Option<Chunk>) -> Self {
+        Self { stream, shared, unread: received }
+    }
+
+    fn put_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        let renamed;
+        let mut bytes = bytes;
+        if self.shared.is_behind_block.get()
+            && !self.shared.meter.borrow().is_sending()
+            && let Some(other) = as_compression_error(bytes)
+        {
+            renamed = other;
+            bytes = &renamed;
+        }
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            self.stream.write_with(|out| {
+                // No more than the buffer has room for: it would move, and grow for ever.
+                let room = (out.capacity() - out.len()).max(1).min(rest.len());
+                let (now, later) = rest.split_at(room);
+                out.extend_from_slice(now);
+                rest = later;
+            })?;
+        }
+        self.shared.written.set(self.shared.written.get() + bytes.len() as u64);
+        let now_ms = self.stream.handle().now_ms();
+        let taken = self.shared.taken.borrow();
+        let mut fault = None;
+        self.shared.meter.borrow_mut().sent(bytes, now_ms, |found| match found {
+            Sent::LastHeaders(stream) if !taken.get(stream) => {
+                self.shared.own_answers.set(self.shared.own_answers.get() + 1);
+            }
+            Sent::LastHeaders(_) => {}
+            Sent::Fault(found) => fault = Some(found),
+        });
+        if let Some(fault) = fault {
+            self.shared.fail(fault);
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for MeteredIo<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        this.shared.is_behind_block.set(false);
+        loop {
+            if this.shared.fault.get().is_some() {
+                // The owner looks at the fault after each poll, and reading is over.
+                return if buf.filled().len() > before { Poll::Ready(Ok(())) } else { Poll::Pending };
+            }
+            let mut chunk = match this.unread.take() {
+                Some(chunk) => chunk,
+                None => match this.stream.poll_receive(cx) {
+                    Poll::Ready(Ok(Some(chunk))) => chunk,
+                    Poll::Ready(Ok(None)) => {
+                        this.shared.has_ended.set(true);
+                        return Poll::Ready(Ok(()));
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending if buf.filled().len() > before => return Poll::Ready(Ok(())),
+                    Poll::Pending => return Poll::Pending,
+                },
+            };
+            let room = chunk.get(..buf.remaining().min(chunk.len())).unwrap_or_default();
+            let now_ms = this.stream.handle().now_ms();
+            let (passed, stop) = this.shared.meter.borrow_mut().received(room, now_ms);
+            buf.put_slice(room.get(..passed).unwrap_or_default());
+            chunk.advance(passed);
+            if !chunk.is_empty() {
+                this.unread = Some(chunk);
+            }
+            match stop {
+                Some(Stop::Fault(fault)) => this.shared.fail(fault),
+                Some(Stop::Block(opened)) => {
+                    let mut taken = this.shared.taken.borrow_mut();
+                    this.shared.is_behind_block.set(opened.is_opening || taken.get(opened.stream));
+                    if opened.is_opening {
+                        taken.set(opened.stream, false);
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                None if buf.remaining() == 0 => {
+                    if let Some(unread) = &mut this.unread {
+                        // The crate may be waiting for room to answer: others need the pool's slot.
+                        unread.spill();
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for MeteredIo<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let Err(error) = std::task::ready!(self.stream.poll_writable(cx)) {
+            return Poll::Ready(Err(error));
+        }
+        let mut written = 0;
+        for buf in bufs {
+            self.put_bytes(buf)?;
+            written += buf.len();
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// What is in the outbox leaves by itself.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// The owner of the stream ends it, after the last bytes have left.
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The bytes with the code of a GOAWAY changed from PROTOCOL_ERROR to COMPRESSION_ERROR; none where there is no such
+/// GOAWAY. The crate has one code for both, RFC 9113 section 4.3 asks for the latter.
+fn as_compression_error(bytes: &[u8]) -> Option<Vec<u8>> {
+    // Header, last stream, code.
+    const CODE_AT: usize = HEADER_BYTES + 4;
+    let mut at = 0;
+    loop {
+        let rest = bytes.get(at..)?;
+        let frame = Header::parse(*rest.first_chunk()?);
+        let code = rest.get(CODE_AT..CODE_AT + 4);
+        if frame.kind == kind::GOAWAY && code == Some(&(Code::ProtocolError as u32).to_be_bytes()[..]) {
+            let mut renamed = bytes.to_vec();
+            let place = renamed.get_mut(at + CODE_AT..at + CODE_AT + 4)?;
+            place.copy_from_slice(&(Code::CompressionError as u32).to_be_bytes());
+            return Some(renamed);
+        }
+        at += HEADER_BYTES + frame.length as usize;
+    }
+}
