@@ -48,7 +48,7 @@ pub async fn serve<S: Service + 'static>(
         Err(_) => return Ended::Deadline,
     };
     let mut running =
-        Running { service, stream, connection, shared, h2, deadline, closing: None, progress: (0, 0) };
+        Running { service, stream, connection, shared, h2, deadline, closing: None, stalled: None };
     let outcome = poll_fn(|cx| running.poll(cx)).await;
     let Running { mut deadline, h2, shared, closing, .. } = running;
     // The tasks of its streams learn by this that it is gone.
@@ -127,8 +127,8 @@ struct Running<'a, S> {
     deadline: Deadline,
     /// It was told to end: why, and when.
     closing: Option<(Ended, u64)>,
-    /// Bytes that had left, and when the last of them did.
-    progress: (u64, u64),
+    /// While something is unsent: the bytes that had left when that was first seen, and when.
+    stalled: Option<(u64, u64)>,
 }
 
 impl<S: Service + 'static> Running<'_, S> {
@@ -216,10 +216,14 @@ impl<S: Service + 'static> Running<'_, S> {
             passed >= limit
         };
         let sent = self.stream.bytes_sent();
-        if sent != self.progress.0 || self.shared.written() <= sent {
-            self.progress = (sent, now);
-        } else if is_up(self.progress.1, limits.send_progress) {
-            return Err(Some(Outcome::Stuck));
+        if self.shared.written() <= sent {
+            self.stalled = None;
+        } else {
+            let stalled = self.stalled.filter(|(then, _)| *then == sent).unwrap_or((sent, now));
+            self.stalled = Some(stalled);
+            if is_up(stalled.1, limits.send_progress) {
+                return Err(Some(Outcome::Stuck));
+            }
         }
         if let Some(since) = self.shared.meter.borrow().block_since_ms()
             && is_up(since, limits.request_head)
