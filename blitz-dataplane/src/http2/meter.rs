@@ -15,6 +15,7 @@
 use blitz_config::model::Http2Limits;
 
 use super::frame::{Code, FRAME_BYTES_MAX, HEADER_BYTES, Header, PREFACE, flag, kind};
+use super::streams::StreamSet;
 use super::walk::{Step, Walk};
 
 /// How many seconds' worth of a budget may come at once.
@@ -133,7 +134,7 @@ struct Block {
     since_ms: u64,
 }
 
-/// The meter of one connection. Some hundred bytes; nothing is allocated.
+/// The meter of one connection. About 1.5 KiB; nothing is allocated.
 #[derive(Clone, Debug)]
 pub struct Meter {
     limits: Http2Limits,
@@ -145,6 +146,9 @@ pub struct Meter {
     block: Option<Block>,
     /// The highest stream that the client has opened.
     last_stream: u32,
+    /// Streams that the client has opened, and those of which it has ended its side.
+    opened: StreamSet,
+    ended: StreamSet,
     buckets: [Bucket; Abuse::ALL.len()],
     frames: [u64; FRAME_KINDS],
 }
@@ -164,6 +168,8 @@ impl Meter {
             has_begun: false,
             block: None,
             last_stream: 0,
+            opened: StreamSet::default(),
+            ended: StreamSet::default(),
             buckets: [Bucket::default(); Abuse::ALL.len()],
             frames: [0; FRAME_KINDS],
         }
@@ -339,10 +345,13 @@ impl Meter {
                 }
                 self.charge(Abuse::WindowUpdateFlood, 1, now_ms)
             }
-            kind::DATA if frame.length == 0 && !frame.has(flag::END_STREAM) => {
-                self.charge(Abuse::EmptyDataFlood, 1, now_ms)
+            kind::DATA => {
+                self.check_open(frame)?;
+                if frame.length == 0 && !frame.has(flag::END_STREAM) {
+                    return self.charge(Abuse::EmptyDataFlood, 1, now_ms);
+                }
+                Ok(())
             }
-            kind::DATA => Ok(()),
             kind::PUSH_PROMISE => Err(Fault::new(Code::ProtocolError, "push_from_client")),
             kind::CONTINUATION => Err(Fault::new(Code::ProtocolError, "continuation_without_block")),
             // GOAWAY, too: one is enough.
@@ -366,15 +375,36 @@ impl Meter {
         if is_right { Ok(()) } else { Err(Fault::new(Code::ProtocolError, "stream_identifier")) }
     }
 
+    /// RFC 9113 section 5.1: frames that only a stream takes whose client has not ended its side.
+    fn check_open(&mut self, frame: &Header) -> Result<(), Fault> {
+        let (stream, highest) = (frame.stream, self.last_stream);
+        let was_opened = self.opened.get(stream, highest);
+        if was_opened == Some(false) && frame.kind == kind::HEADERS {
+            // Section 5.1.1.
+            return Err(Fault::new(Code::ProtocolError, "stream_below_another"));
+        }
+        if was_opened == Some(false) || self.ended.get(stream, highest) == Some(true) {
+            return Err(Fault::new(Code::StreamClosed, "stream_closed"));
+        }
+        if frame.has(flag::END_STREAM) {
+            self.ended.set(stream, true);
+        }
+        Ok(())
+    }
+
     fn begin_block(&mut self, frame: &Header, now_ms: u64) -> Result<(), Fault> {
         if frame.stream % 2 == 0 {
             return Err(Fault::new(Code::ProtocolError, "even_stream"));
         }
         let opens = frame.stream > self.last_stream;
         if opens {
+            self.opened.advance(self.last_stream, frame.stream);
+            self.ended.advance(self.last_stream, frame.stream);
+            self.opened.set(frame.stream, true);
             self.last_stream = frame.stream;
             self.drain(Abuse::PriorityFlood, 2);
         }
+        self.check_open(frame)?;
         self.block = Some(Block { stream: frame.stream, opens, continuations: 0, since_ms: now_ms });
         Ok(())
     }
