@@ -53,6 +53,9 @@ pub struct Overrides {
     pub port: Option<u16>,
     /// `--admin ADDR`. Replaces `admin.address`.
     pub admin: Option<String>,
+    /// The reader wants the kernel stage only, which may stand in front of another server: a file without
+    /// listeners is complete.
+    pub is_for_stage: bool,
 }
 
 /// The configuration of `blitz -b HOST:PORT [-b …] -p PORT [--admin ADDR]`, without a file: defaults
@@ -66,6 +69,7 @@ pub fn from_command_line(backends: &[String], port: u16, admin: Option<&str>) ->
         backends: backends.to_vec(),
         port: Some(port),
         admin: admin.map(str::to_owned),
+        is_for_stage: false,
     })
 }
 
@@ -88,7 +92,7 @@ pub fn without_file(overrides: &Overrides) -> Result<Config, ConfigError> {
 /// checked as a whole, also where the command line replaces it.
 pub fn validate(file: &FileConfig, source_name: &str, overrides: &Overrides) -> Result<Config, ConfigError> {
     let mut issues = Issues::new(source_name);
-    if file.listeners.is_empty() && overrides.port.is_none() {
+    if file.listeners.is_empty() && overrides.port.is_none() && !overrides.is_for_stage {
         issues.add("listeners", "none; add [[listeners]] with a name and an address, or give -p PORT");
     }
     assemble(file, issues, overrides)
@@ -181,7 +185,8 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
         policy::check_meetings(&limits, &listeners, &mut issues);
         policy::check_services(&xdp, &listeners, &mut issues);
     }
-    if is_sound && routes.is_empty() && !listeners.iter().any(|listener| listener.builtin_answers) {
+    let serves = !listeners.is_empty() || !overrides.is_for_stage;
+    if is_sound && serves && routes.is_empty() && !listeners.iter().any(|listener| listener.builtin_answers) {
         issues.add(
             "routes",
             "none, so nothing would be served; add [[routes]] or backends, give -b HOST:PORT, \

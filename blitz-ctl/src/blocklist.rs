@@ -16,7 +16,7 @@ use blitz_ebpf_common::layout::{Block, BlockKey, DENY_SHADOW, SETTING_BLOCK, SOU
 use crate::error::Result;
 use crate::lock::Lock;
 use crate::maps::store_error;
-use crate::prefixes::{Prefix, wire};
+use crate::prefixes::{Prefix, address, wire};
 use crate::stage::Stage;
 use crate::sys::clock;
 
@@ -163,13 +163,7 @@ fn is_over(block: &Block, now: u64) -> bool {
 }
 
 fn key_prefix(key: &BlockKey) -> Prefix {
-    match key.family {
-        4 => Prefix::new(IpAddr::V4(key.first.into()), 32),
-        _ => {
-            let address = u128::from(key.first) << 96 | u128::from(key.second) << 64;
-            Prefix::new(IpAddr::V6(address.into()), SOURCE_PREFIX6 as u8)
-        }
-    }
+    source_prefix(address(key.source()))
 }
 
 #[cfg(test)]

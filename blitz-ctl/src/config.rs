@@ -28,7 +28,8 @@ pub fn load(path: &Path) -> Result<Config> {
         .map_err(|error| {
             Error::new(Kind::Usage, format!("{name}: {error}"), "give --config a file that can be read")
         })?;
-    blitz_config::load(&text, format, &name, &Overrides::default()).map_err(|error| refuse(error.to_string()))
+    let overrides = Overrides { is_for_stage: true, ..Overrides::default() };
+    blitz_config::load(&text, format, &name, &overrides).map_err(|error| refuse(error.to_string()))
 }
 
 /// Compiles what the stage is to hold; what is in force keeps its numbers.

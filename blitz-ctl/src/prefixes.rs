@@ -81,6 +81,14 @@ pub fn wire(address: IpAddr) -> (Family, Words) {
     }
 }
 
+/// The address that the program sees as these words.
+pub fn address((family, words): (Family, Words)) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(words[3].into()),
+        Family::V6 => IpAddr::V6(octets6(words).into()),
+    }
+}
+
 fn words6(octets: [u8; 16]) -> Words {
     let mut words = [0; 4];
     for (word, octets) in words.iter_mut().zip(octets.chunks_exact(4)) {

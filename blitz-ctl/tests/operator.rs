@@ -13,6 +13,7 @@ use blitz_ctl::sys::clock;
 use blitz_ctl::sys::map::Table;
 use blitz_ctl::{Kind, Pins, Stage};
 use blitz_ebpf_common::layout::{Block, BlockKey, LAYOUT_VERSION, Layout, ServiceKey, maps};
+use blitz_ebpf_common::packet::{Family, words4};
 use support::{FOUR, INTERFACE, Place, config};
 
 #[test]
@@ -146,7 +147,7 @@ fn a_full_blocklist_refuses_and_what_is_over_makes_room() {
     let pins = Pins::at(place.base());
     let room = stage.maps().blocked.entries_max();
     let fill = |expires: u64| -> Vec<(BlockKey, Block)> {
-        let key = |n: u32| BlockKey { first: 0x0a00_0000 + n, second: 0, family: 4 };
+        let key = |n: u32| BlockKey::new(Family::V4, &words4(0x0a00_0000 + n));
         (0..room).map(|n| (key(n), Block { expires, since: 1, rule: 1, flags: 0 })).collect()
     };
     stage.maps().blocked.put_all(&fill(0)).expect("room");
@@ -455,6 +456,35 @@ fn a_list_that_grew_and_shrank_still_finds_its_prefixes() {
     });
     assert_eq!(refused, Some(80), "8 in the index and 40 everywhere");
     assert_eq!((stage.deny_list().expect("a list").len(), denied), (48, 48));
+}
+
+#[test]
+fn an_attach_that_is_killed_leaves_the_old_stage_or_none() {
+    let Some(place) = Place::new() else { return };
+    let file = place.file("edge.toml", &config("deny = [\"192.0.2.0/24\"]"));
+    for round in 0..24 {
+        // One that was killed between its link and its name is no stage yet; the next attach clears it away.
+        let was_there = place.base().join("ctl0/link").exists();
+        let mut child = place.start(&["attach", INTERFACE, "--config", &file]);
+        std::thread::sleep(std::time::Duration::from_millis(10 * (round % 12)));
+        // It may have ended by itself.
+        let _gone = child.kill();
+        child.wait().expect("it ends");
+        let after = place.program_on(INTERFACE);
+        assert!(!was_there || after.is_some(), "round {round}: a stage that was there is gone");
+        if round == 11 {
+            // The second half starts from a stage that is there.
+            assert_eq!(place.ctl(&["attach", INTERFACE, "--config", &file]).code, 0);
+        }
+    }
+    let report = place.json(&["attach", INTERFACE, "--config", &file]);
+    assert_eq!(place.program_on(INTERFACE), report["program_id"].as_u64());
+    let mut left: Vec<_> =
+        std::fs::read_dir(place.base()).expect("the base").flatten().map(|e| e.file_name()).collect();
+    assert_eq!(left.pop().as_deref(), Some(INTERFACE.as_ref()));
+    assert!(left.is_empty(), "{left:?}");
+    assert!(!place.base().join("ctl0/program_next").exists());
+    assert_eq!(place.stage().deny_list().expect("a list").len(), 1);
 }
 
 #[test]

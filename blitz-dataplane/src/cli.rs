@@ -252,6 +252,7 @@ fn origin(arguments: &Arguments) -> (ConfigOrigin, AdminChoice) {
         backends: arguments.backends.clone(),
         port: arguments.port,
         admin: arguments.admin.clone().filter(|_| !is_off),
+        is_for_stage: false,
     };
     let choice = if is_off { AdminChoice::Off } else { AdminChoice::Configured };
     (ConfigOrigin { path: arguments.config.clone(), overrides }, choice)

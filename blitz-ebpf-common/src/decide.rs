@@ -130,9 +130,8 @@ pub fn decide<B: Bytes + ?Sized, T: Tables>(frame: &B, length: u32, tables: &T) 
 pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Decision {
     let settings = tables.settings();
     let dry = settings.flags & SETTING_SHADOW != 0;
-    let found = find_service(packet, tables);
-    // Every word is defined on every path: the verifier refuses to copy one that is not.
-    let (for_service, service) = (found.is_some(), found.unwrap_or_default());
+    let number = find_service(packet, tables);
+    let for_service = number != 0;
     // What is for no service meets host-wide deny entries only, and never from a management address.
     let (exempt, denies, needed) = if for_service {
         (ALLOW_SERVICE, SETTING_DENY, 0)
@@ -159,9 +158,14 @@ pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Dec
     if !for_service {
         return Decision::new(Verdict::PassNoService, 0);
     }
+    // Only now: a packet that a list drops does not pay for this lookup.
+    let Some(service) = tables.service(number) else {
+        tables.fault(Fault::NoEntry);
+        return Decision::new(Verdict::PassNoService, 0);
+    };
     if !allowed
         && service.source_limit != 0
-        && let Some(over) = source_limit(packet, length, service.source_limit, &settings, tables)
+        && let Some(over) = source_limit(packet, length, service.source_limit, dry, tables)
     {
         return over;
     }
@@ -173,16 +177,13 @@ pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Dec
     Decision::new(if allowed { Verdict::PassAllowed } else { Verdict::PassService }, service.rule)
 }
 
-/// The service a packet is for. Later fragments have port 0, under which every address is listed that
-/// has a service of that protocol.
+/// The number of the service a packet is for, or 0. Later fragments have port 0, under which every address
+/// is listed that has a service of that protocol.
 #[inline(always)]
-fn find_service<T: Tables>(packet: &Packet, tables: &T) -> Option<Service> {
-    let column = port_column(packet.family, packet.protocol)?;
-    let listed = tables.ports(packet.destination_port)?.get(column);
-    if listed == 0 {
-        return None;
-    }
-    let mut number = u32::from(listed & !PORT_EXACT);
+fn find_service<T: Tables>(packet: &Packet, tables: &T) -> u32 {
+    let Some(column) = port_column(packet.family, packet.protocol) else { return 0 };
+    let Some(ports) = tables.ports(packet.destination_port) else { return 0 };
+    let listed = ports.get(column);
     if listed & PORT_EXACT != 0 {
         let key = ServiceKey {
             address: packet.destination,
@@ -190,17 +191,10 @@ fn find_service<T: Tables>(packet: &Packet, tables: &T) -> Option<Service> {
             protocol: u16::from(packet.protocol),
         };
         if let Some(exact) = tables.service_at(&key) {
-            number = exact;
+            return exact;
         }
     }
-    if number == 0 {
-        return None;
-    }
-    let service = tables.service(number);
-    if service.is_none() {
-        tables.fault(Fault::NoEntry);
-    }
-    service
+    u32::from(listed & !PORT_EXACT)
 }
 
 /// The rule that has the source on the blocklist.
@@ -295,7 +289,7 @@ fn source_limit<T: Tables>(
     packet: &Packet,
     length: u32,
     number: u32,
-    settings: &Settings,
+    dry: bool,
     tables: &T,
 ) -> Option<Decision> {
     let Some(limit) = tables.limit(number) else {
@@ -303,6 +297,8 @@ fn source_limit<T: Tables>(
         return None;
     };
     let key = SourceKey::new(packet.family, &packet.source, limit.mask4, limit.mask6, number);
+    // Read here and not with the flags: packets that are not limited keep their registers.
+    let settings = tables.settings();
     let place = sources::place(&key, settings.source_sets, settings.seed);
     let Some(set) = tables.sources(place.set) else {
         tables.fault(Fault::NoEntry);
@@ -313,7 +309,6 @@ fn source_limit<T: Tables>(
     if found.forgot {
         tables.fault(Fault::SourcesFull);
     }
-    let dry = settings.flags & SETTING_SHADOW != 0;
     for dimension in Dimension::ALL {
         let Some(tokens) = tokens(limit, dimension, packet, length) else { continue };
         let rate = dimension.of(&limit.rates);

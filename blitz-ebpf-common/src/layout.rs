@@ -261,15 +261,14 @@ impl SourceKey {
 }
 
 /// One source as the blocklist sees it: an IPv4 address, or the [`SOURCE_PREFIX6`] of an IPv6 address.
+///
+/// One word, since the kernel compares and hashes keys of eight octets fastest. An IPv4 address stands
+/// below 32 ones: as an IPv6 prefix that is multicast, which is never a source (RFC 4291 section 2.7).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockKey {
-    /// 4 or 6.
-    pub family: u32,
-    /// The IPv4 address, or the first word of the IPv6 address.
-    pub first: u32,
-    /// Zero, or the second word of the IPv6 address.
-    pub second: u32,
+    /// The first 64 bits of the IPv6 address; or 32 ones and the IPv4 address.
+    pub packed: u64,
 }
 
 impl BlockKey {
@@ -277,8 +276,18 @@ impl BlockKey {
     #[inline(always)]
     pub const fn new(family: Family, source: &Words) -> Self {
         match family {
-            Family::V4 => Self { first: source[3], second: 0, family: 4 },
-            Family::V6 => Self { first: source[0], second: source[1], family: 6 },
+            Family::V4 => Self { packed: (u32::MAX as u64) << 32 | source[3] as u64 },
+            Family::V6 => Self { packed: (source[0] as u64) << 32 | source[1] as u64 },
+        }
+    }
+
+    /// The source: the IPv4 address, or the first address of the IPv6 prefix.
+    pub const fn source(self) -> (Family, Words) {
+        let (first, second) = ((self.packed >> 32) as u32, self.packed as u32);
+        if first == u32::MAX {
+            (Family::V4, crate::packet::words4(second))
+        } else {
+            (Family::V6, [first, second, 0, 0])
         }
     }
 }

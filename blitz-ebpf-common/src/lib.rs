@@ -1,9 +1,10 @@
 //! What the kernel programs of Blitz and user space share.
 //!
 //! Owns: the packet parser ([`packet`]), the decision about a packet ([`decide`]), the limiter's
-//! arithmetic ([`gcra`]) and table ([`sources`]), and the layout of every map ([`layout`]). All of it is `no_std`, has no
-//! state and no `unsafe`, and compiles for the kernel and for the host alike: the XDP program, the
-//! host's twin of it, the fuzz targets and the limiter of the HTTP workers run the same lines.
+//! arithmetic ([`gcra`]) and table ([`sources`]), and the layout of every map ([`layout`]). All of it
+//! is `no_std`, has no state and no `unsafe`, and compiles for the kernel and for the host alike: the
+//! XDP program, the host's twin of it, the fuzz targets and the limiter of the HTTP workers run the
+//! same lines.
 //! Does not own: map access and atomics in the kernel (`blitz-ebpf`), loading and filling
 //! (`blitz-ctl`).
 

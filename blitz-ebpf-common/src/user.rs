@@ -20,7 +20,7 @@ macro_rules! pod {
 
 pod! {
     Block = 24,
-    BlockKey = 12,
+    BlockKey = 8,
     Buckets = 24,
     Count = 16,
     Deny = 16,

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: set up, build the gateway, run every test of the workspace.
+//! `cargo xtask test`: set up, build the programs, run every test of the workspace.
 //!
 //! Owns: the order and the report of skipped tests. Does not own: the rule by which a test skips
 //! (see `tests/src/require.rs`).
@@ -9,7 +9,7 @@ use crate::sh::{self, Args, Result};
 pub(crate) const HELP: &str = "
 cargo xtask test [--release] [--filter TEXT] [-- TEST-BINARY-ARGUMENTS]
 
-Runs `setup`, builds the gateway, then `cargo test --workspace`. A test that lacks a
+Runs `setup`, builds both programs, then `cargo test --workspace`. A test that lacks a
 tool or a right says so; the skipped ones are listed at the end.
 
   --release       test the release build
@@ -34,7 +34,8 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     }
     let profile = if release { "release" } else { "debug" };
     let release = release.then_some("--release");
-    sh::run(sh::cargo(["build", "-p", "blitz-dataplane", "--bin", "blitz"]).args(release))?;
+    let both = ["build", "-p", "blitz-dataplane", "--bin", "blitz", "-p", "blitz-ctl", "--bin", "blitz-ctl"];
+    sh::run(sh::cargo(both).args(release))?;
 
     let skips = sh::target_dir().join("skipped-tests.txt");
     std::fs::write(&skips, "").map_err(|error| format!("{}: {error}", skips.display()))?;
@@ -43,7 +44,9 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     if !rest.is_empty() {
         tests.arg("--").args(rest);
     }
-    tests.env("BLITZ_BIN", sh::target_dir().join(profile).join("blitz")).env("BLITZ_SKIP_LOG", &skips);
+    let dir = sh::target_dir().join(profile);
+    tests.env("BLITZ_BIN", dir.join("blitz")).env("BLITZ_CTL_BIN", dir.join("blitz-ctl"));
+    tests.env("BLITZ_SKIP_LOG", &skips);
     let outcome = sh::run(&mut tests);
 
     let skipped = std::fs::read_to_string(&skips).unwrap_or_default();

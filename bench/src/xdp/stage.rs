@@ -9,7 +9,7 @@ use blitz_ebpf_common::layout::{Fault, Verdict};
 use serde_json::{Value, json};
 
 use super::bare::Bare;
-use super::cases::{self, Case, PACKETS, REPEATS, SLICES};
+use super::cases::{self, Case, PACKETS};
 use super::sys;
 use crate::stats::Quartiles;
 use crate::{Options, Result, account};
@@ -84,16 +84,18 @@ pub(super) fn run(options: &Options, object: &[u8], cpu: usize) -> Result<Value>
 /// One round of a case behind one of the floor. The inner error is a refusal: packets took another path.
 fn measure(bare: &mut Bare, case: &mut Case, is_warm_up: bool) -> Result<std::result::Result<Run, String>> {
     let frame = case.frames.first().cloned().unwrap_or_default();
-    let floor = timed(|_| bare.run(&frame, REPEATS))?;
+    let slices = case.frames.len().max(1);
+    let repeats = u32::try_from(PACKETS / slices as u64).map_err(|error| error.to_string())?;
+    let floor = timed(slices, |_| bare.run(&frame, repeats))?;
     let failed = |error| format!("{}: {error}", case.name.trim());
     let before = case.rehearsal.verdicts().map_err(failed)?;
     let faults_before = faults(case)?;
     let (rehearsal, frames) = (&mut case.rehearsal, &case.frames);
-    let stage = timed(|slice| {
-        let Some(frame) = frames.get(slice % frames.len().max(1)) else {
+    let stage = timed(slices, |slice| {
+        let Some(frame) = frames.get(slice) else {
             return Err("a case without packets".to_owned());
         };
-        rehearsal.time(frame, REPEATS).map(drop).map_err(failed)
+        rehearsal.time(frame, repeats).map(drop).map_err(failed)
     })?;
     let after = case.rehearsal.verdicts().map_err(failed)?;
     let mut decided =
@@ -101,7 +103,7 @@ fn measure(bare: &mut Bare, case: &mut Case, is_warm_up: bool) -> Result<std::re
     let total: u64 = decided.clone().map(|(_, count)| count).sum();
     let expected = decided.find(|(verdict, _)| *verdict == case.verdict).map_or(0, |(_, count)| count);
     // The first packet of a source that is over its limit afterwards is within it.
-    let strays = case.strays + u64::from(is_warm_up && case.strays > 0) * SLICES as u64;
+    let strays = case.strays + u64::from(is_warm_up && case.strays > 0) * slices as u64;
     if total != PACKETS || expected + strays < PACKETS {
         let label = case.verdict.label();
         return Ok(Err(format!("{expected} of {PACKETS} packets got {label}, {total} were counted")));
@@ -125,10 +127,10 @@ struct Timed {
     wall: f64,
 }
 
-fn timed(mut slice: impl FnMut(usize) -> Result<()>) -> Result<Timed> {
+fn timed(slices: usize, mut slice: impl FnMut(usize) -> Result<()>) -> Result<Timed> {
     let now = || sys::thread_cpu_time().map_err(|error| format!("the thread's clock: {error}"));
     let (wall, cpu) = (Instant::now(), now()?);
-    for number in 0..SLICES {
+    for number in 0..slices {
         slice(number)?;
     }
     let cpu = now()?.saturating_sub(cpu).max(Duration::from_nanos(1));

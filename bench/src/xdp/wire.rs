@@ -3,11 +3,11 @@
 //! Owns: the pairs, their receive threads, the rounds, the ratios. Does not own: the filters (see
 //! `filters.rs`) or sending (see `flood.rs`).
 //!
-//! Each filter has a pair of its own, made alike: one queue, GRO on as on a card (and so that
-//! there is receive work without an XDP program), that work in a kernel thread pinned to one processor, the sender pinned to
-//! the other. On veth, what a socket sent is copied once before an XDP program may see it, and is a packet
-//! buffer already when nftables sees it: a network card's driver is the other way round. So the figures
-//! of XDP are higher here, and that of nftables lower, than on a card.
+//! Each filter has a pair of its own, made alike: one queue, GRO on as on a card (and so that there is
+//! receive work without an XDP program), that work in a kernel thread pinned to one processor, the sender
+//! pinned to the other. On veth, what a socket sent is copied once before an XDP program may see it, and is
+//! a packet buffer already when nftables sees it: a network card's driver is the other way round. So the
+//! figures of XDP are higher here, and that of nftables lower, than on a card.
 
 use std::collections::HashMap;
 use std::fs;

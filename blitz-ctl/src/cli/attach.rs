@@ -48,7 +48,8 @@ impl Attach {
     pub(super) fn execute(self, context: &Context) -> Result<()> {
         // The file first: nothing else is looked at when it is wrong.
         let config = self.config.as_deref().map(config::load).transpose()?;
-        // An interface that does not exist is told before anything is mounted or made.
+        // What can be told beforehand is told before anything is mounted or made.
+        crate::kernel::check()?;
         crate::netlink::interface(&self.interface)?;
         crate::capabilities::require(&crate::capabilities::Capability::ATTACH)?;
         let said = context.pins.prepare()?;

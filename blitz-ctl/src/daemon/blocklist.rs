@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use blitz_ctl_protocol::message::{Blocked, BlockedPage, Outcome, PAGE_ROWS_MAX, 
 use blitz_ebpf_common::layout::{BLOCKED_MAX, Block, BlockKey};
 
 use crate::error::Result;
-use crate::prefixes::wire;
+use crate::prefixes::{address, wire};
 
 /// Longest block that a report may ask for. A longer one is cut.
 pub const TTL_MAX: Duration = Duration::from_secs(3600);
@@ -328,10 +328,7 @@ pub fn key_of(source: IpAddr) -> BlockKey {
 
 /// The address of a key; of an IPv6 key the first of its /64.
 pub fn address_of(key: &BlockKey) -> IpAddr {
-    match key.family {
-        4 => IpAddr::V4(key.first.into()),
-        _ => IpAddr::V6((u128::from(key.first) << 96 | u128::from(key.second) << 64).into()),
-    }
+    address(key.source())
 }
 
 /// Addresses that stand for nobody in particular, or for everybody on a link.

@@ -41,6 +41,17 @@ fn every_listener_is_a_service_and_an_own_address_comes_first() {
 }
 
 #[test]
+fn a_file_without_listeners_is_enough_for_the_stage() {
+    let text = "[[xdp.services]]\nport = 443\nprotocol = \"tcp\"\n";
+    let overrides = blitz_config::Overrides { is_for_stage: true, ..Default::default() };
+    let load = |overrides| blitz_config::load(text, blitz_config::Format::Toml, "test.toml", overrides);
+    let config = load(&overrides).expect("a good configuration");
+    let image = Image::from_config(&config, 1, &InForce::default()).expect("fits");
+    assert!(image.has_services() && image.rule("service:tcp-443").is_some());
+    assert!(load(&Default::default()).is_err(), "the gateway itself needs a listener");
+}
+
+#[test]
 fn numbers_stay_over_a_reload_and_those_of_gone_rules_are_kept() {
     let limits = |names: &[&str]| {
         let limit = |name: &&str| {

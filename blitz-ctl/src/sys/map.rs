@@ -235,28 +235,6 @@ impl<K: Pod, V: Pod> Table<K, V> {
         Ok(())
     }
 
-    /// Removes every entry; how many there were.
-    ///
-    /// # Errors
-    /// What bpf(2) reports.
-    pub fn clear(&self) -> io::Result<usize> {
-        let mut removed = 0;
-        let mut next = MaybeUninit::<K>::zeroed();
-        loop {
-            // Asking for the first key each time: a removed key has no successor.
-            let mut entry = self.entry(0, next.as_mut_ptr() as u64, 0);
-            // SAFETY: the map's key has the size of `K` (checked by `open`); `next` is live and writable.
-            match unsafe { bpf(Command::MapNextKey, &mut entry) } {
-                Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(removed),
-                Err(error) => return Err(error),
-            }
-            // SAFETY: `K` is `Pod`: the zeroed octets and any that the kernel wrote are a valid key.
-            let key = unsafe { next.assume_init() };
-            removed += usize::from(self.remove(&key)?);
-        }
-    }
-
     fn descriptor(&self) -> u32 {
         self.data.fd().as_fd().as_raw_fd().unsigned_abs()
     }

@@ -20,7 +20,6 @@ enum Command {
     MapLookup = 1,
     MapUpdate = 2,
     MapDelete = 3,
-    MapNextKey = 4,
     ObjectGet = 7,
     InfoByDescriptor = 15,
     MapLookupBatch = 24,

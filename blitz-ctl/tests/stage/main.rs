@@ -7,13 +7,13 @@ mod packets;
 mod world;
 
 use std::collections::HashMap;
+use std::process::Command;
 
+use blitz_ctl::object::OBJECT;
 use blitz_ctl::rehearsal::{Options, Rehearsal};
 use blitz_ctl::twin::Twin;
 use blitz_ebpf_common::layout::{Fault, Verdict};
-
-/// The committed object, as `blitz-ctl` embeds it.
-const OBJECT: &[u8] = include_bytes!("../../object/blitz.bpf.o");
+use blitz_tests::require;
 
 /// A rehearsal of the test's world, or `None` after a line that says why there is none.
 fn rehearsal() -> Option<Rehearsal> {
@@ -22,14 +22,44 @@ fn rehearsal() -> Option<Rehearsal> {
     match Rehearsal::new(OBJECT, &image, &blocked, Options::default()) {
         Ok(rehearsal) => Some(rehearsal),
         Err(error) => {
-            let root = std::fs::read_to_string("/proc/self/status")
-                .is_ok_and(|status| status.lines().any(|line| line.starts_with("Uid:\t0")));
-            let require = std::env::var("BLITZ_REQUIRE_ALL").is_ok_and(|value| value == "1");
-            assert!(!root && !require, "the object does not load: {error}");
-            println!("skipped: loading BPF needs root here: {error}");
+            assert!(!is_root(), "the object does not load: {error}");
+            require::skip(&format!("loading BPF needs root here: {error}"));
             None
         }
     }
+}
+
+fn is_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().any(|line| line.starts_with("Uid:\t0"))
+}
+
+/// Without this, "a reachable panic makes the verifier refuse" would be a hope.
+#[test]
+fn a_panic_that_a_packet_can_reach_is_refused_by_the_verifier() {
+    if !is_root() {
+        return require::skip("loading BPF needs root here");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let object = directory.path().join("panic.o");
+    let build = Command::new(env!("CARGO"))
+        .args(["xtask", "build-ebpf", "--reachable-panic", "--out"])
+        .arg(&object)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .output()
+        .expect("cargo");
+    if !build.status.success() {
+        let why = String::from_utf8_lossy(&build.stderr);
+        return require::skip(&format!(
+            "the object cannot be built: {}",
+            why.lines().last().unwrap_or_default()
+        ));
+    }
+    let object = std::fs::read(&object).expect("an object");
+    let image = world::image();
+    let refused = Rehearsal::new(&object, &image, &HashMap::new(), Options::default());
+    let error = refused.err().expect("the verifier lets a reachable panic through");
+    assert!(format!("{error:?}").contains("verifier_log"), "not the verifier's words: {error:?}");
 }
 
 #[test]

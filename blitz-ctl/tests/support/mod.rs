@@ -3,7 +3,7 @@
 //! Owns: making and removing both, running `blitz-ctl` inside. Does not own: what is expected.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use blitz_ctl::{Pins, Stage};
@@ -103,6 +103,16 @@ impl Place {
     /// `blitz-ctl` in the namespace, with the pins of this place.
     pub(crate) fn ctl(&self, words: &[&str]) -> Outcome {
         self.ctl_at(&self.base(), words)
+    }
+
+    /// `blitz-ctl` in the namespace, without waiting for it. What it says is lost.
+    pub(crate) fn start(&self, words: &[&str]) -> Child {
+        let base = self.base().display().to_string();
+        // `ip` becomes the program, so a signal to the child is one to it.
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace, env!("CARGO_BIN_EXE_blitz-ctl"), "--pins", &base]);
+        command.args(words).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("ip runs")
     }
 
     /// `blitz-ctl` with pins elsewhere.

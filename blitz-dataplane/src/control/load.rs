@@ -84,7 +84,8 @@ impl ConfigText {
     /// What `blitz_config` says: file, key, value, accepted range; one line per issue.
     pub fn parse(&self) -> Result<Config, String> {
         let ConfigHead { name, format, backends, port, admin } = &self.head;
-        let overrides = Overrides { backends: backends.clone(), port: *port, admin: admin.clone() };
+        let overrides =
+            Overrides { backends: backends.clone(), port: *port, admin: admin.clone(), is_for_stage: false };
         let format = match format {
             TextFormat::None => None,
             TextFormat::Json => Some(Format::Json),
@@ -177,7 +178,12 @@ mod tests {
 
     #[test]
     fn a_command_line_alone_is_a_configuration() {
-        let overrides = Overrides { backends: vec!["127.0.0.1:9001".to_owned()], port: Some(0), admin: None };
+        let overrides = Overrides {
+            backends: vec!["127.0.0.1:9001".to_owned()],
+            port: Some(0),
+            admin: None,
+            is_for_stage: false,
+        };
         let text = ConfigOrigin { path: None, overrides }.read().expect("read");
         let config = text.parse().expect("config");
         let copy = ConfigText::from_parts(text.head().clone(), text.to_fd().expect("memfd")).expect("text");

@@ -187,6 +187,7 @@ fn command_line(backends: &[&str]) -> ConfigOrigin {
         backends: backends.iter().map(|backend| (*backend).to_owned()).collect(),
         port: Some(0),
         admin: Some("127.0.0.1:0".to_owned()),
+        is_for_stage: false,
     };
     ConfigOrigin { path: None, overrides }
 }

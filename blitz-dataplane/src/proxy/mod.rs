@@ -2,7 +2,8 @@
 //!
 //! Owns: routing ([`router`]), balancing ([`balance`]), pools ([`pool`]), the exchange with an
 //! endpoint ([`forward`]), built-in answers ([`builtin`]), limits on requests ([`limiter`]), who
-//! is reported for the kernel's blocklist ([`misconduct`]), the registry of connections ([`connections`]). Does not own: codecs (`http1/`), the loop (`worker.rs`).
+//! is reported for the kernel's blocklist ([`misconduct`]), the registry of connections
+//! ([`connections`]). Does not own: codecs (`http1/`), the loop (`worker.rs`).
 #![forbid(unsafe_code)]
 
 pub mod accept;

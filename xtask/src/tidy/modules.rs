@@ -41,6 +41,11 @@ fn is_root(path: &Path) -> bool {
         || (in_named("bin") && package.parent().is_some_and(has_manifest))
         || (["tests", "benches", "examples", "fuzz_targets"].into_iter().any(in_named)
             && has_manifest(package))
+        || (name == "main.rs"
+            && ["tests", "benches", "examples"]
+                .into_iter()
+                .any(|dir| package.file_name().is_some_and(|f| f == dir))
+            && package.parent().is_some_and(has_manifest))
         || (name == "build.rs" && has_manifest(parent))
 }
 

@@ -2,11 +2,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use blitz_ctl_protocol::message::ConnectionFacts;
-
-use std::net::Ipv4Addr;
 
 use super::*;
 use crate::error::{Error, Kind};
