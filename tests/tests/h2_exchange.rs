@@ -301,9 +301,13 @@ matrix! {
             let gateway = Setup::new(cell).h2(&[within.address], "").start();
             let mut h2 = H2::connect(gateway.address);
             h2.send(get(1, "/"));
-            assert_eq!(h2.outcome(1), Outcome::Answer(200));
-            let reset = h2.next_of(kind::RST_STREAM).expect("an answer that is cut must not look whole");
-            assert_eq!(reset.number(0), code::INTERNAL_ERROR, "{bytes:?}");
+            // An answer that is cut must not look whole. Its head may have been on its way, or not yet.
+            let reset = match h2.outcome(1) {
+                Outcome::Answer(200) => h2.next_of(kind::RST_STREAM).map(|frame| frame.number(0)),
+                Outcome::Reset(code) => Some(code),
+                outcome => panic!("{outcome:?}"),
+            };
+            assert_eq!(reset, Some(code::INTERNAL_ERROR), "{bytes:?}");
             gateway.stop();
         }
     }

@@ -32,6 +32,8 @@ pub(super) struct Shared {
     is_behind_block: Cell<bool>,
     /// Answers that the crate has given itself: 431.
     pub(super) own_answers: Cell<u32>,
+    /// What the crate has found too much.
+    pub(super) calm: Cell<Option<Abuse>>,
     /// The client has ended its side.
     has_ended: Cell<bool>,
     taken: RefCell<Box<StreamSet>>,
@@ -46,6 +48,7 @@ impl Shared {
             sent: Cell::new(0),
             is_behind_block: Cell::new(false),
             own_answers: Cell::new(0),
+            calm: Cell::new(None),
             has_ended: Cell::new(false),
             taken: RefCell::default(),
         })
@@ -111,12 +114,21 @@ impl<'a> MeteredIo<'a> {
     fn put_bytes(&self, bytes: &[u8]) -> io::Result<()> {
         let renamed;
         let mut bytes = bytes;
-        if self.shared.is_behind_block.get()
-            && !self.shared.meter.borrow().is_sending()
-            && let Some(other) = as_compression_error(bytes)
+        if !self.shared.meter.borrow().is_sending()
+            && let Some(goaway) = find_goaway(bytes)
         {
-            renamed = other;
-            bytes = &renamed;
+            if goaway.code == Code::EnhanceYourCalm as u32 {
+                let debug = bytes.get(goaway.debug).unwrap_or_default();
+                self.shared.calm.set(Some(named(debug)));
+            } else if goaway.code == Code::ProtocolError as u32 && self.shared.is_behind_block.get() {
+                // The crate has one code for both, RFC 9113 section 4.3 asks for this one.
+                let mut other = bytes.to_vec();
+                if let Some(code) = other.get_mut(goaway.code_at..goaway.code_at + 4) {
+                    code.copy_from_slice(&(Code::CompressionError as u32).to_be_bytes());
+                }
+                renamed = other;
+                bytes = &renamed;
+            }
         }
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -236,22 +248,40 @@ impl AsyncWrite for MeteredIo<'_> {
     }
 }
 
-/// The bytes with the code of a GOAWAY changed from PROTOCOL_ERROR to COMPRESSION_ERROR; none where there is no such
-/// GOAWAY. The crate has one code for both, RFC 9113 section 4.3 asks for the latter.
-fn as_compression_error(bytes: &[u8]) -> Option<Vec<u8>> {
-    // Header, last stream, code.
-    const CODE_AT: usize = HEADER_BYTES + 4;
+/// A GOAWAY among whole frames.
+struct GoAway {
+    /// Where its code lies.
+    code_at: usize,
+    code: u32,
+    /// Where its debug data lie.
+    debug: std::ops::Range<usize>,
+}
+
+/// Finds the first GOAWAY in bytes that begin with a frame.
+fn find_goaway(bytes: &[u8]) -> Option<GoAway> {
     let mut at = 0;
     loop {
         let rest = bytes.get(at..)?;
         let frame = Header::parse(*rest.first_chunk()?);
-        let code = rest.get(CODE_AT..CODE_AT + 4);
-        if frame.kind == kind::GOAWAY && code == Some(&(Code::ProtocolError as u32).to_be_bytes()[..]) {
-            let mut renamed = bytes.to_vec();
-            let place = renamed.get_mut(at + CODE_AT..at + CODE_AT + 4)?;
-            place.copy_from_slice(&(Code::CompressionError as u32).to_be_bytes());
-            return Some(renamed);
+        let end = at + HEADER_BYTES + frame.length as usize;
+        if frame.kind == kind::GOAWAY {
+            // The last stream, then the code.
+            let code_at = at + HEADER_BYTES + 4;
+            let code = u32::from_be_bytes(*bytes.get(code_at..)?.first_chunk()?);
+            return Some(GoAway { code_at, code, debug: code_at + 4..end });
         }
-        at += HEADER_BYTES + frame.length as usize;
+        at = end;
+    }
+}
+
+/// The abuse that the crate means by the debug data of its GOAWAY.
+fn named(debug: &[u8]) -> Abuse {
+    match debug {
+        b"header_list_way_too_large" => Abuse::HpackBomb,
+        b"too_many_continuations" => Abuse::ContinuationFlood,
+        b"too_many_internal_resets" => Abuse::MadeYouReset,
+        b"too_many_resets" => Abuse::RapidReset,
+        // `too_many_data_frames`: small ones, which cost more memory than they bring.
+        _ => Abuse::EmptyDataFlood,
     }
 }

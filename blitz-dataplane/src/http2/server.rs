@@ -56,7 +56,7 @@ pub async fn serve<S: Service + 'static>(
     let ended = match outcome {
         Outcome::Closed if shared.has_ended() => Ended::ByClient,
         Outcome::Closed => closing.map_or(Ended::ByClient, |(ended, _)| ended),
-        Outcome::Failed(error) => failed(&**service, connection, &error),
+        Outcome::Failed(error) => failed(&**service, connection, &error, shared.calm.get()),
         Outcome::Faulty(fault) => {
             end_by(&**service, connection, fault);
             Ended::Error
@@ -260,12 +260,14 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// What an error of the crate means.
-fn failed<S: Service>(service: &S, connection: &Connection, error: &h2::Error) -> Ended {
+fn failed<S: Service>(service: &S, connection: &Connection, error: &h2::Error, calm: Option<Abuse>) -> Ended {
     if error.is_io() || error.is_remote() {
         return Ended::ByClient;
     }
     match error.reason() {
-        Some(Reason::ENHANCE_YOUR_CALM) => end_by(service, connection, Fault::abuse(name(error))),
+        Some(Reason::ENHANCE_YOUR_CALM) => {
+            end_by(service, connection, Fault::abuse(calm.unwrap_or(Abuse::EmptyDataFlood)));
+        }
         _ => {
             let error = ProxyError::new(ErrorKind::BadRequestFraming).with_detail("h2_connection_error");
             service.note(&error);
@@ -273,19 +275,6 @@ fn failed<S: Service>(service: &S, connection: &Connection, error: &h2::Error) -
         }
     }
     Ended::Error
-}
-
-/// The name of what the crate found too much; it says so in the debug data of its GOAWAY only.
-fn name(error: &h2::Error) -> Abuse {
-    let text = format!("{error:?}");
-    let names = [
-        ("header_list", Abuse::HpackBomb),
-        ("continuation", Abuse::ContinuationFlood),
-        ("internal_reset", Abuse::MadeYouReset),
-        ("reset", Abuse::RapidReset),
-    ];
-    // What is left is its budget for small DATA frames.
-    names.iter().find(|(part, _)| text.contains(part)).map_or(Abuse::EmptyDataFlood, |(_, abuse)| *abuse)
 }
 
 /// Accounts for a connection that is ended for what its client did.
