@@ -193,6 +193,10 @@ pub enum Outcome {
     Silence,
 }
 
+/// Nothing came in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeout;
+
 /// One connection.
 #[derive(Debug)]
 pub struct H2 {
@@ -262,11 +266,14 @@ impl H2 {
     /// The next frame; `None` at the end of the connection.
     #[track_caller]
     pub fn frame(&mut self) -> Option<Frame> {
-        self.frame_within(PATIENCE).unwrap_or_else(|()| panic!("no frame within {PATIENCE:?}"))
+        self.frame_within(PATIENCE).unwrap_or_else(|Timeout| panic!("no frame within {PATIENCE:?}"))
     }
 
-    /// The next frame, `Err` when none comes in time.
-    pub fn frame_within(&mut self, limit: Duration) -> Result<Option<Frame>, ()> {
+    /// The next frame.
+    ///
+    /// # Errors
+    /// When none comes in time.
+    pub fn frame_within(&mut self, limit: Duration) -> Result<Option<Frame>, Timeout> {
         let deadline = Instant::now() + limit;
         let mut room = vec![0; 64 * 1024];
         loop {
@@ -287,7 +294,7 @@ impl H2 {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(());
+                return Err(Timeout);
             }
             self.stream.set_read_timeout(Some(left)).expect("a socket can be set");
             match self.stream.read(&mut room) {
@@ -337,7 +344,7 @@ impl H2 {
             let frame = match self.frame_within(PATIENCE) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Outcome::Closed,
-                Err(()) => return Outcome::Silence,
+                Err(Timeout) => return Outcome::Silence,
             };
             let status = self.status(&frame);
             match frame.kind {

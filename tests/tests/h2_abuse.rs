@@ -42,6 +42,12 @@ fn flood(cell: Cell, abuse: &str, begin: &[u8], mut repeat: impl FnMut(u32) -> V
     gateway.stop();
 }
 
+/// A request that puts a field of 4,000 bytes into the dynamic table.
+fn fill_table() -> Vec<u8> {
+    let block = [request("GET", "/hello", &[]), field_indexed(b"x", &[b'a'; 4000])].concat();
+    headers(1, flag::WHOLE, &block)
+}
+
 fn post(stream: u32) -> Vec<u8> {
     headers(stream, flag::END_HEADERS, &request("POST", "/echo/x", &[]))
 }
@@ -67,14 +73,14 @@ matrix! {
 
     /// A field of 4,000 bytes, asked for again and again: 4 bytes on the wire are 16 KiB.
     fn hpack_bomb(cell) {
-        let fill = headers(1, flag::WHOLE, &[request("GET", "/hello", &[]), field_indexed(b"x", &[b'a'; 4000])].concat());
+        let fill = fill_table();
         let bomb = [request("GET", "/hello", &[]), integer(62, 7, 0x80).repeat(100)].concat();
         flood(cell, "hpack_bomb", &[settings(&[(4, 0)]), fill].concat(), |n| headers(2 * n + 3, flag::WHOLE, &bomb));
     }
 
     /// The same, each just beyond the limit.
     fn hpack_bomb_in_small(cell) {
-        let fill = headers(1, flag::WHOLE, &[request("GET", "/hello", &[]), field_indexed(b"x", &[b'a'; 4000])].concat());
+        let fill = fill_table();
         let bomb = [request("GET", "/hello", &[]), integer(62, 7, 0x80).repeat(5)].concat();
         flood(cell, "hpack_bomb", &[settings(&[(4, 0)]), fill].concat(), |n| headers(2 * n + 3, flag::WHOLE, &bomb));
     }

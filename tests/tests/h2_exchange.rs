@@ -81,7 +81,8 @@ matrix! {
         assert_eq!(text(&gateway, &["-d", "a body", &url]), "a body");
         assert_eq!(upstream.last_request().field("content-length"), Some("6"));
         // From a pipe: nobody knows how long it is.
-        let mut source = Command::new("echo").arg("of unknown length").stdout(Stdio::piped()).spawn().expect("echo runs");
+        let mut echo = Command::new("echo");
+        let mut source = echo.arg("of unknown length").stdout(Stdio::piped()).spawn().expect("echo runs");
         let pipe = source.stdout.take().expect("it is piped");
         assert_eq!(curl(&gateway, &["-T", "-", &url], pipe.into()).0, b"of unknown length\n");
         assert_eq!(upstream.last_request().field("transfer-encoding"), Some("chunked"));
@@ -112,7 +113,8 @@ matrix! {
         let output = Command::new("nghttp").args(["-v", "-n", "--no-dep", &url]).output().expect("nghttp runs");
         let shown = String::from_utf8_lossy(&output.stdout);
         assert!(shown.contains(":status: 200") && shown.contains("x-sum: 7"), "trailers arrive: {shown}");
-        let output = Command::new("h2load").args(["-n", "4000", "-c", "4", "-m", "20", &url]).output().expect("h2load runs");
+        let args = ["-n", "4000", "-c", "4", "-m", "20", &url];
+        let output = Command::new("h2load").args(args).output().expect("h2load runs");
         let shown = String::from_utf8_lossy(&output.stdout);
         assert!(shown.contains("4000 succeeded, 0 failed, 0 errored"), "{shown}");
         wait_until("nothing is under way", PATIENCE, || gateway.in_flight() == Some(0));
@@ -134,7 +136,8 @@ matrix! {
     }
 
     fn interim_answers_are_passed_on(cell) {
-        let upstream = saying("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        let upstream = saying("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n\
+            HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
         let gateway = Setup::new(cell).h2(&[upstream.address], "").start();
         let mut h2 = H2::connect(gateway.address);
         h2.send(get(1, "/"));
@@ -189,7 +192,8 @@ matrix! {
         nginx.sparse_file("big", LARGE);
         let gateway = Setup::new(cell).h2(&[nginx.address], "").start();
         let url = format!("http://{}/file/big", gateway.address);
-        let (shown, peak) = curl(&gateway, &["-o", "/dev/null", "-w", "%{http_code} %{size_download}", &url], Stdio::null());
+        let args = ["-o", "/dev/null", "-w", "%{http_code} %{size_download}", &url];
+        let (shown, peak) = curl(&gateway, &args, Stdio::null());
         assert_eq!(String::from_utf8_lossy(&shown), format!("200 {LARGE}"));
         assert!(peak > 0 && peak < WORKER_BYTES_MAX, "a worker held {} KiB", peak / 1024);
         gateway.stop();
@@ -274,7 +278,7 @@ matrix! {
                 Ok(Some(_)) => {}
                 Ok(None) => panic!("the connection ended"),
                 // Nothing more is asked for.
-                Err(()) => break,
+                Err(_) => break,
             }
         }
         assert!(sent >= 65_535);
@@ -328,8 +332,9 @@ matrix! {
             Some(())
         });
         let gateway = Setup::new(cell).h2(&[upstream.address], "").start();
+        let head = headers(1, flag::END_HEADERS, &request("POST", "/uploading", &[]));
         let stages: [(&str, Vec<u8>); 3] = [
-            ("uploading", [headers(1, flag::END_HEADERS, &request("POST", "/uploading", &[])), data(1, 0, b"x")].concat()),
+            ("uploading", [head, data(1, 0, b"x")].concat()),
             ("waiting", get(1, "/waiting")),
             ("answering", get(1, "/answering")),
         ];

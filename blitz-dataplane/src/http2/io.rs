@@ -24,9 +24,8 @@ pub(super) struct Shared {
     pub(super) meter: RefCell<Meter>,
     /// Why the connection has to end; nothing more is read then.
     pub(super) fault: Cell<Option<Fault>>,
-    /// Bytes given to the stream, and how many of them had left when the connection's task looked last.
-    written: Cell<u64>,
-    sent: Cell<u64>,
+    /// More is unsent than may be, and the crate has to wait.
+    is_blocked: Cell<bool>,
     /// What was handed over last is a field block. The meter has seen to all that is wrong with its frames, so that a
     /// connection error is one of its compression.
     is_behind_block: Cell<bool>,
@@ -44,8 +43,7 @@ impl Shared {
         Rc::new(Self {
             meter: RefCell::new(meter),
             fault: Cell::new(None),
-            written: Cell::new(0),
-            sent: Cell::new(0),
+            is_blocked: Cell::new(false),
             is_behind_block: Cell::new(false),
             own_answers: Cell::new(0),
             calm: Cell::new(None),
@@ -73,19 +71,9 @@ impl Shared {
         }
     }
 
-    /// Whether what is unsent would keep what is written now waiting.
-    pub(super) fn is_congested(&self) -> bool {
-        self.written.get().saturating_sub(self.sent.get()) > CONGESTED_BYTES
-    }
-
-    /// Bytes given to the stream so far.
-    pub(super) fn written(&self) -> u64 {
-        self.written.get()
-    }
-
-    /// Notes how many bytes have left.
-    pub(super) fn note_sent(&self, sent: u64) {
-        self.sent.set(sent);
+    /// Whether the crate has to wait because the client takes nothing.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.is_blocked.get()
     }
 
     /// Whether the client has ended its side.
@@ -93,9 +81,6 @@ impl Shared {
         self.has_ended.get()
     }
 }
-
-/// Unsent bytes beyond which what is written now does not leave in this turn.
-const CONGESTED_BYTES: u64 = 32 * 1024;
 
 /// The stream as the crate sees it.
 pub(super) struct MeteredIo<'a> {
@@ -140,7 +125,6 @@ impl<'a> MeteredIo<'a> {
                 rest = later;
             })?;
         }
-        self.shared.written.set(self.shared.written.get() + bytes.len() as u64);
         let now_ms = self.stream.handle().now_ms();
         let taken = self.shared.taken.borrow();
         let mut fault = None;
@@ -222,7 +206,9 @@ impl AsyncWrite for MeteredIo<'_> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Err(error) = std::task::ready!(self.stream.poll_writable(cx)) {
+        let room = self.stream.poll_writable(cx);
+        self.shared.is_blocked.set(room.is_pending());
+        if let Err(error) = std::task::ready!(room) {
             return Poll::Ready(Err(error));
         }
         let mut written = 0;

@@ -340,7 +340,7 @@ impl Meter {
             kind::SETTINGS => self.charge(Abuse::SettingsFlood, 1 + frame.length / 60, now_ms),
             kind::PING => self.charge(Abuse::PingFlood, 1, now_ms),
             kind::WINDOW_UPDATE => {
-                if frame.stream > self.last_stream || (frame.stream != 0 && frame.stream % 2 == 0) {
+                if frame.stream > self.last_stream || (frame.stream != 0 && frame.stream.is_multiple_of(2)) {
                     return Err(Fault::new(Code::ProtocolError, "idle_stream"));
                 }
                 self.charge(Abuse::WindowUpdateFlood, 1, now_ms)
@@ -365,7 +365,7 @@ impl Meter {
             Place::Connection => frame.stream == 0,
             Place::AnyStream => frame.stream != 0,
             Place::OpenedStream if frame.stream != 0 => {
-                if frame.stream > self.last_stream || frame.stream % 2 == 0 {
+                if frame.stream > self.last_stream || frame.stream.is_multiple_of(2) {
                     return Err(Fault::new(Code::ProtocolError, "idle_stream"));
                 }
                 true
@@ -393,7 +393,7 @@ impl Meter {
     }
 
     fn begin_block(&mut self, frame: &Header, now_ms: u64) -> Result<(), Fault> {
-        if frame.stream % 2 == 0 {
+        if frame.stream.is_multiple_of(2) {
             return Err(Fault::new(Code::ProtocolError, "even_stream"));
         }
         let opens = frame.stream > self.last_stream;

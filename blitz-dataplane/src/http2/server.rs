@@ -23,7 +23,7 @@ use crate::runtime::{Chunk, Deadline, Pooled, TcpStream};
 
 /// Bytes of an answer that the crate holds for a stream, beside the 64 KiB that the connection's outbox may hold. Full:
 /// the stream's task waits.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
+const SEND_BUFFER_BYTES: usize = 32 * 1024;
 
 /// How long a connection that was told to end, and carries no request, may take to do so.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -127,7 +127,7 @@ struct Running<'a, S> {
     deadline: Deadline,
     /// It was told to end: why, and when.
     closing: Option<(Ended, u64)>,
-    /// While something is unsent: the bytes that had left when that was first seen, and when.
+    /// While the client takes nothing: the bytes that had left when that was first seen, and when.
     stalled: Option<(u64, u64)>,
 }
 
@@ -135,7 +135,6 @@ impl<S: Service + 'static> Running<'_, S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let mut was_shut = false;
         loop {
-            self.shared.note_sent(self.stream.bytes_sent());
             match self.h2.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.start(request, respond);
@@ -215,15 +214,15 @@ impl<S: Service + 'static> Running<'_, S> {
             next = next.min(limit.saturating_sub(passed));
             passed >= limit
         };
-        let sent = self.stream.bytes_sent();
-        if self.shared.written() <= sent {
-            self.stalled = None;
-        } else {
+        if self.shared.is_blocked() {
+            let sent = self.stream.bytes_sent();
             let stalled = self.stalled.filter(|(then, _)| *then == sent).unwrap_or((sent, now));
             self.stalled = Some(stalled);
             if is_up(stalled.1, limits.send_progress) {
                 return Err(Some(Outcome::Stuck));
             }
+        } else {
+            self.stalled = None;
         }
         if let Some(since) = self.shared.meter.borrow().block_since_ms()
             && is_up(since, limits.request_head)

@@ -111,7 +111,6 @@ impl<S: Service> Active<S> {
         let mut answer = StreamAnswer {
             service: &**service,
             handle,
-            shared,
             line: &line,
             is_head_request: head.method == Method::Head,
             send_progress: limits.send_progress,
@@ -295,7 +294,6 @@ impl BodySource for RequestBody<'_> {
 struct StreamAnswer<'a, S> {
     service: &'a S,
     handle: &'a Handle,
-    shared: &'a Shared,
     line: &'a Line,
     is_head_request: bool,
     send_progress: Duration,
@@ -343,9 +341,9 @@ impl<S: Service> StreamAnswer<'_, S> {
     }
 
     fn send(&self, mut chunk: Chunk, is_last: bool) -> Result<(), ProxyError> {
-        if self.shared.is_congested() {
-            chunk.spill();
-        }
+        // It may wait for long, and is counted by its length: it holds no slot that others need, and no more memory.
+        chunk.spill();
+        chunk.compact();
         match &mut self.line.sender.borrow_mut().stream {
             Some(stream) => stream.send_data(ChunkBuf(chunk), is_last).map_err(gone),
             None => Err(ProxyError::new(ErrorKind::Internal)),

@@ -344,7 +344,7 @@ impl Chunk {
 
     /// Moves the bytes into memory of their size when they lie in a bulk buffer that a short receive
     /// has filled to less than a quarter.
-    pub(super) fn compact(&mut self) {
+    pub fn compact(&mut self) {
         if let Memory::Other(Bytes::Heap(shared)) = &self.memory
             && shared.cache.is_some()
             && shared.data.len() < shared.data.capacity() / 4
