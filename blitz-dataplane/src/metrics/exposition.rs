@@ -272,7 +272,11 @@ mod tests {
             let row = metric.description();
             assert!(row.name.starts_with("blitz_"), "{}", row.name);
             assert_eq!(row.name.ends_with("_total"), row.kind == Kind::Counter, "{}", row.name);
-            assert!(row.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", row.name);
+            assert!(
+                row.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+                "{}",
+                row.name
+            );
             assert!(row.help.ends_with('.'), "{}", row.name);
             assert!(rows.insert((row.name, row.labels)), "{} twice with the same labels", row.name);
         }
