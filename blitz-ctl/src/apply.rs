@@ -17,8 +17,8 @@ use std::io;
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use blitz_ebpf_common::layout::{
-    DENY_CONFIGURED, DENY_HOST, Deny, Everywhere, INDEX4, INDEX6, Lengths, Limit, Ports, Prefix4, Prefix6,
-    RuleName, SETTING_BLOCK, SETTING_DENY, SETTING_HOST, Service, Settings,
+    Buckets, DENY_CONFIGURED, DENY_HOST, Deny, Everywhere, INDEX4, INDEX6, Lengths, Limit, Ports, Prefix4,
+    Prefix6, RuleName, SETTING_BLOCK, SETTING_DENY, SETTING_HOST, Service, Settings,
 };
 use blitz_ebpf_common::packet::Words;
 
@@ -219,6 +219,16 @@ impl Stage {
         Ok(())
     }
 
+    /// Fills the shared buckets of a limit whose row has changed, unless they are as deep as before: a bucket
+    /// word lies up to the depth under which it was granted ahead, and would refuse everything for that long.
+    pub(crate) fn refill(&self, number: u32, before: &Limit, after: &Limit) -> io::Result<()> {
+        let is_shallower = before.rates.iter().zip(&after.rates).any(|(old, new)| new.depth < old.depth);
+        if before.rule == after.rule && !is_shallower {
+            return Ok(());
+        }
+        self.maps().service_words.put(&number, &Buckets::default())
+    }
+
     /// Everything but the deny list; then the settings, and then what nothing points to any more goes.
     fn write_tables<'a>(
         &'a self,
@@ -232,7 +242,11 @@ impl Stage {
         let names = image.rules.iter().map(|(number, name)| (*number, counters::rule_name(name)));
         let blank = RuleName { text: [0; blitz_ebpf_common::layout::RULE_NAME_MAX] };
         array(&maps.rule_names, names.collect(), blank, journal).map_err(write("RULE_NAMES"))?;
+        let limits = maps.limits.entries().map_err(write("LIMITS"))?;
         array(&maps.limits, numbered(&image.limits), Limit::default(), journal).map_err(write("LIMITS"))?;
+        for ((number, before), after) in limits.iter().zip(&image.limits) {
+            self.refill(*number, before, after).map_err(write("SERVICE_WORDS"))?;
+        }
         array(&maps.services, numbered(&image.services), Service::default(), journal)
             .map_err(write("SERVICES"))?;
 
@@ -263,7 +277,9 @@ fn merge(image: &PrefixSet, current: &PrefixSet, now: u64) -> Result<(PrefixSet,
     let mut kept = 0;
     for (prefix, deny) in current.entries() {
         let is_over = deny.expires != 0 && deny.expires <= now;
-        if deny.flags & DENY_CONFIGURED == 0 && !is_over {
+        // What the file denies does not end with an entry of the operator's that has a time.
+        let ends_the_files = deny.expires != 0 && image.get(prefix).is_some();
+        if deny.flags & DENY_CONFIGURED == 0 && !is_over && !ends_the_files {
             merged.insert(*prefix, *deny).map_err(|_| too_many_lengths(*prefix))?;
             kept += 1;
         }

@@ -52,6 +52,12 @@ pub fn source_prefix(source: IpAddr) -> Prefix {
     }
 }
 
+/// Whether `prefix` is one source as the blocklist sees it. Multicast is none: it is never a source, and the keys
+/// of IPv4 addresses lie there (see [`BlockKey`]).
+pub fn is_source(prefix: Prefix) -> bool {
+    source_prefix(prefix.address()) == prefix && !prefix.address().is_multicast()
+}
+
 impl Stage {
     /// Blocks `source` until `expires` (CLOCK_MONOTONIC nanoseconds, 0 for ever), under the rule called
     /// `rule`. One that is blocked already stays so until the later moment.
@@ -80,6 +86,9 @@ impl Stage {
                 return Err(self.blocklist_full(&error));
             }
         }
+        if before.is_none() {
+            self.forget_block_note(source_prefix(source))?;
+        }
         self.change_flags(SETTING_BLOCK, 0)?;
         Ok(if before.is_some() { Outcome::Extended } else { Outcome::New })
     }
@@ -92,6 +101,9 @@ impl Stage {
         let (family, words) = wire(source);
         let key = BlockKey::new(family, &words);
         let removed = self.maps().blocked.remove(&key).map_err(|error| self.io("write BLOCKED", &error))?;
+        if removed {
+            self.forget_block_note(source_prefix(source))?;
+        }
         if removed
             && self.maps().blocked.entries().map_err(|error| self.io("read BLOCKED", &error))?.is_empty()
         {
@@ -132,8 +144,9 @@ impl Stage {
         let count = entries.len();
         let mut removed = 0;
         for (key, block) in entries {
-            if is_over(&block, now) {
-                removed += usize::from(table.remove(&key).map_err(error)?);
+            if is_over(&block, now) && table.remove(&key).map_err(error)? {
+                self.forget_block_note(key_prefix(&key))?;
+                removed += 1;
             }
         }
         if count == removed {
@@ -162,7 +175,7 @@ fn is_over(block: &Block, now: u64) -> bool {
     block.expires != 0 && block.expires <= now
 }
 
-fn key_prefix(key: &BlockKey) -> Prefix {
+pub(crate) fn key_prefix(key: &BlockKey) -> Prefix {
     source_prefix(address(key.source()))
 }
 

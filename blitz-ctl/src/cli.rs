@@ -162,8 +162,11 @@ impl Context {
         selection: &Selection,
         mut change: impl FnMut(&Stage, &Lock) -> Result<T>,
     ) -> Result<Vec<(String, T)>> {
-        let stages = self.stages(selection)?;
+        // Whether there is a stage at all is told at once; which it is, under the lock: it may be taken away and
+        // another made by the writer that has it.
+        self.stages(selection)?;
         let lock = self.pins.lock()?;
+        let stages = self.stages(selection)?;
         let mut done: Vec<(String, T)> = Vec::new();
         for stage in &stages {
             match change(stage, &lock) {

@@ -6,7 +6,9 @@
 
 use std::io;
 
+use blitz_ebpf_common::gcra;
 use blitz_ebpf_common::layout::{Count, Fault, RuleCount, RuleName, Verdict};
+use blitz_ebpf_common::sources::{Set, WAYS};
 use serde::Serialize;
 
 use crate::maps::Maps;
@@ -103,6 +105,16 @@ impl Counters {
     }
 }
 
+/// Sources of a set that have used some of their budget and not yet earned it back. Only they need their
+/// place: that of any other is free for a new source.
+pub(crate) fn sources_in_debt(set: &Set<u64>, now: u64) -> u64 {
+    let is_in_debt = |way: usize| {
+        set.tags.get(way).is_some_and(|tag| *tag != 0)
+            && set.words.iter().filter_map(|words| words.get(way)).any(|word| gcra::ahead(*word, now) != 0)
+    };
+    (0..WAYS).filter(|way| is_in_debt(*way)).count() as u64
+}
+
 /// The rules that have a name, by number.
 ///
 /// # Errors
@@ -139,6 +151,15 @@ pub(crate) fn fill(room: &mut [u8], text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_that_has_earned_back_what_it_used_takes_no_place() {
+        // The first is ahead in packets, the second in SYNs, the third was; the last place is nobody's.
+        let set = Set { tags: [7, 8, 9, 0], words: [[150, 0, 90, 150], [0; 4], [0, 101, 0, 0]] };
+        assert_eq!(sources_in_debt(&set, 100), 2);
+        assert_eq!(sources_in_debt(&set, 101), 1);
+        assert_eq!(sources_in_debt(&set, 150), 0);
+    }
 
     #[test]
     fn names_survive_the_map() {

@@ -17,7 +17,7 @@ use blitz_ebpf_common::layout::{
 
 use crate::apply::{deny_flags, index_with};
 use crate::counters;
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::image::RULE_DENY_OPERATOR;
 use crate::lock::Lock;
 use crate::maps::store_error;
@@ -63,8 +63,20 @@ impl Stage {
     /// Denies `prefix`; true when it was not denied before. An entry that is there gets the new terms.
     ///
     /// # Errors
-    /// [`Kind::Full`] when the list has no room; the list is then as before.
+    /// [`Kind::Full`] when the list has no room, [`Kind::Usage`] for an end of what the configuration denies
+    /// without one; the list is then as before.
     pub fn deny(&self, lock: &Lock, prefix: Prefix, terms: &Terms<'_>) -> Result<bool> {
+        let before = self.entry(prefix)?;
+        if terms.expires != 0 && before.is_some_and(|deny| deny.flags & DENY_CONFIGURED != 0) {
+            return Err(Error::new(
+                Kind::Usage,
+                format!(
+                    "{}: the configuration denies {prefix} until it is changed, and a time would end that sooner",
+                    self.interface()
+                ),
+                "leave out --ttl",
+            ));
+        }
         let rule = self.rule_or_new(lock, RULE_DENY_OPERATOR)?;
         let mut flags = 0;
         if terms.host {
@@ -74,7 +86,6 @@ impl Stage {
             flags |= DENY_SHADOW;
         }
         let deny = Deny { expires: terms.expires, rule, flags };
-        let before = self.entry(prefix)?;
         if before.is_none() && !self.has_room(prefix)? {
             // What is over makes room.
             self.clear_expired_denials(lock, clock::monotonic_nanoseconds())?;
@@ -174,16 +185,17 @@ impl Stage {
         self.write_note(prefix, reason)
     }
 
-    /// Forgets the words about a prefix.
+    /// Forgets the words about a source whose block is over, unless they are about the same prefix being denied.
+    /// Nobody else would: they would fill the table, and speak for the source's next block.
     ///
     /// # Errors
     /// What bpf(2) reports.
-    pub fn forget_note(&self, _lock: &Lock, prefix: Prefix) -> Result<()> {
-        self.maps()
-            .notes
-            .remove(&prefix.noted())
-            .map(drop)
-            .map_err(|error| self.io("write DENY_NOTES", &error))
+    pub(crate) fn forget_block_note(&self, source: Prefix) -> Result<()> {
+        if self.entry(source)?.is_some() {
+            return Ok(());
+        }
+        let removed = self.maps().notes.remove(&source.noted());
+        removed.map(drop).map_err(|error| self.io("write DENY_NOTES", &error))
     }
 
     /// Why a prefix is denied; without words only the moment is kept.

@@ -94,11 +94,8 @@ impl Error {
                 format!("{what}: {error}"),
                 "lower xdp.sources_max or xdp.deny_max, or raise the memory limit of the unit (MemoryMax)",
             ),
-            _ => Self::new(
-                Kind::System,
-                format!("{what}: {error}"),
-                "nothing was changed; `dmesg` may say more",
-            ),
+            // Not all callers can say that nothing was changed.
+            _ => Self::new(Kind::System, format!("{what}: {error}"), "`dmesg` may say more"),
         }
     }
 

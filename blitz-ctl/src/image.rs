@@ -5,7 +5,7 @@
 //! numbers for rules, services and limits over a reload. Pure: it touches no map. Does not own: writing
 //! (see `apply`), the runtime's own entries (see `maps`), or the rules of the file (`blitz-config`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use blitz_config::model::{Cidr, Config, Limit as LimitConfig, LimitBy, Transport};
@@ -132,7 +132,9 @@ impl Image {
         let rule = |name: &str| rule.get(name).copied().unwrap_or(0);
 
         // Limits, and which of them hold for whom.
-        let mut numbers = Numbers::new(in_force.limits.iter().map(|limit| limit.rule), LIMITS_MAX, "limits");
+        let wanted = limited.clone().map(|limit| rule(&limit_rule(&limit.name)));
+        let mut numbers =
+            Numbers::new(in_force.limits.iter().map(|limit| limit.rule), wanted, LIMITS_MAX, "limits");
         let mut numbered = Vec::new();
         let mut limits = vec![Limit::default()];
         for config in limited {
@@ -147,8 +149,14 @@ impl Image {
         };
 
         // Services: the listeners are services by themselves.
-        let mut numbers =
-            Numbers::new(in_force.services.iter().map(|service| service.rule), SERVICES_MAX, "services");
+        let names = config.listeners.iter().map(|listener| &listener.name);
+        let wanted = names.chain(xdp.services.iter().map(|service| &service.name));
+        let mut numbers = Numbers::new(
+            in_force.services.iter().map(|service| service.rule),
+            wanted.map(|name| rule(&service_rule(name))),
+            SERVICES_MAX,
+            "services",
+        );
         let mut services = vec![Service::default()];
         let mut places = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
@@ -372,35 +380,41 @@ fn number_rules(
     Ok(rules)
 }
 
-/// Numbers of services or limits: an element keeps the number that its rule has in force.
+/// Numbers of services or limits: an element keeps the number that its rule has in force. The number of one that
+/// is gone goes to another only when no other is left.
 struct Numbers {
     of_rule: BTreeMap<u32, u32>,
-    next: u32,
+    fresh: std::vec::IntoIter<u32>,
     max: u32,
     what: &'static str,
 }
 
 impl Numbers {
-    fn new(rules_in_force: impl Iterator<Item = u32>, max: u32, what: &'static str) -> Self {
-        let of_rule = (0..).zip(rules_in_force).filter(|(_, rule)| *rule != 0);
-        Self { of_rule: of_rule.map(|(number, rule)| (rule, number)).collect(), next: 0, max, what }
+    fn new(
+        rules_in_force: impl Iterator<Item = u32>,
+        wanted: impl Iterator<Item = u32>,
+        max: u32,
+        what: &'static str,
+    ) -> Self {
+        let wanted: BTreeSet<u32> = wanted.collect();
+        let in_force: BTreeMap<u32, u32> = (0..).zip(rules_in_force).filter(|(_, rule)| *rule != 0).collect();
+        let unused = (1..max).filter(|number| !in_force.contains_key(number));
+        let gone = in_force.iter().filter(|(_, rule)| !wanted.contains(rule)).map(|(number, _)| *number);
+        let fresh: Vec<u32> = unused.chain(gone).collect();
+        let kept = in_force.iter().filter(|(_, rule)| wanted.contains(rule));
+        let of_rule = kept.map(|(number, rule)| (*rule, *number)).collect();
+        Self { of_rule, fresh: fresh.into_iter(), max, what }
     }
 
     fn take(&mut self, rule: u32) -> Result<u32, Refusal> {
         if let Some(number) = self.of_rule.get(&rule) {
             return Ok(*number);
         }
-        loop {
-            self.next += 1;
-            if self.next >= self.max {
-                let fit = self.max as usize - 1;
-                return Err(Refusal::TooMany { what: self.what, asked: fit + 1, fit });
-            }
-            if !self.of_rule.values().any(|number| *number == self.next) {
-                self.of_rule.insert(rule, self.next);
-                return Ok(self.next);
-            }
-        }
+        let fit = self.max as usize - 1;
+        let too_many = Refusal::TooMany { what: self.what, asked: fit + 1, fit };
+        let number = self.fresh.next().ok_or(too_many)?;
+        self.of_rule.insert(rule, number);
+        Ok(number)
     }
 }
 

@@ -104,31 +104,27 @@ impl Stage {
         let rule = self.rule_or_new(lock, &limit_rule(&wanted.name))?;
         let before = limits.get(number as usize).map_or_else(Limit::default, |(_, limit)| *limit);
         let mut journal = Journal::default();
-        let written = replace(
-            &maps.limits,
-            number,
-            compile_limit(wanted, rule, u32::try_from(cpus).unwrap_or(u32::MAX)),
-            before,
-            &mut journal,
-        )
-        .and_then(|()| {
-            found.iter().try_for_each(|(service_number, service)| {
-                let mut after = *service;
-                for kind in [false, true] {
-                    let slot = limit_of(&mut after, kind);
-                    if *slot == number {
-                        *slot = 0;
+        let after = compile_limit(wanted, rule, u32::try_from(cpus).unwrap_or(u32::MAX));
+        let written = replace(&maps.limits, number, after, before, &mut journal)
+            .and_then(|()| self.refill(number, &before, &after))
+            .and_then(|()| {
+                found.iter().try_for_each(|(service_number, service)| {
+                    let mut after = *service;
+                    for kind in [false, true] {
+                        let slot = limit_of(&mut after, kind);
+                        if *slot == number {
+                            *slot = 0;
+                        }
                     }
-                }
-                if chosen.contains(service_number) {
-                    *limit_of(&mut after, by_service) = number;
-                }
-                match after == *service {
-                    true => Ok(()),
-                    false => replace(&maps.services, *service_number, after, *service, &mut journal),
-                }
-            })
-        });
+                    if chosen.contains(service_number) {
+                        *limit_of(&mut after, by_service) = number;
+                    }
+                    match after == *service {
+                        true => Ok(()),
+                        false => replace(&maps.services, *service_number, after, *service, &mut journal),
+                    }
+                })
+            });
         written.map_err(|error| {
             journal.undo();
             self.io("write the limit", &error)

@@ -79,13 +79,7 @@ impl Interface {
 /// # Errors
 /// [`Kind::Interface`] when there is none of that name in this network namespace.
 pub fn interface(name: &str) -> Result<Interface> {
-    if name.is_empty() || name.len() > NAME_MAX || name.contains(['/', '\0']) || name == "." || name == ".." {
-        return Err(Error::new(
-            Kind::Interface,
-            format!("{name:?} is no name of an interface"),
-            "`ip -brief link` lists the interfaces of this machine",
-        ));
-    }
+    check_name(name)?;
     let answer = rtnetlink::ask(&request(name)).map_err(|error| Error::io("rtnetlink", &error))?;
     match parse(&answer) {
         Ok(found) => Ok(found),
@@ -96,6 +90,21 @@ pub fn interface(name: &str) -> Result<Interface> {
         )),
         Err(error) => Err(Error::io(format!("{name}: rtnetlink"), &error)),
     }
+}
+
+/// Refuses what no interface can be called, before it becomes part of a path.
+///
+/// # Errors
+/// [`Kind::Interface`].
+pub fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > NAME_MAX || name.contains(['/', '\0']) || name == "." || name == ".." {
+        return Err(Error::new(
+            Kind::Interface,
+            format!("{name:?} is no name of an interface"),
+            "`ip -brief link` lists the interfaces of this machine",
+        ));
+    }
+    Ok(())
 }
 
 const RTM_NEWLINK: u16 = 16;

@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
@@ -95,11 +97,39 @@ impl Pins {
                 false => format!("mounted a BPF file system at {}", point.display()),
             });
         }
-        match std::fs::create_dir(&self.base) {
+        match std::fs::DirBuilder::new().mode(0o700).create(&self.base) {
             Ok(()) => Ok(said),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(said),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.own().map(|()| said),
             Err(error) => Err(Error::io(format!("mkdir {}", self.base.display()), &error)),
         }
+    }
+
+    /// Refuses a directory that another user made: everybody may write to a BPF file system that was mounted
+    /// without a mode, and who owns the directory can take every stage in it away. Closes one that is open to
+    /// others: who can open it can hold the writers' lock.
+    fn own(&self) -> Result<()> {
+        let about = |error: io::Error| Error::io(self.base.display(), &error);
+        let found = std::fs::symlink_metadata(&self.base).map_err(about)?;
+        let own_user = std::fs::metadata("/proc/self").map_err(about)?.uid();
+        if !found.is_dir() || ![0, own_user].contains(&found.uid()) {
+            return Err(Error::new(
+                Kind::Foreign,
+                format!(
+                    "{} was made by user {}, who could take every stage there away",
+                    self.base.display(),
+                    found.uid()
+                ),
+                format!(
+                    "rm -r {} and attach again; `mount -o remount,mode=0700 {}` keeps others out",
+                    self.base.display(),
+                    self.base.parent().unwrap_or(Path::new("/")).display()
+                ),
+            ));
+        }
+        if found.permissions().mode() & 0o077 != 0 {
+            std::fs::set_permissions(&self.base, Permissions::from_mode(0o700)).map_err(about)?;
+        }
+        Ok(())
     }
 
     /// Takes the writers' lock.
@@ -197,14 +227,17 @@ impl InterfacePins {
     }
 }
 
-/// Whether this process sees other mounts than process 1. False when that cannot be told.
+/// Whether this process sees other mounts than process 1, or, where nobody may ask about that one, than its
+/// parent: `ip netns exec` gives a command mounts of its own. False when that cannot be told.
 fn has_own_mounts() -> bool {
     let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    matches!((of("self"), of("1")), (Some(own), Some(first)) if own != first)
+    let outside = of("1").or_else(|| of(&std::os::unix::process::parent_id().to_string()));
+    matches!((of("self"), outside), (Some(own), Some(outside)) if own != outside)
 }
 
 fn encode(interface: &str) -> String {
-    interface.replace('.', "%2e")
+    // No name of an interface has a slash; a path that leads elsewhere must not come of one all the same.
+    interface.replace('.', "%2e").replace('/', "%2f")
 }
 
 fn decode(directory: &OsStr) -> Option<String> {
@@ -222,6 +255,7 @@ mod tests {
         assert_eq!(pins.of("eth0").link(), Path::new("/sys/fs/bpf/blitz/eth0/link"));
         assert_eq!(pins.of("eth0.100").map("RULES"), Path::new("/sys/fs/bpf/blitz/eth0%2e100/maps/RULES"));
         assert_eq!(decode(OsStr::new("eth0%2e100")).as_deref(), Some("eth0.100"));
+        assert_eq!(pins.of("/etc").directory(), Path::new("/sys/fs/bpf/blitz/%2fetc"));
         let staging = pins.staging("eth0");
         assert_eq!(decode(staging.directory().file_name().unwrap_or_default()), None);
     }

@@ -18,8 +18,10 @@ use blitz_ebpf_common::layout::{
     Block, BlockKey, Count, Deny, Fault, PROGRAM, Prefix4, Prefix6, RuleCount, SETTING_BLOCK, ServiceKey,
     Verdict, maps,
 };
+use blitz_ebpf_common::packet::Words;
 use blitz_ebpf_common::sources::Set;
 
+use crate::apply::allowed;
 use crate::image::Image;
 use crate::prefixes::Prefix;
 
@@ -72,17 +74,14 @@ impl Rehearsal {
         for (number, limit) in (0..).zip(&image.limits) {
             self.array(maps::LIMITS)?.set(number, *limit, 0)?;
         }
-        for (prefix, flags) in &image.allow {
-            match prefix {
-                Prefix::V4(p) => {
-                    let mut trie = LpmTrie::<_, u32, u32>::try_from(self.map(maps::ALLOW4)?)?;
-                    trie.insert(&Key::new(p.length.into(), p.address.to_be()), flags, 0)?;
-                }
-                Prefix::V6(p) => {
-                    let mut trie = LpmTrie::<_, [u32; 4], u32>::try_from(self.map(maps::ALLOW6)?)?;
-                    trie.insert(&Key::new(p.length.into(), p.address.map(u32::to_be)), flags, 0)?;
-                }
-            }
+        let (allow4, allow6) = allowed(image);
+        let mut trie = LpmTrie::<_, u32, u32>::try_from(self.map(maps::ALLOW4)?)?;
+        for ((length, data), flags) in allow4 {
+            trie.insert(&Key::new(length, data), flags, 0)?;
+        }
+        let mut trie = LpmTrie::<_, Words, u32>::try_from(self.map(maps::ALLOW6)?)?;
+        for ((length, data), flags) in allow6 {
+            trie.insert(&Key::new(length, data), flags, 0)?;
         }
         let mut denied = self.hash::<Prefix4, Deny>(maps::DENY4)?;
         for (prefix, deny) in image.denied.entries() {

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use aya::programs::ProgramInfo;
+use blitz_ebpf_common::gcra;
 use blitz_ebpf_common::layout::{DENY_CONFIGURED, Settings};
 use serde::Serialize;
 
@@ -24,6 +25,7 @@ use crate::lock::Lock;
 use crate::maps::{Maps, Sizes};
 use crate::netlink;
 use crate::pins::{InterfacePins, Pins};
+use crate::sys::clock;
 use crate::sys::link::{self, PinnedLinkFacts};
 
 /// The stage of one interface, adopted from its pins.
@@ -76,6 +78,7 @@ impl Stage {
     /// # Errors
     /// [`Kind::NotAttached`], [`Kind::Layout`], [`Kind::Foreign`], [`Kind::Rights`].
     pub fn open(pins: &Pins, interface: &str) -> Result<Self> {
+        netlink::check_name(interface)?;
         let own = pins.of(interface);
         let (maps, sizes) = Maps::open(&own).map_err(|error| match error.kind() {
             Kind::NotAttached => Error::new(
@@ -97,13 +100,25 @@ impl Stage {
     }
 
     /// Takes the stage of `interface` away: traffic flows untouched from the removal of the link on. Pins
-    /// that another version left are taken away too. True when a program was running.
+    /// that another version left are taken away too, and what an attach that was killed had built. True when a
+    /// program was running.
     ///
     /// # Errors
-    /// [`Kind::NotAttached`] when nothing is pinned; [`Kind::Foreign`] when the link there is not an XDP
-    /// link.
+    /// [`Kind::Interface`] for what is no name of one; [`Kind::NotAttached`] when nothing is pinned;
+    /// [`Kind::Foreign`] when the link there is not an XDP link.
     pub fn detach(pins: &Pins, _lock: &Lock, interface: &str) -> Result<bool> {
+        netlink::check_name(interface)?;
         let own = pins.of(interface);
+        // Under the lock nobody is building there: whoever was died, perhaps with the link made already.
+        let staging = pins.staging(interface);
+        let left_over = if staging.exists() { pinned_link(&staging)? } else { None };
+        let is_left_over = staging.exists();
+        if is_left_over {
+            staging.remove()?;
+        }
+        if !own.exists() && is_left_over {
+            return Ok(left_over.is_some_and(|found| found.interface_index != 0));
+        }
         if !own.exists() {
             return Err(Error::new(
                 Kind::NotAttached,
@@ -220,7 +235,8 @@ impl Stage {
         let room = |entries: u32| entries as usize;
         let of = |table, used, room| Occupancy { table, used, room };
         let sets = maps.sources.entries().map_err(read)?;
-        let sources = sets.iter().flat_map(|(_, set)| set.tags).filter(|tag| *tag != 0).count();
+        let now = gcra::units(clock::monotonic_nanoseconds());
+        let sources = sets.iter().map(|(_, set)| counters::sources_in_debt(set, now)).sum::<u64>() as usize;
         Ok(vec![
             of(
                 "services",

@@ -506,6 +506,8 @@ fn a_stage_that_was_attached_by_hand_and_an_interface_that_came_back_are_adopted
     let config = place.path("blitz.toml");
     command(&place, &["detach", &place.interface()]);
     assert_eq!(place.metric("blitz_xdp_stage_up{interface=\"IF\"}"), 0.0);
+    let done = daemon.client().report(&report("198.18.77.3", Reason::Framing, 600_000)).expect("report");
+    assert_eq!(done.outcome, Outcome::Off, "nothing filters, so nobody is blocked");
     command(&place, &["attach", &place.interface(), "--config", config.to_str().expect("path")]);
     daemon.wait_for("adopted the stage that was attached by hand");
     let mut client = daemon.client();

@@ -13,15 +13,20 @@ use crate::layout::{
     SETTING_ALLOW, SETTING_BLOCK, SETTING_DENY, SETTING_HOST, SETTING_SHADOW, Service, ServiceKey, Settings,
     SourceKey, Verdict, index4, index6, port_column,
 };
-use crate::packet::{Bytes, Family, Packet, Words, parse};
+use crate::packet::{Bytes, Family, Packet, TCP, UDP, Words, parse};
 use crate::sources::{self, Set};
 
 /// Which way each step fails, and why. `docs/xdp.md` prints this table and the fixtures test it.
-pub const FAIL_DIRECTIONS: [(&str, &str, &str); 8] = [
+pub const FAIL_DIRECTIONS: [(&str, &str, &str); 9] = [
     (
         "parse",
-        "the frame is not IP, is cut short, or has more tags or extension headers than are followed",
+        "the frame is not IP, is cut short, or has more tags than are followed",
         "pass: the kernel's stack knows more protocols than this program, and refuses what is broken",
+    ),
+    (
+        "parse",
+        "the transport header is behind more extension headers than are followed, or in a later fragment",
+        "go on by the address: it counts for the services there, since the kernel's stack would deliver it",
     ),
     (
         "service",
@@ -178,17 +183,24 @@ pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Dec
 }
 
 /// The number of the service a packet is for, or 0. Later fragments have port 0, under which every address
-/// is listed that has a service of that protocol.
+/// is listed that has a service of that protocol. What hides its protocol is for a service of either.
 #[inline(always)]
 fn find_service<T: Tables>(packet: &Packet, tables: &T) -> u32 {
-    let Some(column) = port_column(packet.family, packet.protocol) else { return 0 };
+    let number = service_of(packet, if packet.hidden { TCP } else { packet.protocol }, tables);
+    if number == 0 && packet.hidden { service_of(packet, UDP, tables) } else { number }
+}
+
+/// The number of the service of `protocol` at the packet's destination, or 0.
+#[inline(always)]
+fn service_of<T: Tables>(packet: &Packet, protocol: u8, tables: &T) -> u32 {
+    let Some(column) = port_column(packet.family, protocol) else { return 0 };
     let Some(ports) = tables.ports(packet.destination_port) else { return 0 };
     let listed = ports.get(column);
     if listed & PORT_EXACT != 0 {
         let key = ServiceKey {
             address: packet.destination,
             port: packet.destination_port,
-            protocol: u16::from(packet.protocol),
+            protocol: u16::from(protocol),
         };
         if let Some(exact) = tables.service_at(&key) {
             return exact;
@@ -211,7 +223,8 @@ fn blocked<T: Tables>(packet: &Packet, dry: bool, tables: &T) -> Option<u32> {
     Some(block.rule)
 }
 
-/// The rule of the longest deny prefix in force that holds the source and has all flags of `needed`.
+/// The rule of a deny prefix in force that holds the source and has all flags of `needed`. When there are
+/// several, the first in the index's order is the one that counts; one in `shadow` only counts.
 #[inline(always)]
 fn denied<T: Tables>(packet: &Packet, slot: u32, needed: u32, dry: bool, tables: &T) -> Option<u32> {
     let bucket = match packet.family {

@@ -12,6 +12,9 @@
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
 pub mod decide;
+#[doc(hidden)]
+#[cfg(not(target_arch = "bpf"))]
+pub mod fuzz;
 pub mod gcra;
 pub mod layout;
 pub mod packet;

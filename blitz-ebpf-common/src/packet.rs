@@ -5,6 +5,10 @@
 //! Does not own: what is decided from them ([`crate::decide`]), or checksums: the host's stack
 //! verifies those, and a sender of bad ones can only use up its own share of a limit.
 //!
+//! A sender chooses how to hide the transport header: in the second of two fragments, or behind more
+//! extension headers than are followed. The kernel's stack would still deliver such a packet, so it is not
+//! "not understood": it counts for the address that it goes to, as later fragments do.
+//!
 //! The parser reads through [`Bytes`], so that one text serves the kernel (a pair of packet pointers)
 //! and the host (a slice). What it does not understand it reports as `None`; the stage passes that.
 
@@ -28,6 +32,8 @@ impl Bytes for [u8] {
 /// The largest offset the parser reads at. Headers that reach beyond are "not understood". It keeps a
 /// packet pointer's offset within what the verifier can follow.
 pub const OFFSET_MAX: usize = 1023;
+/// The largest offset of a transport header: its 20 octets are read up to [`OFFSET_MAX`].
+pub const TRANSPORT_MAX: usize = OFFSET_MAX - 12;
 /// VLAN tags that are stepped over.
 pub const VLAN_TAGS_MAX: usize = 2;
 /// IPv6 extension headers that are stepped over.
@@ -52,6 +58,13 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+
+/// In the fragment word of IPv4: more follow.
+const MORE_FRAGMENTS: u16 = 0x2000;
+/// In the fragment word of IPv4: where this one begins, in units of eight octets.
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+/// Where the flags lie in a TCP header.
+const TCP_FLAGS_AT: usize = 13;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -81,7 +94,7 @@ pub struct Packet {
     pub source: Words,
     /// Destination address.
     pub destination: Words,
-    /// IP protocol, after any extension headers.
+    /// IP protocol, after any extension headers; that of the last one seen when it is `hidden`.
     pub protocol: u8,
     /// Source port, host order; 0 for other protocols than TCP and UDP and for later fragments.
     pub source_port: u16,
@@ -91,6 +104,8 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// Whether this is a fragment that does not hold the start of its datagram, so has no ports.
     pub later_fragment: bool,
+    /// Whether extension headers go on beyond what is followed: it may be TCP or UDP, and has no ports here.
+    pub hidden: bool,
 }
 
 impl Packet {
@@ -136,7 +151,14 @@ fn parse4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Packet> {
     }
     let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
     let destination = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
-    let offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    let later_fragment = fragment & FRAGMENT_OFFSET != 0;
+    // RFC 1858 section 3: a first fragment that ends before the flags of TCP hides whether it opens a
+    // connection, so it counts as if it did. What follows it in the frame is padding, which lies.
+    let is_tiny = fragment & MORE_FRAGMENTS != 0
+        && !later_fragment
+        && header[9] == TCP
+        && total - length <= TCP_FLAGS_AT;
     let packet = Packet {
         family: Family::V4,
         source: words4(source),
@@ -144,10 +166,11 @@ fn parse4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Packet> {
         protocol: header[9],
         source_port: 0,
         destination_port: 0,
-        tcp_flags: 0,
-        later_fragment: offset != 0,
+        tcp_flags: if is_tiny { SYN } else { 0 },
+        later_fragment,
+        hidden: false,
     };
-    transport(frame, at + length, packet)
+    if is_tiny { ports(frame, at + length, packet) } else { transport(frame, at + length, packet) }
 }
 
 #[inline(always)]
@@ -185,15 +208,13 @@ fn parse6<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Packet> {
             }
             _ => break,
         }
-        if at > OFFSET_MAX {
-            return None;
+        if at > TRANSPORT_MAX {
+            break;
         }
     }
-    let extension =
+    let is_extension =
         matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT);
-    if extension && !later_fragment {
-        return None;
-    }
+    let hidden = is_extension || (at > TRANSPORT_MAX && !later_fragment);
     let packet = Packet {
         family: Family::V6,
         source,
@@ -201,10 +222,12 @@ fn parse6<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Packet> {
         protocol,
         source_port: 0,
         destination_port: 0,
-        tcp_flags: 0,
+        // It may open a connection, and a limit on those must not be passed by hiding that.
+        tcp_flags: if hidden && !later_fragment { SYN } else { 0 },
         later_fragment,
+        hidden,
     };
-    transport(frame, at, packet)
+    if hidden { Some(packet) } else { transport(frame, at, packet) }
 }
 
 /// Adds ports and flags. A TCP or UDP header that is cut short makes the whole packet "not understood".
@@ -213,10 +236,7 @@ fn transport<B: Bytes + ?Sized>(frame: &B, at: usize, packet: Packet) -> Option<
     if packet.later_fragment || (packet.protocol != TCP && packet.protocol != UDP) {
         return Some(packet);
     }
-    let [s0, s1, d0, d1] = frame.array(at)?;
-    let mut packet = packet;
-    packet.source_port = u16::from_be_bytes([s0, s1]);
-    packet.destination_port = u16::from_be_bytes([d0, d1]);
+    let mut packet = ports(frame, at, packet)?;
     if packet.protocol == TCP {
         // The flags lie in octet 13; octet 19 is read so that a cut header is noticed.
         let [_, flags, .., _] = frame.array::<8>(at + 12)?;
@@ -224,6 +244,14 @@ fn transport<B: Bytes + ?Sized>(frame: &B, at: usize, packet: Packet) -> Option<
     } else {
         frame.array::<4>(at + 4)?;
     }
+    Some(packet)
+}
+
+#[inline(always)]
+fn ports<B: Bytes + ?Sized>(frame: &B, at: usize, mut packet: Packet) -> Option<Packet> {
+    let [s0, s1, d0, d1] = frame.array(at)?;
+    packet.source_port = u16::from_be_bytes([s0, s1]);
+    packet.destination_port = u16::from_be_bytes([d0, d1]);
     Some(packet)
 }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::output::{count, duration, left_seconds, table};
 use super::{Context, Selection, parse};
 use crate::allow::Allowed;
-use crate::blocklist::source_prefix;
+use crate::blocklist::is_source;
 use crate::deny::Terms;
 use crate::error::{Error, Kind, Result};
 use crate::image::RULE_BLOCK_OPERATOR;
@@ -107,8 +107,7 @@ impl DenyAdd {
             clock::monotonic_nanoseconds().saturating_add(nanoseconds)
         });
         // The blocklist is for single sources with a time; it holds no scope and no shadow.
-        let is_source = source_prefix(self.prefix.address()) == self.prefix;
-        let is_block = is_source && expires != 0 && !self.host && !self.shadow;
+        let is_block = is_source(self.prefix) && expires != 0 && !self.host && !self.shadow;
         if self.host && !self.shadow {
             self.keep_the_operator_in(context)?;
         }
@@ -140,9 +139,7 @@ impl DenyAdd {
 
     /// Refuses a host-wide entry that would cut off the ssh session it is typed in.
     fn keep_the_operator_in(&self, context: &Context) -> Result<()> {
-        let client = std::env::var("SSH_CONNECTION").ok();
-        let client: Option<IpAddr> = client.and_then(|value| value.split(' ').next()?.parse().ok());
-        let Some(client) = client.filter(|client| holds(&self.prefix, *client)) else { return Ok(()) };
+        let Some(client) = ssh_client().filter(|client| holds(&self.prefix, *client)) else { return Ok(()) };
         for stage in context.stages(&self.selection)? {
             let is_managed = |allowed: &Allowed| {
                 allowed.management
@@ -163,19 +160,40 @@ impl DenyAdd {
     }
 }
 
+/// The client of the ssh session in which this was typed, as far as the environment tells: that of this process,
+/// or of one above it, since sudo(8) does not pass the variable on.
+fn ssh_client() -> Option<IpAddr> {
+    const NAME: &str = "SSH_CONNECTION";
+    /// Processes between this one and the session's (count).
+    const PARENTS_MAX: usize = 32;
+    let first = |value: &str| value.split(' ').next()?.parse().ok();
+    if let Ok(value) = std::env::var(NAME) {
+        return first(&value);
+    }
+    let mut process = std::os::unix::process::parent_id();
+    for _ in 0..PARENTS_MAX {
+        let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        let environment = String::from_utf8_lossy(&environment);
+        let mut variables = environment.split('\0').filter_map(|variable| variable.split_once('='));
+        if let Some((_, value)) = variables.find(|(name, _)| *name == NAME) {
+            return first(value);
+        }
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        process = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
+    }
+    None
+}
+
 /// Whether `prefix` holds `address`.
 fn holds(prefix: &Prefix, address: IpAddr) -> bool {
     Prefix::new(address.to_canonical(), prefix.length()) == *prefix
 }
 
 fn deny_del(verb: &Del, context: &Context) -> Result<()> {
-    let is_source = source_prefix(verb.prefix.address()) == verb.prefix;
+    let is_source = is_source(verb.prefix);
     let done = context.change(&verb.selection, |stage, lock| {
         let was_blocked = is_source && stage.unblock(lock, verb.prefix.address())?;
         let denied = stage.undeny(lock, verb.prefix)?;
-        if was_blocked && denied.is_none() {
-            stage.forget_note(lock, verb.prefix)?;
-        }
         Ok((was_blocked, denied))
     })?;
     let found = done.iter().filter(|(_, (was_blocked, denied))| *was_blocked || denied.is_some());

@@ -29,7 +29,7 @@ const REASON_EIGHTHS: u64 = 7;
 
 /// Where blocks hold: the stages of all interfaces.
 pub trait Stages {
-    /// How many stages there are.
+    /// How many stages there are that filter.
     fn count(&self) -> u32;
     /// Stores a block in every stage. When one has no room, the others hold it all the same and the first
     /// failure is returned.
@@ -185,6 +185,10 @@ impl Blocklist {
     /// # Errors
     /// A sentence, when the maps failed.
     pub fn unblock(&mut self, source: IpAddr, stages: &impl Stages) -> std::result::Result<bool, String> {
+        // Never a source, and where the keys of IPv4 addresses lie.
+        if source.is_multicast() {
+            return Ok(false);
+        }
         let key = key_of(source.to_canonical());
         let was_there = stages.unblock(&key).map_err(|error| error.to_string())?;
         Ok(self.remove(&key) | was_there)
@@ -225,7 +229,8 @@ impl Blocklist {
     /// there, too; without, somebody may have unblocked it there on purpose.
     ///
     /// # Errors
-    /// What the maps said; the list stays as it was.
+    /// What the maps said. When they could not be read the list stays as it was; when a block could not be
+    /// spread, everything else has been taken over.
     pub fn reconcile(&mut self, now: u64, stages: &impl Stages, spread: bool) -> Result<()> {
         let mut found: BTreeMap<BlockKey, (Held, u32)> = BTreeMap::new();
         for (key, block, reason) in stages.blocks()? {
@@ -240,17 +245,19 @@ impl Blocklist {
         self.entries.clear();
         self.ends.clear();
         self.counts.clear();
+        let mut result = Ok(());
         for (key, (held, count)) in found {
             if spread && count < stages.count() && (held.expires == 0 || held.expires > now) {
-                stages.block(&key, &held)?;
+                // One stage may be full; what the others hold is listed and ends all the same.
+                result = result.and(stages.block(&key, &held));
             }
             self.insert(key, held);
         }
         if !self.entries.is_empty() {
             self.empty_since = None;
-            stages.use_blocklist(true)?;
+            result = result.and(stages.use_blocklist(true));
         }
-        Ok(())
+        result
     }
 
     /// A page of the list, in the order of its keys, from behind `after` on.

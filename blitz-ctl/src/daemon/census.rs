@@ -15,9 +15,9 @@ use std::time::Duration;
 use aya::Pod;
 use blitz_ebpf_common::gcra;
 use blitz_ebpf_common::layout::{Deny, maps};
-use blitz_ebpf_common::sources::{Set, WAYS};
 
 use super::stages::Managed;
+use crate::counters::sources_in_debt;
 use crate::error::{Error, Result};
 use crate::pins::Pins;
 use crate::sys::clock;
@@ -69,16 +69,6 @@ pub fn take(managed: &Managed, pins: &Pins) -> Result<(Entries, u64)> {
         removed = stage.clear_expired_denials(&lock, now)?;
     }
     Ok((counts, removed as u64))
-}
-
-/// Sources of a set that have used some of their budget and not yet earned it back. Only they need their
-/// place: that of any other is free for a new source.
-fn sources_in_debt(set: &Set<u64>, now: u64) -> u64 {
-    let is_in_debt = |way: usize| {
-        set.tags.get(way).is_some_and(|tag| *tag != 0)
-            && set.words.iter().filter_map(|words| words.get(way)).any(|word| gcra::ahead(*word, now) != 0)
-    };
-    (0..WAYS).filter(|way| is_in_debt(*way)).count() as u64
 }
 
 fn count<K: Pod, V: Pod>(table: &Table<K, V>, mut visit: impl FnMut(&K, &V)) -> std::io::Result<u64> {

@@ -10,7 +10,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +21,7 @@ use blitz_ctl_protocol::message::{
     SocketProtocol, Status, UnblockDone,
 };
 use blitz_ctl_protocol::server::{Incoming, Session};
-use blitz_ctl_protocol::{Credentials, Error as Broken, sys};
+use blitz_ctl_protocol::{Error as Broken, sys};
 
 use super::peers::Peers;
 use crate::error::{Error, Kind, Result};
@@ -30,6 +30,9 @@ use crate::error::{Error, Kind, Result};
 pub const CONNECTIONS_MAX: usize = 64;
 /// Connections of one user other than root (count), so that root always gets in.
 pub const CONNECTIONS_OF_USER_MAX: usize = 32;
+/// Connections of all users that may not use the socket (count), while they are told so. They take no place of
+/// those who may.
+pub const STRANGERS_MAX: usize = 8;
 /// Longest step of a conversation: the hello, a frame that has begun, an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest silence of a client. The data plane connects again when it has something to say.
@@ -118,7 +121,10 @@ pub fn listen(path: &Path) -> Result<Listener> {
     };
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
-    let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
+    // Whoever can open it can hold its lock, and so keep a daemon from starting.
+    let private = std::fs::Permissions::from_mode(0o600);
+    let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+    let lock = lock.and_then(|lock| lock.set_permissions(private).map(|()| lock));
     let lock = lock.map_err(|error| failed("its lock file", &error))?;
     match lock.try_lock() {
         Ok(()) => {}
@@ -156,6 +162,7 @@ pub fn listen(path: &Path) -> Result<Listener> {
 struct Counts {
     all: usize,
     by_user: HashMap<u32, usize>,
+    strangers: usize,
 }
 
 struct Shared<R> {
@@ -188,50 +195,71 @@ pub fn start<R: Requests>(listener: &Listener, peers: Peers, requests: Arc<R>) -
 
 fn accept<R: Requests>(stream: UnixStream, shared: &Arc<Shared<R>>) {
     let Ok(peer) = sys::peer_credentials(stream.as_fd()) else { return };
-    if !shared.enter(peer) {
-        shared.requests.refused(Refusal::TooMany);
+    let admitted = shared.peers.admit(peer);
+    let seat = if admitted.is_ok() { Seat::User(peer.uid) } else { Seat::Stranger };
+    if !shared.enter(seat) {
+        let cause = if admitted.is_ok() { Refusal::TooMany } else { Refusal::User };
+        shared.requests.refused(cause);
         return;
     }
     let theirs = Arc::clone(shared);
     let spawned = std::thread::Builder::new().name("ctl-client".to_owned()).spawn(move || {
-        let _place = Place { shared: &theirs, uid: peer.uid };
-        if let Err(error) = converse(stream, &theirs) {
+        let _place = Place { shared: &theirs, seat };
+        if let Err(error) = converse(stream, admitted, &theirs) {
             log::debug!("control connection of process {} (user {}): {error}", peer.pid, peer.uid);
         }
     });
     if let Err(error) = spawned {
         log::warn!("no thread for a control connection: {error}");
-        shared.leave(peer.uid);
+        shared.leave(seat);
     }
+}
+
+/// Whose place a connection takes.
+#[derive(Clone, Copy, Debug)]
+enum Seat {
+    /// That of a user who may use the socket.
+    User(u32),
+    /// One of those for users who may not.
+    Stranger,
 }
 
 /// A connection's place, given back also when its thread panics.
 struct Place<'a, R: Requests> {
     shared: &'a Shared<R>,
-    uid: u32,
+    seat: Seat,
 }
 
 impl<R: Requests> Drop for Place<'_, R> {
     fn drop(&mut self) {
-        self.shared.leave(self.uid);
+        self.shared.leave(self.seat);
     }
 }
 
 impl<R: Requests> Shared<R> {
-    fn enter(&self, peer: Credentials) -> bool {
+    fn enter(&self, seat: Seat) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_user = counts.by_user.get(&peer.uid).copied().unwrap_or(0);
-        if counts.all >= CONNECTIONS_MAX || (peer.uid != 0 && of_user >= CONNECTIONS_OF_USER_MAX) {
+        let Seat::User(uid) = seat else {
+            let has_room = counts.strangers < STRANGERS_MAX;
+            counts.strangers += usize::from(has_room);
+            return has_room;
+        };
+        let of_user = counts.by_user.get(&uid).copied().unwrap_or(0);
+        if counts.all >= CONNECTIONS_MAX || (uid != 0 && of_user >= CONNECTIONS_OF_USER_MAX) {
             return false;
         }
         counts.all += 1;
-        counts.by_user.insert(peer.uid, of_user + 1);
+        counts.by_user.insert(uid, of_user + 1);
         self.requests.connections(counts.all);
         true
     }
 
-    fn leave(&self, uid: u32) {
+    fn leave(&self, seat: Seat) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Seat::User(uid) = seat else {
+            counts.strangers = counts.strangers.saturating_sub(1);
+            return;
+        };
         counts.all = counts.all.saturating_sub(1);
         if let Some(of_user) = counts.by_user.get_mut(&uid) {
             *of_user = of_user.saturating_sub(1);
@@ -243,13 +271,13 @@ impl<R: Requests> Shared<R> {
     }
 }
 
-fn converse<R: Requests>(stream: UnixStream, shared: &Shared<R>) -> std::result::Result<(), Broken> {
-    let mut is_stranger = false;
-    let session = Session::accept(stream, TIMEOUT, |peer| {
-        let admitted = shared.peers.admit(peer);
-        is_stranger = admitted.is_err();
-        admitted
-    });
+fn converse<R: Requests>(
+    stream: UnixStream,
+    admitted: std::result::Result<(), String>,
+    shared: &Shared<R>,
+) -> std::result::Result<(), Broken> {
+    let is_stranger = admitted.is_err();
+    let session = Session::accept(stream, TIMEOUT, |_| admitted);
     let mut session = match session {
         Ok(session) => session,
         Err(error) => {

@@ -14,6 +14,7 @@ use blitz_ctl_protocol::message::Reason;
 use blitz_ebpf_common::layout::{Block, BlockKey, SETTING_BLOCK, Settings};
 
 use super::blocklist::{Held, Stages};
+use crate::blocklist::key_prefix;
 use crate::counters;
 use crate::error::{Error, Kind, Result};
 use crate::lock;
@@ -130,7 +131,9 @@ impl All {
 
 impl Stages for All {
     fn count(&self) -> u32 {
-        u32::try_from(self.stages.len()).unwrap_or(u32::MAX)
+        // The maps of one that was detached by hand are still open here, and filter nothing.
+        let pinned = self.stages.iter().filter(|managed| managed.stage.pins().exists()).count();
+        u32::try_from(pinned).unwrap_or(u32::MAX)
     }
 
     fn block(&self, key: &BlockKey, held: &Held) -> Result<()> {
@@ -148,18 +151,22 @@ impl Stages for All {
         self.each(|managed| {
             let removed = managed.stage.maps().blocked.remove(key);
             was_there |= removed.map_err(|error| managed.failed("write BLOCKED", &error))?;
-            Ok(())
+            managed.stage.forget_block_note(key_prefix(key))
         })?;
         Ok(was_there)
     }
 
     fn expire(&self, key: &BlockKey, now: u64) -> Result<()> {
+        // The command line may block the source anew between our look and the removal. While another writer is
+        // at work the entry stays; it does nothing, and the next reading of the maps brings it back to a sweep.
+        let Ok(_lock) = lock::take(self.pins.base(), Duration::ZERO) else { return Ok(()) };
         self.each(|managed| {
             let blocked = &managed.stage.maps().blocked;
-            // The command line may have given it another end meanwhile.
+            // The command line may have given it another end.
             let found = blocked.get(key).map_err(|error| managed.failed("read BLOCKED", &error))?;
             if found.is_some_and(|block| block.expires != 0 && block.expires <= now) {
                 blocked.remove(key).map_err(|error| managed.failed("write BLOCKED", &error))?;
+                managed.stage.forget_block_note(key_prefix(key))?;
             }
             Ok(())
         })

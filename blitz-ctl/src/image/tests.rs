@@ -75,6 +75,17 @@ fn numbers_stay_over_a_reload_and_those_of_gone_rules_are_kept() {
 }
 
 #[test]
+fn the_number_of_one_that_is_gone_goes_to_another_only_when_no_other_is_left() {
+    // Rules 10 and 11 have the numbers 1 and 2; 11 stays.
+    let numbers = |max| Numbers::new([0, 10, 11].into_iter(), [11, 12, 13].into_iter(), max, "limits");
+    let mut roomy = numbers(5);
+    assert_eq!([11, 12, 13].map(|rule| roomy.take(rule)), [Ok(2), Ok(3), Ok(4)]);
+    let mut tight = numbers(3);
+    assert_eq!([11, 12, 11].map(|rule| tight.take(rule)), [Ok(2), Ok(1), Ok(2)]);
+    assert_eq!(tight.take(13), Err(Refusal::TooMany { what: "limits", asked: 3, fit: 2 }));
+}
+
+#[test]
 fn an_allowed_prefix_has_the_flags_of_those_around_it() {
     let text =
         format!("{BASE}[xdp]\nallow = [\"10.0.0.0/8\"]\nmanagement = [\"10.1.0.0/16\", \"10.0.0.0/7\"]\n");

@@ -56,6 +56,12 @@ impl From<Vec<u8>> for Built {
 const VLAN: u16 = 0x8100;
 const QINQ: u16 = 0x88a8;
 
+/// The first octets of a frame that is built.
+fn short(mut frame: Vec<u8>, length: usize) -> Vec<u8> {
+    frame.truncate(length);
+    frame
+}
+
 /// Every fixture. Sources are different wherever a bucket is asked.
 pub(crate) fn all() -> Vec<Fixture> {
     [parsing(), services(), lists(), hosts(), limits()].into_iter().flatten().collect()
@@ -131,16 +137,44 @@ fn parsing() -> Vec<Fixture> {
             "service:dns",
         ),
         f(
-            "IPv6 seven extension headers are not followed",
+            "IPv6 seven extension headers hide a service of the address",
             (0..7).fold(udp6(), |frame, _| frame.extension(DESTINATION_OPTIONS, 6)),
-            PassNotUnderstood,
-            "",
+            PassService,
+            edge6,
         ),
         f(
-            "IPv6 extension headers beyond 1023 octets are not followed",
+            "IPv6 extension headers beyond 1023 octets hide a service of the address",
             (0..5).fold(udp6(), |frame, _| frame.extension(DESTINATION_OPTIONS, 254)),
-            PassNotUnderstood,
-            "",
+            PassService,
+            edge6,
+        ),
+        f(
+            "IPv6 TCP that begins where its flags are not read any more",
+            (0..3).fold(tcp6(), |frame, _| frame.extension(DESTINATION_OPTIONS, 318)),
+            PassService,
+            edge6,
+        ),
+        f(
+            "IPv6 seven extension headers do not hide a denied source",
+            (0..7).fold(Frame::tcp("2001:db8:dead::9", "2001:db8:1::1", 80), |frame, _| {
+                frame.extension(DESTINATION_OPTIONS, 6)
+            }),
+            DropDenied,
+            "deny:config",
+        ),
+        f(
+            "IPv6 a denied source's TCP that begins where its flags are not read any more",
+            (0..3).fold(Frame::tcp("2001:db8:dead::9", "2001:db8:1::1", 80), |frame, _| {
+                frame.extension(DESTINATION_OPTIONS, 318)
+            }),
+            DropDenied,
+            "deny:config",
+        ),
+        f(
+            "IPv6 a denied source's later fragment that names another extension header",
+            Frame::other("2001:db8:dead::9", "2001:db8:1::1", DESTINATION_OPTIONS).fragment(1448, false),
+            DropDenied,
+            "deny:config",
         ),
         f("IPv6 cut in an extension header", tcp6().extension(ROUTING, 22).cut(55), PassNotUnderstood, ""),
         f(
@@ -356,6 +390,26 @@ fn limits() -> Vec<Fixture> {
             at("172.23.0.2", 8002).flags(SYN | 0xc0),
             DropSourceSyns,
             "limit:syns",
+        ),
+        f(
+            "SYNs in first fragments that end before the flags, with an ACK as padding",
+            at("172.23.0.4", 8002).flags(ACK).fragment(0, true).with(17, 28),
+            DropSourceSyns,
+            "limit:syns",
+        )
+        .after(2),
+        f(
+            "SYNs in first fragments that end before the flags, without padding",
+            short(at("172.23.0.5", 8002).fragment(0, true).with(17, 28), 42),
+            DropSourceSyns,
+            "limit:syns",
+        )
+        .after(2),
+        f(
+            "a denied source's first fragment that ends before the flags",
+            short(Frame::tcp("192.0.2.9", "10.0.0.1", 80).fragment(0, true).with(17, 28), 42),
+            DropDenied,
+            "deny:config",
         ),
         f("an ACK is no SYN", at("172.23.0.2", 8002).flags(ACK), PassService, "service:syns").after(9),
         f("SYN with ACK opens nothing", at("172.23.0.2", 8002).flags(SYN | ACK), PassService, "service:syns"),

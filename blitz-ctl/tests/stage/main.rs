@@ -9,10 +9,11 @@ mod world;
 use std::collections::HashMap;
 use std::process::Command;
 
+use blitz_ctl::image::Image;
 use blitz_ctl::object::OBJECT;
 use blitz_ctl::rehearsal::{Options, Rehearsal};
 use blitz_ctl::twin::Twin;
-use blitz_ebpf_common::layout::{Fault, Verdict};
+use blitz_ebpf_common::layout::{Fault, LIMITS_MAX, Verdict};
 use blitz_tests::require;
 
 /// A rehearsal of the test's world, or `None` after a line that says why there is none.
@@ -132,6 +133,72 @@ fn every_fixture_gets_its_verdict_and_its_counters() {
         assert_eq!(kernel.fault(fault).expect("counters"), 0, "{}", fault.label());
     }
     println!("{} fixtures", fixtures.len());
+}
+
+#[test]
+fn what_hides_its_protocol_is_for_a_service_of_either() {
+    const CONFIG: &str = "[[listeners]]\nname = \"web\"\naddress = \"[2001:db8::2]:80\"\nbuiltin_answers = true\n\
+        [xdp]\n[[xdp.services]]\nname = \"dns\"\naddress = \"2001:db8::1\"\nport = 53\nprotocol = \"udp\"\n";
+    let config = blitz_config::load(CONFIG, blitz_config::Format::Toml, "hidden.toml", &Default::default());
+    let image =
+        blitz_ctl::image::Image::from_config(&config.expect("a configuration"), 1, &Default::default());
+    let image = image.expect("it fits");
+    let hidden = |to| {
+        let frame = packets::Frame::udp("2001:db8:9::1", to, 9);
+        (0..7).fold(frame, |frame, _| frame.extension(packets::DESTINATION_OPTIONS, 6)).build()
+    };
+    let twin = Twin::new(image.clone(), HashMap::new());
+    for (to, rule) in [("2001:db8::1", "service:dns"), ("2001:db8::2", "service:web"), ("2001:db8::3", "")] {
+        assert_eq!(twin.decide(&hidden(to)).rule, image.rule(rule).unwrap_or(0), "{to}");
+    }
+    let Ok(mut kernel) = Rehearsal::new(OBJECT, &image, &HashMap::new(), Options::default()) else {
+        assert!(!is_root(), "the object does not load");
+        return require::skip("loading BPF needs root here");
+    };
+    for to in ["2001:db8::1", "2001:db8::2", "2001:db8::3"] {
+        assert!(kernel.passes(&hidden(to)).expect("a run"));
+    }
+    let verdicts = kernel.verdicts().expect("counters");
+    assert_eq!(verdicts[Verdict::PassService as usize], 2);
+    assert_eq!(verdicts[Verdict::PassNoService as usize], 1);
+}
+
+/// What a step does when it cannot do its work, in the loaded program; the other rows of the table are
+/// fixtures, and contention is tested where it can be made: beside `gcra::take`.
+#[test]
+fn faults_go_in_their_direction_and_are_counted() {
+    let Some(_) = rehearsal() else { return };
+    let load =
+        |image: &Image| Rehearsal::new(OBJECT, image, &HashMap::new(), Options::default()).expect("loads");
+
+    // A service that names a limit which is not in its table: the packet goes on without it.
+    let mut image = world::image();
+    let number =
+        image.services.iter().position(|service| service.source_limit != 0).expect("a limited service");
+    let frame = packets::Frame::tcp("172.30.0.1", "10.0.0.1", 80).build();
+    let http = image.rule("service:http").expect("a rule");
+    for service in image.services.iter_mut().skip(number).filter(|service| service.rule == http) {
+        service.source_limit = LIMITS_MAX;
+    }
+    let mut kernel = load(&image);
+    for _ in 0..10 {
+        assert!(kernel.passes(&frame).expect("a run"));
+    }
+    assert_eq!(kernel.fault(Fault::NoEntry).expect("counters"), 10);
+
+    // Five sources in debt and one set of four: the fifth is limited all the same, and one is forgotten.
+    let mut image = world::image();
+    image.sources_max = 4;
+    let mut kernel = load(&image);
+    let from = |n: u8| packets::Frame::tcp(&format!("172.30.1.{n}"), "10.0.0.1", 80).build();
+    for n in 1..=4 {
+        assert!(kernel.passes(&from(n)).expect("a run"));
+        assert!(kernel.passes(&from(n)).expect("a run"));
+    }
+    assert_eq!(kernel.fault(Fault::SourcesFull).expect("counters"), 0);
+    let fifth: Vec<bool> = (0..4).map(|_| kernel.passes(&from(5)).expect("a run")).collect();
+    assert_eq!(fifth, [true, true, true, false], "three packets are its burst");
+    assert_eq!(kernel.fault(Fault::SourcesFull).expect("counters"), 1);
 }
 
 /// Packets of the equality test.

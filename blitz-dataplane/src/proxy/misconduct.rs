@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use blitz_config::Config;
 use blitz_config::model::Cidr;
@@ -30,12 +31,16 @@ const DOMAIN: u64 = u64::from_le_bytes(*b"conduct\0");
 /// The bucket that says when a source was reported last.
 const REPORTED: u64 = u64::MAX;
 
+/// How soon a source that still gets through is reported again: what was said to a daemon that was not there,
+/// or whose list was full, is lost.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
 /// When a source is reported. Made of a configuration.
 #[derive(Debug)]
 pub struct Misconduct {
     framing: Option<Bucket>,
     limit: Option<Bucket>,
-    /// One report in half of the time for which a source is blocked.
+    /// One report in [`REPORT_EVERY`], or in half of the time for which a source is blocked if that is less.
     reported: Bucket,
     trusted: Box<[Cidr]>,
 }
@@ -64,11 +69,11 @@ impl Misconduct {
         if config.xdp.interfaces.is_empty() || (framing.is_none() && limit.is_none()) {
             return None;
         }
-        let half = u64::try_from((blocklist.ttl / 2).as_nanos()).unwrap_or(u64::MAX);
-        // At most half an hour, so far from the end of the word.
-        let half = half.saturating_mul(UNITS_PER_NANOSECOND);
+        let between = (blocklist.ttl / 2).min(REPORT_EVERY);
+        let between =
+            u64::try_from(between.as_nanos()).unwrap_or(u64::MAX).saturating_mul(UNITS_PER_NANOSECOND);
         let trusted = config.trusted_proxies.as_slice().into();
-        Some(Self { framing, limit, reported: Bucket { cost: half, depth: half }, trusted })
+        Some(Self { framing, limit, reported: Bucket { cost: between, depth: between }, trusted })
     }
 
     fn rule(&self, reason: Reason) -> Option<Bucket> {
@@ -150,6 +155,26 @@ mod tests {
                 Err(_) => true,
             }
         })
+    }
+
+    #[test]
+    fn a_report_that_was_lost_is_made_again_soon_also_when_blocks_are_long() {
+        let reported = |ttl_ms: u64| {
+            let text = format!(
+                "[[listeners]]\nname = \"edge\"\naddress = \"127.0.0.1:8080\"\nbuiltin_answers = true\n\
+                 [xdp]\ninterfaces = [\"eth0\"]\nblocklist = {{ ttl_ms = {ttl_ms} }}\n"
+            );
+            let format = blitz_config::Format::Toml;
+            let config = blitz_config::load(&text, format, "test.toml", &Default::default()).unwrap();
+            Misconduct::new(&config).unwrap().reported
+        };
+        // Of reports a second apart, the second one goes out when the bucket is full again.
+        let again = |bucket: Bucket| {
+            let word = step(0, units(1), bucket.cost, bucket.depth).unwrap();
+            (1..4000).find(|s| step(word, units(1 + s * 1_000_000_000), bucket.cost, bucket.depth).is_ok())
+        };
+        assert_eq!(again(reported(3_600_000)), Some(10));
+        assert_eq!(again(reported(4_000)), Some(2));
     }
 
     #[test]

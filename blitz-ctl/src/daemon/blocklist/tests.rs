@@ -16,6 +16,7 @@ struct Maps {
     stages: Vec<RefCell<HashMap<BlockKey, Block>>>,
     used: Cell<bool>,
     is_broken: Cell<bool>,
+    is_full: Cell<bool>,
 }
 
 impl Maps {
@@ -40,6 +41,9 @@ impl Stages for Maps {
 
     fn block(&self, key: &BlockKey, held: &Held) -> Result<()> {
         self.check()?;
+        if self.is_full.get() {
+            return Err(Error::new(Kind::Full, "full", "wait"));
+        }
         let rule = held.reason.map_or(0, |reason| reason as u32 + 1);
         for stage in &self.stages {
             let block = Block { expires: held.expires, since: held.since, rule, flags: 0 };
@@ -244,6 +248,31 @@ fn a_new_daemon_takes_over_what_the_maps_hold() {
     assert_eq!((second.len(), maps.holds("203.0.113.9")), (2, 1));
     assert_eq!(second.sweep(10 * SECOND, &maps).expect("sweep"), 1);
     assert_eq!(second.sweep(11 * SECOND, &maps).expect("sweep"), 1);
+}
+
+#[test]
+fn an_ipv6_prefix_does_not_unblock_an_ipv4_address() {
+    let (mut list, maps) = (list(10), Maps::new(1));
+    ask(&mut list, &maps, "203.0.113.7", Reason::Framing, 0);
+    let twin: IpAddr = "ffff:ffff:cb00:7107::".parse().expect("address");
+    assert_eq!(list.unblock(twin, &maps), Ok(false));
+    assert_eq!(maps.holds("203.0.113.7"), 1);
+}
+
+#[test]
+fn a_stage_without_room_hides_nothing_that_others_hold() {
+    let (mut first, maps) = (list(10), Maps::new(2));
+    for source in ["203.0.113.1", "203.0.113.2", "203.0.113.3"] {
+        ask(&mut first, &maps, source, Reason::Framing, 0);
+    }
+    maps.stages[1].borrow_mut().clear();
+    maps.is_full.set(true);
+    let mut second = list(10);
+    let error = second.reconcile(SECOND, &maps, true).expect_err("one stage is full");
+    assert_eq!(error.kind(), Kind::Full);
+    assert_eq!((second.len(), maps.used.get()), (3, true));
+    assert_eq!(second.sweep(60 * SECOND, &maps).expect("sweep"), 3);
+    assert!(maps.stages[0].borrow().is_empty());
 }
 
 #[test]

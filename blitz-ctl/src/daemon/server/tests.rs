@@ -185,6 +185,32 @@ fn connections_are_bounded_and_places_come_back() {
 }
 
 #[test]
+fn strangers_take_no_place_of_those_who_may_speak() {
+    let (requests, peers) = (Arc::new(Fake::default()), Peers::new(Some("7".to_owned())));
+    let shared = Shared { requests, peers, counts: Mutex::default() };
+    let taken = (0..1000).filter(|_| shared.enter(Seat::Stranger)).count();
+    assert_eq!(taken, STRANGERS_MAX);
+    let taken = (0..1000).filter(|_| shared.enter(Seat::User(7))).count();
+    assert_eq!(taken, CONNECTIONS_OF_USER_MAX);
+    let taken = (0..1000).filter(|_| shared.enter(Seat::User(0))).count();
+    assert_eq!(taken, CONNECTIONS_MAX - CONNECTIONS_OF_USER_MAX);
+    shared.leave(Seat::Stranger);
+    assert!(shared.enter(Seat::Stranger));
+    assert!(!shared.enter(Seat::User(0)));
+}
+
+#[test]
+fn nobody_else_can_hold_the_lock() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("ctl.sock.lock");
+    std::fs::write(&path, "").expect("write");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("permissions");
+    let _listener = listen(&directory.path().join("ctl.sock")).expect("listen");
+    let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
 fn what_is_no_protocol_is_counted_and_ended() {
     let served = Served::new(Some(&own_number()));
     let mut stream = UnixStream::connect(served.path()).expect("connect");
