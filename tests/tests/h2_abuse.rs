@@ -1,8 +1,8 @@
 //! What burdens a server over HTTP/2 is named, counted, and ends the connection; nobody else notices.
 
 use blitz_tests::h2raw::{
-    H2, code, data, field_indexed, flag, frame, get, headers, integer, kind, ping, request, reset, settings,
-    window_update,
+    H2, Outcome, code, data, field_indexed, flag, frame, get, headers, integer, kind, ping, request, reset,
+    settings, window_update,
 };
 use blitz_tests::{Cell, Gateway, PATIENCE, Setup, Upstream, matrix, wait_until};
 
@@ -36,7 +36,7 @@ fn flood(cell: Cell, abuse: &str, begin: &[u8], mut repeat: impl FnMut(u32) -> V
     wait_until("the abuse is counted", PATIENCE, || named(&gateway, abuse) > 0.0);
     assert_eq!(metric(&gateway, "blitz_h2_abuse_total"), 1.0, "once, and under one name");
     good.send(get(3, "/hello"));
-    assert_eq!(good.outcome(3), blitz_tests::h2raw::Outcome::Answer(200), "a neighbour");
+    assert_eq!(good.outcome(3), Outcome::Answer(200), "a neighbour");
     assert_eq!(metric(&gateway, "blitz_panics_total"), 0.0);
     drop(good);
     gateway.stop();
@@ -78,11 +78,25 @@ matrix! {
         flood(cell, "hpack_bomb", &[settings(&[(4, 0)]), fill].concat(), |n| headers(2 * n + 3, flag::WHOLE, &bomb));
     }
 
-    /// The same, each just beyond the limit.
+    /// The same, each just beyond the limit and answered with 431, until there are too many.
     fn hpack_bomb_in_small(cell) {
-        let fill = fill_table();
+        let gateway = Setup::new(cell).h2(&[], "").start();
         let bomb = [request("GET", "/hello", &[]), integer(62, 7, 0x80).repeat(5)].concat();
-        flood(cell, "hpack_bomb", &[settings(&[(4, 0)]), fill].concat(), |n| headers(2 * n + 3, flag::WHOLE, &bomb));
+        let mut h2 = H2::connect(gateway.address);
+        h2.send([settings(&[(4, 0)]), fill_table()].concat());
+        let mut answered = 0;
+        let last = loop {
+            h2.send(headers(2 * answered + 3, flag::WHOLE, &bomb));
+            match h2.outcome(2 * answered + 3) {
+                Outcome::Answer(431) => answered += 1,
+                outcome => break outcome,
+            }
+        };
+        assert_eq!(last, Outcome::GoAway(code::ENHANCE_YOUR_CALM), "after {answered}");
+        assert!(answered >= 40, "{answered}");
+        assert_eq!(named(&gateway, "hpack_bomb"), 1.0);
+        assert!(metric(&gateway, "blitz_errors_total{kind=\"request_head_too_large\"}") >= 40.0);
+        gateway.stop();
     }
 
     fn ping_flood(cell) {
