@@ -16,6 +16,8 @@ use super::connections::{Carrier, Connection, Ended, HandshakePermit, Listener};
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::http1::{Unread, server};
+use crate::http2;
+use crate::http2::detect::{Detected, detect};
 use crate::metrics::names::Metric;
 use crate::runtime::{Chunk, Deadline, Pooled, TcpListener, TcpStream, Transport};
 use crate::tls::{Acceptor, Handshaken, TlsStream};
@@ -63,18 +65,52 @@ pub fn admit(proxy: &Rc<Proxy>, stream: TcpStream, info: &Rc<Listener>) {
 }
 
 async fn run(mut open: Open, stream: TcpStream) {
-    let ended = server::serve(&*open.proxy, &stream, &open.connection, Unread::default()).await;
-    open.ended = Some(ended);
+    open.ended = Some(serve(&open.proxy, &stream, &open.connection).await);
 }
 
-/// Serves a connection in clear of which some has been read.
+/// Finds out what a connection in clear speaks, and serves it.
+async fn serve(proxy: &Rc<Proxy>, stream: &TcpStream, connection: &Rc<Connection>) -> Ended {
+    let protocols = connection.listener().protocols.get();
+    if !protocols.h2 {
+        return server::serve(&**proxy, stream, connection, Unread::default()).await;
+    }
+    // In a block of its own: an idle connection shall not carry the room for it.
+    let detected = Pooled::new(detect(stream, connection, proxy.limits().request_head)).await;
+    match detected {
+        Ok(Detected::Http2(chunk)) => serve_h2(proxy, stream, connection, Some(chunk)).await,
+        Ok(Detected::Other(chunk)) if protocols.h1 => {
+            server::serve(&**proxy, stream, connection, Unread::from(chunk)).await
+        }
+        Ok(Detected::Other(_)) => http2::server::refuse(&**proxy, stream).await,
+        Err(ended) => ended,
+    }
+}
+
+async fn serve_h2<T: Transport>(
+    proxy: &Rc<Proxy>,
+    stream: &T,
+    connection: &Rc<Connection>,
+    received: Option<Chunk>,
+) -> Ended {
+    proxy.rows.add(Metric::H2Connections, 1);
+    Pooled::new(http2::server::serve(proxy, stream, connection, received)).await
+}
+
+/// Serves a connection in clear, where TLS is spoken too, of which some has been read: HTTP/1.
 async fn run_begun(mut open: Open, stream: TcpStream, received: Chunk) {
     let ended = server::serve(&*open.proxy, &stream, &open.connection, Unread::from(received)).await;
     open.ended = Some(ended);
 }
 
 async fn run_tls(mut open: Open, stream: Box<TlsStream>) {
-    let ended = server::serve(&*open.proxy, &*stream, &open.connection, Unread::default()).await;
+    let protocols = open.connection.listener().protocols.get();
+    // Without ALPN (RFC 7301) it is HTTP/1 where that is spoken.
+    let is_h2 = stream.with_alpn(|name| name.map_or(!protocols.h1, |name| name == b"h2"));
+    let ended = if is_h2 {
+        serve_h2(&open.proxy, &*stream, &open.connection, None).await
+    } else {
+        server::serve(&*open.proxy, &*stream, &open.connection, Unread::default()).await
+    };
     open.ended = Some(ended);
     if stream.close_notify() {
         // In a block of its own, as above.
