@@ -76,6 +76,7 @@ impl<S: Service> Active<S> {
     pub(super) async fn run(self, request: http::Request<RecvStream>, respond: SendResponse<ChunkBuf>) {
         let service = &*self.0.service;
         let mut head = service.take_request();
+        head.scheme = self.0.connection.scheme();
         self.exchange(request, respond, &mut head).await;
         service.put_request(head);
     }
