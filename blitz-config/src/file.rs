@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod bounded;
+mod http2;
 mod policy;
 mod release;
 mod shape;
@@ -17,6 +18,7 @@ mod syntax;
 mod tls;
 
 pub use bounded::Bounded;
+pub use http2::Http2File;
 pub use policy::{
     BlocklistFile, DenyFile, DenyScopeFile, DenyTableFile, LIMITS_MAX, LimitByFile, LimitFile, PerSecond,
     TransportFile, XDP_ALLOW_MAX, XDP_DENY_MAX, XDP_INTERFACES_MAX, XDP_SERVICES_MAX, XdpFile, XdpModeFile,
@@ -88,6 +90,8 @@ pub struct FileConfig {
     pub timeouts: TimeoutsFile,
     /// Bounds on what a peer may make the gateway hold. Reloadable, for new requests.
     pub http: HttpFile,
+    /// Bounds on an HTTP/2 connection. Reloadable, for new connections.
+    pub http2: Http2File,
     /// The admin API. Not reloadable.
     pub admin: AdminFile,
     /// Limits on packets and requests: one policy from the network card to the request. Default:
@@ -109,8 +113,8 @@ pub struct ListenerFile {
     /// kernel choose. Required. Reloadable: a changed address closes the old socket and opens a new
     /// one.
     pub address: String,
-    /// Protocols spoken here. Default: `["h1"]`, which is all that this release speaks. Reloadable,
-    /// for new connections.
+    /// Protocols spoken here. Without TLS, `h2` is HTTP/2 with prior knowledge; beside `h1`, the first
+    /// bytes of a connection tell which it is. Default: `["h1"]`. Reloadable, for new connections.
     #[serde(default = "default_protocols")]
     #[schemars(length(min = 1, max = 3))]
     pub protocols: Vec<ProtocolFile>,
@@ -151,6 +155,9 @@ pub enum ProtocolFile {
     /// HTTP/1.1 and 1.0.
     #[serde(rename = "h1")]
     H1,
+    /// HTTP/2 (RFC 9113).
+    #[serde(rename = "h2")]
+    H2,
 }
 
 /// A group of endpoints that serve the same thing.

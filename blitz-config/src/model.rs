@@ -28,6 +28,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Bounds on what a peer may make us hold.
     pub http: HttpLimits,
+    /// Bounds on an HTTP/2 connection.
+    pub http2: Http2Limits,
     /// The admin API.
     pub admin: Admin,
     /// Limits in file order, at most 255. At most one packet limit by source and one by service
@@ -60,6 +62,8 @@ pub struct Listener {
 pub enum Protocol {
     /// HTTP/1.1 (and 1.0), RFC 9112.
     H1,
+    /// HTTP/2, RFC 9113.
+    H2,
 }
 
 /// A named group of endpoints that serve the same thing.
@@ -225,6 +229,44 @@ pub struct HttpLimits {
     pub response_head_bytes_max: usize,
     /// Downstream connections per worker. Beyond: the oldest idle one is closed, else the new one.
     pub connections_per_worker_max: usize,
+}
+
+/// Bounds on an HTTP/2 connection. Rates are per connection, in events per second; four times as many may
+/// come at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http2Limits {
+    /// Requests at a time on one connection (count), announced as SETTINGS_MAX_CONCURRENT_STREAMS. Beyond:
+    /// the stream is refused (REFUSED_STREAM).
+    pub concurrent_streams_max: u32,
+    /// Bytes of one request body that a client may send before the upstream has taken them. Beyond: the
+    /// client waits.
+    pub stream_window_bytes: u32,
+    /// The same for all streams of a connection together: the most that a connection buffers of request
+    /// bodies. Beyond: the client waits.
+    pub connection_window_bytes: u32,
+    /// CONTINUATION frames behind one HEADERS frame (count). Beyond: `continuation_flood`.
+    pub continuations_max: u32,
+    /// Streams that the client resets. Beyond: `rapid_reset`.
+    pub resets_per_second: u32,
+    /// Streams that the client makes the gateway reset or refuse. Beyond: `made_you_reset`.
+    pub faults_per_second: u32,
+    /// Request heads larger than `http.request_head_bytes_max`. Beyond: `hpack_bomb`.
+    pub oversize_heads_per_second: u32,
+    /// PING frames; each DATA frame sent allows one more. Beyond: `ping_flood`.
+    pub pings_per_second: u32,
+    /// SETTINGS frames. Beyond: `settings_flood`.
+    pub settings_per_second: u32,
+    /// PRIORITY and PRIORITY_UPDATE frames; each request allows two more. Beyond: `priority_flood`.
+    pub priorities_per_second: u32,
+    /// WINDOW_UPDATE frames; each DATA frame sent allows four more. Beyond: `window_update_flood`.
+    pub window_updates_per_second: u32,
+    /// DATA frames that carry nothing and end nothing. Beyond: `empty_data_flood`.
+    pub empty_data_per_second: u32,
+    /// Frames of unknown types. Beyond: `unknown_frame_flood`.
+    pub unknown_frames_per_second: u32,
+    /// Streams of one connection that were ended because the client opened no window for
+    /// `timeouts.send_progress_ms` (count). Beyond: `stalled_window`.
+    pub stalled_streams_max: u32,
 }
 
 /// The admin API.

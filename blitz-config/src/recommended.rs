@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, Blocklist, HttpLimits, Limit, PassiveHealth, Timeouts, Tls, Upstream, Xdp, XdpMode,
+    Admin, Blocklist, Http2Limits, HttpLimits, Limit, PassiveHealth, Timeouts, Tls, Upstream, Xdp, XdpMode,
 };
 use blitz_ebpf_common::layout;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -69,6 +69,48 @@ impl HttpLimits {
 }
 
 impl Default for HttpLimits {
+    fn default() -> Self {
+        Self::RECOMMENDED
+    }
+}
+
+impl Http2Limits {
+    /// The bounds that apply when a file names none.
+    pub const RECOMMENDED: Self = Self {
+        // As nginx; RFC 9113 section 6.5.2 recommends no fewer than 100.
+        concurrent_streams_max: 128,
+        // One stream over a path of 100 ms moves 20 Mbit/s; four of them fill the connection's window.
+        stream_window_bytes: 256 * 1024,
+        connection_window_bytes: 1024 * 1024,
+        // A head of the largest default size needs one; clients fill their frames.
+        continuations_max: 4,
+        // A browser that leaves a page cancels what it had asked for: a burst of a few hundred, then nothing.
+        resets_per_second: 100,
+        // No correct client gives cause, but one that opens more streams than it may has not yet seen our
+        // SETTINGS.
+        faults_per_second: 50,
+        // Each costs a decoding of up to four times the limit.
+        oversize_heads_per_second: 10,
+        // Keep-alive is one in many seconds; what measures bandwidth pings once a round trip while data flows,
+        // and that is allowed for beside.
+        pings_per_second: 100,
+        // One at the start, rarely another.
+        settings_per_second: 20,
+        // Browsers send a tree of them at the start.
+        priorities_per_second: 100,
+        // One for the stream and one for the connection with each DATA frame is what clients send that are
+        // careless, and is allowed for beside.
+        window_updates_per_second: 1000,
+        // Some libraries flush with them.
+        empty_data_per_second: 100,
+        // Frames sent to keep receivers honest (RFC 8701 in spirit), one or two with each request.
+        unknown_frames_per_second: 100,
+        // A page with that many paused downloads is none.
+        stalled_streams_max: 16,
+    };
+}
+
+impl Default for Http2Limits {
     fn default() -> Self {
         Self::RECOMMENDED
     }

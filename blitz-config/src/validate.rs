@@ -202,6 +202,7 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
         trusted_proxies,
         timeouts: timeouts(&file.timeouts),
         http: http_limits(&file.http),
+        http2: file.http2.limits(),
         admin,
         limits,
         xdp,
@@ -280,11 +281,12 @@ fn proxy_protocol(index: usize, listener: &ListenerFile, issues: &mut Issues) ->
 fn protocols(index: usize, file: &[ProtocolFile], issues: &mut Issues) -> Vec<Protocol> {
     let mut protocols = Vec::with_capacity(file.len());
     if file.is_empty() {
-        issues.add(format!("listeners[{index}].protocols"), "empty; accepted: \"h1\"");
+        issues.add(format!("listeners[{index}].protocols"), "empty; accepted: \"h1\", \"h2\"");
     }
     for (position, protocol) in file.iter().enumerate() {
         let protocol = match protocol {
             ProtocolFile::H1 => Protocol::H1,
+            ProtocolFile::H2 => Protocol::H2,
         };
         if protocols.contains(&protocol) {
             issues.add(

@@ -221,6 +221,7 @@ fn config() -> impl Strategy<Value = Config> {
                 .collect(),
             timeouts: Timeouts { keep_alive: Duration::from_secs(seconds), ..Timeouts::RECOMMENDED },
             http: HttpLimits { request_fields_max: fields, ..HttpLimits::RECOMMENDED },
+            http2: Http2Limits::RECOMMENDED,
             admin: Admin { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port) },
             limits,
             xdp: Xdp { shadow, ..Xdp::default() },

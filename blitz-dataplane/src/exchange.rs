@@ -46,6 +46,15 @@ impl Scheme {
     }
 }
 
+/// The protocol that a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 or HTTP/1.1.
+    H1,
+    /// HTTP/2.
+    H2,
+}
+
 /// How long a message body is, as the message says before the body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BodyLength {

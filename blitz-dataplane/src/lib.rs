@@ -6,6 +6,7 @@ pub mod date;
 pub mod exchange;
 pub mod fields;
 pub mod http1;
+pub mod http2;
 pub mod logging;
 pub mod metrics;
 pub mod process;

@@ -17,6 +17,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use blitz_config::Config;
+use blitz_config::model::Protocol;
 
 use crate::exchange::ErrorKind;
 use crate::metrics::names::Metric;
@@ -24,7 +25,7 @@ use crate::process::endpoints::ResolvedEndpoints;
 use crate::process::{Boot, BoundListener, ConnectionRow, IoMode, Order, Orders, WorkerCode, WorkerError};
 use crate::proxy::Proxy;
 use crate::proxy::accept;
-use crate::proxy::connections::Listener;
+use crate::proxy::connections::{Listener, Protocols};
 use crate::proxy::snapshot::Snapshot;
 use crate::runtime::{self, Handle, Runtime, Sizes, Stats, TcpListener};
 use crate::segment::WorkerState;
@@ -255,6 +256,8 @@ impl Listeners {
             let Some((configured, material)) = configured.next() else { continue };
             info.builtins.set(configured.builtin_answers);
             info.set_proxy_protocol(configured.proxy_protocol_from.as_deref());
+            let speaks = |protocol| configured.protocols.contains(&protocol);
+            info.protocols.set(Protocols { h1: speaks(Protocol::H1), h2: speaks(Protocol::H2) });
             match material.as_ref().map(|material| Acceptor::new(material, &self.tls)).transpose() {
                 Ok(acceptor) => info.set_tls(acceptor),
                 // The supervisor has tried the same; what was in use stays.

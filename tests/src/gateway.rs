@@ -108,6 +108,17 @@ impl Setup {
         self
     }
 
+    /// A file with one listener that speaks HTTP/1 and HTTP/2, an upstream of these endpoints (none: built-in answers
+    /// only), and `more` after it.
+    pub fn h2(self, endpoints: &[SocketAddr], more: &str) -> Self {
+        let toml = if endpoints.is_empty() {
+            format!("{LISTENER}\n{more}\n")
+        } else {
+            one_upstream(endpoints, more)
+        };
+        self.config(&toml.replace("[\"h1\"]", "[\"h1\", \"h2\"]"))
+    }
+
     /// Adds a flag or its value.
     pub fn flag(mut self, word: &str) -> Self {
         self.flags.push(word.to_owned());

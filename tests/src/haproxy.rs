@@ -32,7 +32,8 @@ impl Haproxy {
         let conf = dir.path().join("haproxy.cfg");
         let text = format!(
             "global\n  nbthread 1\n  maxconn 100\n\
-             defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  option httpchk GET /check\n\
+             defaults\n  mode tcp\n  option httpchk GET /check\n\
+             \x20 timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
              listen front\n  bind {address}\n  server gateway {server} {options}\n"
         );
         fs::write(&conf, text).expect("can be written");

@@ -250,16 +250,25 @@ matrix! {
         gateway.stop();
     }
 
-    /// curl says version 1.
+    /// curl says version 1, before HTTP/1 and before the preface of HTTP/2.
     fn curl_as_sender(cell) {
         require!("curl");
-        let gateway = Setup::new(cell).config(&required(LISTENER, LOOPBACK)).start();
-        let mut curl = Command::new("curl");
-        curl.args(["-sS", "--fail", "--noproxy", "*", "-m", "10", "--haproxy-protocol"]);
-        curl.arg(format!("http://{}/hello", gateway.address)).stdin(Stdio::null());
-        let output = curl.output().expect("curl can be executed");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "Hello from Blitz\n", "{output:?}");
-        counted(&gateway, "headers_total{version=\"1\",address=\"client\"}", 1);
+        let both = LISTENER.replacen("[\"h1\"]", "[\"h1\", \"h2\"]", 1);
+        let gateway = Setup::new(cell).config(&required(&both, LOOPBACK)).start();
+        for (protocol, version) in [("--http1.1", "1.1"), ("--http2-prior-knowledge", "2")] {
+            let mut curl = Command::new("curl");
+            curl.args(["-sS", "--fail", "--noproxy", "*", "-m", "10", "--haproxy-protocol", protocol]);
+            curl.args(["-w", "%{http_version}"]).arg(format!("http://{}/hello", gateway.address));
+            let output = curl.stdin(Stdio::null()).output().expect("curl can be executed");
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert_eq!(said, format!("Hello from Blitz\n{version}"), "{output:?}");
+        }
+        counted(&gateway, "headers_total{version=\"1\",address=\"client\"}", 2);
+        // The preface in one piece with the header: the settings of the server answer it.
+        let mut client = gateway.connect();
+        client.send([LINE.as_bytes(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"].concat());
+        client.finish();
+        assert_eq!(client.rest().get(3), Some(&0x04));
         gateway.stop();
     }
 

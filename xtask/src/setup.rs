@@ -51,6 +51,14 @@ const TEST_TOOLS: &[Tool] = &[
         pacman: "nginx",
         service: Some("nginx"),
     },
+    Tool {
+        program: "nghttp",
+        why: "HTTP/2 clients of the tests",
+        apt: "nghttp2-client",
+        dnf: "nghttp2",
+        pacman: "nghttp2",
+        service: None,
+    },
     Tool { program: "wrk", why: "the load generator", apt: "wrk", dnf: "wrk", pacman: "wrk", service: None },
     Tool {
         program: "ip",

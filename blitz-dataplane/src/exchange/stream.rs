@@ -4,7 +4,7 @@
 //! (`http1/server.rs`, `http1/client.rs`). A codec keeps its own deadlines and reports their expiry
 //! as an error like any other; nothing here says which HTTP version is spoken.
 
-use super::{BodyLength, Method, ProxyError, RequestHead, ResponseHead};
+use super::{BodyLength, Method, Protocol, ProxyError, RequestHead, ResponseHead};
 use crate::fields::Fields;
 use crate::runtime::Chunk;
 
@@ -156,7 +156,10 @@ pub trait Service {
     fn misconduct(&self, connection: &crate::proxy::connections::Connection, error: &ProxyError);
 
     /// Notes an answer of which the head has been written.
-    fn answered(&self, status: u16);
+    fn answered(&self, protocol: Protocol, status: u16);
+
+    /// Notes that a client burdens the gateway on purpose or by mistake; its connection is about to end.
+    fn abused(&self, connection: &crate::proxy::connections::Connection, abuse: crate::http2::Abuse);
 }
 
 /// Bounds on a downstream connection.
@@ -174,4 +177,6 @@ pub struct ServerLimits {
     pub body_bytes_max: u64,
     /// Bounds on a head.
     pub head: crate::http1::HeadLimits,
+    /// Bounds on an HTTP/2 connection.
+    pub http2: blitz_config::model::Http2Limits,
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::exchange::refusal::refuse;
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Side};
+use crate::exchange::{BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, Side};
 use crate::fields::Fields;
 use crate::proxy::connections::{Connection, Ended};
 use crate::runtime::{Chunk, Deadline, Pooled, Transport};
@@ -101,7 +101,7 @@ pub async fn serve<S: Service, T: Transport>(
 }
 
 /// Waits for the first bytes of a request, in the state that an idle connection is in.
-async fn first_bytes(
+pub(crate) async fn first_bytes(
     stream: &impl Transport,
     connection: &Connection,
     deadline: &mut Deadline,
@@ -261,7 +261,7 @@ async fn refuse_head<S: Service, T: Transport>(
 }
 
 /// Sends what is left, ends our side, and listens until the client has ended its own.
-async fn linger<S: Service>(service: &S, stream: &impl Transport, deadline: &mut Deadline) {
+pub(crate) async fn linger<S: Service>(service: &S, stream: &impl Transport, deadline: &mut Deadline) {
     stream.shutdown_write();
     if !flush(service, stream).await {
         return;
@@ -467,7 +467,7 @@ impl<S: Service, T: Transport> Answer for ResponseSink<'_, S, T> {
         let date = self.service.date();
         self.body = Some(body);
         self.shared.has_begun.set(true);
-        self.service.answered(head.status);
+        self.service.answered(Protocol::H1, head.status);
         self.stream
             .write_with(|out| write_response_head(out, head.status, &head.fields, body, connection, &date))
             .map_err(|error| Self::gone(&error))

@@ -8,7 +8,7 @@ use super::HeadLimits;
 use super::server::serve;
 use crate::date::IMF_FIXDATE_BYTES;
 use crate::exchange::stream::{Answer, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{BodyLength, ProxyError, RequestHead, ResponseHead};
+use crate::exchange::{BodyLength, Protocol, ProxyError, RequestHead, ResponseHead};
 use crate::proxy::connections::{Connection, Connections, Listener};
 use crate::runtime::sim::{Profile, World};
 use crate::runtime::{Chunk, Handle, Runtime, TcpListener, TcpStream};
@@ -42,6 +42,7 @@ impl Service for Fragile {
             send_progress: second,
             body_bytes_max: 1000,
             head: HeadLimits::RECOMMENDED,
+            http2: blitz_config::model::Http2Limits::RECOMMENDED,
         }
     }
 
@@ -63,7 +64,9 @@ impl Service for Fragile {
 
     fn misconduct(&self, _connection: &Connection, _error: &ProxyError) {}
 
-    fn answered(&self, _status: u16) {}
+    fn answered(&self, _protocol: Protocol, _status: u16) {}
+
+    fn abused(&self, _connection: &Connection, _abuse: crate::http2::Abuse) {}
 }
 
 fn start(handle: &Handle) -> SocketAddr {

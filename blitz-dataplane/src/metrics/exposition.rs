@@ -200,6 +200,7 @@ mod tests {
     use std::collections::{HashMap, HashSet};
 
     use super::*;
+    use crate::exchange::Protocol;
     use crate::segment::Shape;
 
     /// A strict reader of the text format: name, labels as written, value; types by family.
@@ -224,9 +225,9 @@ mod tests {
     fn the_text_holds_the_sum_of_all_rows() {
         let segment = Segment::create(Shape { workers: 2, endpoints: 4 }).expect("segment");
         let (a, b) = (segment.worker(0).expect("row"), segment.worker(1).expect("row"));
-        a.add(Metric::requests_h1(204), 2);
-        b.add(Metric::requests_h1(299), 3);
-        b.add(Metric::requests_h1(999), 1);
+        a.add(Metric::requests(Protocol::H1, 204), 2);
+        b.add(Metric::requests(Protocol::H1, 299), 3);
+        b.add(Metric::requests(Protocol::H1, 999), 1);
         a.gauge_add(Metric::DownstreamActive, 7);
         b.error(1);
         for worker in [&a, &b] {
@@ -271,7 +272,11 @@ mod tests {
             let row = metric.description();
             assert!(row.name.starts_with("blitz_"), "{}", row.name);
             assert_eq!(row.name.ends_with("_total"), row.kind == Kind::Counter, "{}", row.name);
-            assert!(row.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", row.name);
+            assert!(
+                row.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+                "{}",
+                row.name
+            );
             assert!(row.help.ends_with('.'), "{}", row.name);
             assert!(rows.insert((row.name, row.labels)), "{} twice with the same labels", row.name);
         }

@@ -12,6 +12,9 @@ use std::fmt;
 
 use blitz_ctl_protocol::message::{Outcome, Reason};
 
+use crate::exchange::Protocol;
+use crate::http2::Abuse;
+
 /// What kind of value a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -98,7 +101,7 @@ metrics! {
     }
 
     // PROXY protocol.
-    family "blitz_proxy_protocol_headers_total" Counter "PROXY protocol headers read, by version and whose address they gave." {
+    family "blitz_proxy_protocol_headers_total" Counter "PROXY protocol headers, by version and whose address they gave." {
         ProxyProtocolV1Client { version = "1", address = "client" };
         ProxyProtocolV1Sender { version = "1", address = "sender" };
         ProxyProtocolV2Client { version = "2", address = "client" };
@@ -144,6 +147,10 @@ metrics! {
         RequestsH1Status3xx { protocol = "h1", status = "3xx" };
         RequestsH1Status4xx { protocol = "h1", status = "4xx" };
         RequestsH1Status5xx { protocol = "h1", status = "5xx" };
+        RequestsH2Status2xx { protocol = "h2", status = "2xx" };
+        RequestsH2Status3xx { protocol = "h2", status = "3xx" };
+        RequestsH2Status4xx { protocol = "h2", status = "4xx" };
+        RequestsH2Status5xx { protocol = "h2", status = "5xx" };
     }
     family "blitz_requests_active" Gauge "Requests between the end of their head and the end of their answer." {
         RequestsActive;
@@ -171,6 +178,25 @@ metrics! {
         DeadlineUpstreamBody { phase = "upstream_body_progress" };
         DeadlineUpstreamIdle { phase = "upstream_idle" };
         DeadlineDrain { phase = "drain" };
+    }
+
+    // HTTP/2.
+    family "blitz_h2_connections_total" Counter "Client connections that spoke HTTP/2." {
+        H2Connections;
+    }
+    family "blitz_h2_abuse_total" Counter "HTTP/2 connections ended because they burden the gateway, by how." {
+        H2AbuseRapidReset { abuse = "rapid_reset" };
+        H2AbuseMadeYouReset { abuse = "made_you_reset" };
+        H2AbuseContinuationFlood { abuse = "continuation_flood" };
+        H2AbuseHpackBomb { abuse = "hpack_bomb" };
+        H2AbusePingFlood { abuse = "ping_flood" };
+        H2AbuseSettingsFlood { abuse = "settings_flood" };
+        H2AbusePriorityFlood { abuse = "priority_flood" };
+        H2AbuseWindowUpdateFlood { abuse = "window_update_flood" };
+        H2AbuseEmptyDataFlood { abuse = "empty_data_flood" };
+        H2AbuseUnknownFrameFlood { abuse = "unknown_frame_flood" };
+        H2AbuseStalledWindow { abuse = "stalled_window" };
+        H2AbuseSlowReader { abuse = "slow_reader" };
     }
 
     // Limits.
@@ -271,14 +297,36 @@ metrics! {
 }
 
 impl Metric {
-    /// The slot of `blitz_requests_total` for an HTTP/1 answer. Final answers only; a status outside
-    /// 200..=599 counts as 5xx.
-    pub const fn requests_h1(status: u16) -> Self {
-        match status / 100 {
-            2 => Self::RequestsH1Status2xx,
-            3 => Self::RequestsH1Status3xx,
-            4 => Self::RequestsH1Status4xx,
-            _ => Self::RequestsH1Status5xx,
+    /// The slot of `blitz_requests_total` for an answer. Final answers only; a status outside 200..=599
+    /// counts as 5xx.
+    pub const fn requests(protocol: Protocol, status: u16) -> Self {
+        match (protocol, status / 100) {
+            (Protocol::H1, 2) => Self::RequestsH1Status2xx,
+            (Protocol::H1, 3) => Self::RequestsH1Status3xx,
+            (Protocol::H1, 4) => Self::RequestsH1Status4xx,
+            (Protocol::H1, _) => Self::RequestsH1Status5xx,
+            (Protocol::H2, 2) => Self::RequestsH2Status2xx,
+            (Protocol::H2, 3) => Self::RequestsH2Status3xx,
+            (Protocol::H2, 4) => Self::RequestsH2Status4xx,
+            (Protocol::H2, _) => Self::RequestsH2Status5xx,
+        }
+    }
+
+    /// The slot of `blitz_h2_abuse_total`.
+    pub const fn h2_abuse(abuse: Abuse) -> Self {
+        match abuse {
+            Abuse::RapidReset => Self::H2AbuseRapidReset,
+            Abuse::MadeYouReset => Self::H2AbuseMadeYouReset,
+            Abuse::ContinuationFlood => Self::H2AbuseContinuationFlood,
+            Abuse::HpackBomb => Self::H2AbuseHpackBomb,
+            Abuse::PingFlood => Self::H2AbusePingFlood,
+            Abuse::SettingsFlood => Self::H2AbuseSettingsFlood,
+            Abuse::PriorityFlood => Self::H2AbusePriorityFlood,
+            Abuse::WindowUpdateFlood => Self::H2AbuseWindowUpdateFlood,
+            Abuse::EmptyDataFlood => Self::H2AbuseEmptyDataFlood,
+            Abuse::UnknownFrameFlood => Self::H2AbuseUnknownFrameFlood,
+            Abuse::StalledWindow => Self::H2AbuseStalledWindow,
+            Abuse::SlowReader => Self::H2AbuseSlowReader,
         }
     }
 

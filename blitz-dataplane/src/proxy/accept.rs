@@ -1,7 +1,8 @@
 //! Accepting connections and giving each a task.
 //!
 //! Owns: the accept loop, the bound on connections, what goes before HTTP, what is counted when one ends.
-//! Does not own: the registry (`connections.rs`), PROXY protocol headers (`relay.rs`), or the codec that serves the connection (`http1/server.rs`).
+//! Does not own: the registry (`connections.rs`), PROXY protocol headers (`relay.rs`), or the codecs that serve the
+//! connection (`http1/server.rs`, `http2/server.rs`).
 #![forbid(unsafe_code)]
 
 use std::future::poll_fn;
@@ -17,6 +18,8 @@ use super::relay;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::http1::{Unread, server};
+use crate::http2;
+use crate::http2::detect::{Detected, detect};
 use crate::metrics::names::Metric;
 use crate::runtime::{Chunk, Deadline, Pooled, TcpListener, TcpStream, Transport};
 use crate::tls::{Acceptor, Handshaken, TlsStream};
@@ -87,29 +90,71 @@ async fn begin_relayed(mut open: Open, stream: TcpStream) {
     let handle = open.proxy.handle.clone();
     match relay::client(&open.proxy, &open.connection, &stream).await {
         Ok(behind) => match open.connection.listener().tls() {
-            None => handle.spawn(run_begun(open, stream, behind)),
-            Some(tls) => {
-                let received = (!behind.is_empty()).then_some(behind);
-                handle.spawn(begin_tls(open, stream, tls, received));
-            }
+            None => handle.spawn(run_relayed(open, stream, behind)),
+            Some(tls) => handle.spawn(begin_tls(open, stream, tls, behind)),
         },
         Err(ended) => open.ended = Some(ended),
     }
 }
 
 async fn run(mut open: Open, stream: TcpStream) {
-    let ended = server::serve(&*open.proxy, &stream, &open.connection, Unread::default()).await;
-    open.ended = Some(ended);
+    open.ended = Some(serve(&open.proxy, &stream, &open.connection, || None).await);
 }
 
-/// Serves a connection in clear of which some has been read.
+async fn run_relayed(mut open: Open, stream: TcpStream, behind: Option<Chunk>) {
+    open.ended = Some(serve(&open.proxy, &stream, &open.connection, || behind).await);
+}
+
+/// Finds out what a connection in clear speaks, and serves it. `received` gives bytes that have come, if any have: a
+/// function, so that a connection without them carries no room for them.
+async fn serve(
+    proxy: &Rc<Proxy>,
+    stream: &TcpStream,
+    connection: &Rc<Connection>,
+    received: impl FnOnce() -> Option<Chunk>,
+) -> Ended {
+    let protocols = connection.listener().protocols.get();
+    if !protocols.h2 {
+        let unread = received().map(Unread::from).unwrap_or_default();
+        return server::serve(&**proxy, stream, connection, unread).await;
+    }
+    // In a block of its own: an idle connection shall not carry the room for it.
+    let detected = Pooled::new(detect(stream, connection, received(), proxy.limits().request_head)).await;
+    match detected {
+        Ok(Detected::Http2(chunk)) => serve_h2(proxy, stream, connection, Some(chunk)).await,
+        Ok(Detected::Other(chunk)) if protocols.h1 => {
+            server::serve(&**proxy, stream, connection, Unread::from(chunk)).await
+        }
+        Ok(Detected::Other(_)) => http2::server::refuse(&**proxy, stream).await,
+        Err(ended) => ended,
+    }
+}
+
+async fn serve_h2<T: Transport>(
+    proxy: &Rc<Proxy>,
+    stream: &T,
+    connection: &Rc<Connection>,
+    received: Option<Chunk>,
+) -> Ended {
+    proxy.rows.add(Metric::H2Connections, 1);
+    Pooled::new(http2::server::serve(proxy, stream, connection, received)).await
+}
+
+/// Serves a connection in clear, where TLS is spoken too, of which some has been read: HTTP/1.
 async fn run_begun(mut open: Open, stream: TcpStream, received: Chunk) {
     let ended = server::serve(&*open.proxy, &stream, &open.connection, Unread::from(received)).await;
     open.ended = Some(ended);
 }
 
 async fn run_tls(mut open: Open, stream: Box<TlsStream>) {
-    let ended = server::serve(&*open.proxy, &*stream, &open.connection, Unread::default()).await;
+    let protocols = open.connection.listener().protocols.get();
+    // Without ALPN (RFC 7301) it is HTTP/1 where that is spoken.
+    let is_h2 = stream.with_alpn(|name| name.map_or(!protocols.h1, |name| name == b"h2"));
+    let ended = if is_h2 {
+        serve_h2(&open.proxy, &*stream, &open.connection, None).await
+    } else {
+        server::serve(&*open.proxy, &*stream, &open.connection, Unread::default()).await
+    };
     open.ended = Some(ended);
     if stream.close_notify() {
         // In a block of its own, as above.

@@ -46,6 +46,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Whether it gives the built-in answers; follows the configuration.
     pub builtins: Cell<bool>,
+    /// What is spoken here in clear, and offered by ALPN; follows the configuration.
+    pub protocols: Cell<Protocols>,
     /// Who sends PROXY protocol headers, and nobody else may connect; follows the configuration.
     proxy_protocol: RefCell<Option<Rc<[Cidr]>>>,
     tls: RefCell<Option<Rc<Acceptor>>>,
@@ -59,6 +61,7 @@ impl Listener {
         Self {
             address,
             builtins: Cell::new(builtins),
+            protocols: Cell::new(Protocols::H1),
             proxy_protocol: RefCell::new(None),
             tls: RefCell::new(None),
             handshakes: Cell::new(0),
@@ -135,6 +138,20 @@ pub enum Carrier {
     PlainRedirected,
 }
 
+/// The protocols of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocols {
+    /// HTTP/1.
+    pub h1: bool,
+    /// HTTP/2 with prior knowledge.
+    pub h2: bool,
+}
+
+impl Protocols {
+    /// HTTP/1 alone, as a configuration that says nothing has it.
+    pub const H1: Self = Self { h1: true, h2: false };
+}
+
 /// One downstream connection. Small: an idle connection consists of this, its task and its socket.
 pub struct Connection {
     id: u64,
@@ -145,6 +162,8 @@ pub struct Connection {
     /// When it became idle; `u64::MAX` during an exchange.
     idle_since_ms: Cell<u64>,
     requests: Cell<u32>,
+    /// Exchanges under way.
+    active: Cell<u32>,
     asked: Cell<Option<Ended>>,
     waker: RefCell<Option<Waker>>,
     addresses: Cell<Option<(SocketAddr, SocketAddr)>>,
@@ -179,17 +198,37 @@ impl Connection {
 
     /// Notes that a request has begun.
     pub fn begin_exchange(&self) {
+        self.active.set(self.active.get() + 1);
         self.idle_since_ms.set(u64::MAX);
     }
 
     /// Notes that it is over.
     pub fn end_exchange(&self, now_ms: u64) {
         self.requests.set(self.requests.get().saturating_add(1));
-        self.idle_since_ms.set(now_ms);
+        self.active.set(self.active.get().saturating_sub(1));
+        if self.active.get() == 0 {
+            self.idle_since_ms.set(now_ms);
+        }
+    }
+
+    /// Exchanges that are over (count).
+    pub fn requests(&self) -> u32 {
+        self.requests.get()
+    }
+
+    /// Since when there has been none; `u64::MAX` during an exchange.
+    pub fn idle_since_ms(&self) -> u64 {
+        self.idle_since_ms.get()
+    }
+
+    /// Exchanges under way (count): one at most over HTTP/1.
+    pub fn active(&self) -> u32 {
+        self.active.get()
     }
 
     /// Notes that it is idle, without a request having ended.
     pub fn set_idle(&self, now_ms: u64) {
+        self.active.set(self.active.get().saturating_sub(1));
         self.idle_since_ms.set(now_ms);
     }
 
@@ -303,6 +342,7 @@ impl Connections {
             listener: Rc::clone(listener),
             idle_since_ms: Cell::new(now_ms),
             requests: Cell::new(0),
+            active: Cell::new(0),
             asked: Cell::new(None),
             waker: RefCell::new(None),
             addresses: Cell::new(None),

@@ -22,6 +22,7 @@ use blitz_ebpf_common::gcra::{Take, UNITS_PER_NANOSECOND, UNITS_PER_SECOND, unit
 use super::Proxy;
 use super::connections::Connection;
 use crate::exchange::{ErrorKind, ProxyError};
+use crate::http2::Abuse;
 use crate::metrics::names::Metric;
 use crate::process::messages::BlockReport;
 use crate::segment::{BucketKey, Buckets};
@@ -93,6 +94,12 @@ pub(super) fn erred(proxy: &Proxy, connection: &Connection, error: &ProxyError) 
     if matches!(error.kind, ErrorKind::BadRequestHead | ErrorKind::BadRequestFraming) {
         note(proxy, connection, Reason::Framing, error.detail, "");
     }
+}
+
+/// Notes a connection that was ended because its client burdens the gateway. As what breaks the framing, it is
+/// nothing that a client does by the way.
+pub(super) fn abused(proxy: &Proxy, connection: &Connection, abuse: Abuse) {
+    note(proxy, connection, Reason::Framing, "h2:", abuse.label());
 }
 
 /// Notes a request that was refused by the limit of this name, by the source's own doing.

@@ -2,7 +2,8 @@
 //!
 //! Owns: routing ([`router`]), balancing ([`balance`]), pools ([`pool`]), the exchange with an
 //! endpoint ([`forward`]), built-in answers ([`builtin`]), limits on requests ([`limiter`]), who
-//! is reported for the kernel's blocklist ([`misconduct`]), whom a PROXY protocol header names (`relay`), the registry of connections
+//! is reported for the kernel's blocklist ([`misconduct`]), whom a PROXY
+//! protocol header names (`relay`), the registry of connections
 //! ([`connections`]). Does not own: codecs (`http1/`), the loop (`worker.rs`).
 #![forbid(unsafe_code)]
 
@@ -24,7 +25,8 @@ use std::rc::Rc;
 use crate::date::{DateCache, IMF_FIXDATE_BYTES};
 use crate::exchange::refusal::refuse;
 use crate::exchange::stream::{Answer, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{ErrorKind, Method, ProxyError, RequestHead, ResponseHead, authority, path};
+use crate::exchange::{ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, authority, path};
+use crate::http2::Abuse;
 use crate::logging::TRACE_TARGET;
 use crate::metrics::names::{Histogram, Metric};
 use crate::process::Reports;
@@ -279,8 +281,15 @@ impl Service for Proxy {
         misconduct::erred(self, connection, error);
     }
 
-    fn answered(&self, status: u16) {
-        self.rows.add(Metric::requests_h1(status), 1);
+    fn answered(&self, protocol: Protocol, status: u16) {
+        self.rows.add(Metric::requests(protocol, status), 1);
+    }
+
+    fn abused(&self, connection: &Connection, abuse: Abuse) {
+        self.rows.add(Metric::h2_abuse(abuse), 1);
+        let peer = connection.addresses().map_or_else(|| "-".to_owned(), |(peer, _)| peer.to_string());
+        log::debug!("{peer}: {}", abuse.label());
+        misconduct::abused(self, connection, abuse);
     }
 }
 

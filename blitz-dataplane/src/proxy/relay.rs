@@ -21,7 +21,7 @@ pub(super) fn refuse_untrusted(proxy: &Proxy, stream: &TcpStream, peer: SocketAd
     log::debug!("proxy_protocol: {peer} refused=untrusted");
 }
 
-/// Reads the header, notes the client that it names, and returns what came behind it (maybe nothing).
+/// Reads the header, notes the client that it names, and returns what came behind it, if something did.
 ///
 /// # Errors
 /// How the connection ends: without a header, with a broken one, or before its end.
@@ -32,7 +32,7 @@ pub(super) async fn client(
     proxy: &Proxy,
     connection: &Connection,
     stream: &TcpStream,
-) -> Result<Chunk, Ended> {
+) -> Result<Option<Chunk>, Ended> {
     let sender = connection.addresses().map(|(peer, _)| peer);
     let mut deadline = Deadline::new(stream.handle());
     deadline.set_after(proxy.live().snapshot.config.timeouts.request_head);
@@ -77,7 +77,7 @@ pub(super) async fn client(
             Ok(Some(header)) => {
                 accept(proxy, connection, sender, &header);
                 chunk.advance(header.bytes.saturating_sub(before));
-                return Ok(chunk);
+                return Ok((!chunk.is_empty()).then_some(chunk));
             }
             Ok(None) if before == 0 => gathered.extend_from_slice(&chunk),
             Ok(None) => {}

@@ -98,6 +98,7 @@ impl Live {
                 fields_max: http.request_fields_max,
                 target_bytes_max: http.target_bytes_max,
             },
+            http2: snapshot.config.http2,
         };
         let client = ClientLimits {
             first_byte: timeouts.upstream_first_byte,

@@ -287,6 +287,8 @@ impl Drop for Shared {
 enum Bytes {
     Heap(Rc<Shared>),
     Static(&'static [u8]),
+    /// What a library has received.
+    Counted(bytes::Bytes),
 }
 
 enum Memory {
@@ -306,6 +308,12 @@ impl Chunk {
     pub fn from_static(bytes: &'static [u8]) -> Self {
         let end = u32::try_from(bytes.len()).expect("static answers are far below 4 GiB");
         Self { memory: Memory::Other(Bytes::Static(bytes)), start: 0, end }
+    }
+
+    /// A chunk over bytes that a library counts the holders of. At most 4 GiB; longer input is cut.
+    pub fn from_bytes(bytes: bytes::Bytes) -> Self {
+        let end = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        Self { memory: Memory::Other(Bytes::Counted(bytes)), start: 0, end }
     }
 
     /// A chunk over a buffer of its own. At most 4 GiB; longer input is cut.
@@ -336,7 +344,7 @@ impl Chunk {
 
     /// Moves the bytes into memory of their size when they lie in a bulk buffer that a short receive
     /// has filled to less than a quarter.
-    pub(super) fn compact(&mut self) {
+    pub fn compact(&mut self) {
         if let Memory::Other(Bytes::Heap(shared)) = &self.memory
             && shared.cache.is_some()
             && shared.data.len() < shared.data.capacity() / 4
@@ -379,6 +387,7 @@ impl Deref for Chunk {
             Memory::Slot { pool, slot } => pool.bytes(*slot),
             Memory::Other(Bytes::Heap(shared)) => &shared.data,
             Memory::Other(Bytes::Static(bytes)) => bytes,
+            Memory::Other(Bytes::Counted(bytes)) => bytes,
         };
         // start <= end <= len by construction: every change above clamps.
         &whole[self.start as usize..self.end as usize]

@@ -167,6 +167,8 @@ impl TlsStream {
     fn seal_written(&self, write: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         let mut content = SEALING.take();
         content.clear();
+        // Who writes only as much as there is room for shall fill a record.
+        content.reserve(LARGE_RECORD_BYTES);
         write(&mut content);
         let sealed = if content.is_empty() { Ok(()) } else { self.seal(&content) };
         if content.capacity() <= SCRATCH_KEPT_BYTES {
