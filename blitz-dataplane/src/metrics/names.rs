@@ -101,7 +101,7 @@ metrics! {
     }
 
     // PROXY protocol.
-    family "blitz_proxy_protocol_headers_total" Counter "PROXY protocol headers, by version and whose address they gave." {
+    family "blitz_proxy_protocol_headers_total" Counter "PROXY protocol headers, by version and whose address." {
         ProxyProtocolV1Client { version = "1", address = "client" };
         ProxyProtocolV1Sender { version = "1", address = "sender" };
         ProxyProtocolV2Client { version = "2", address = "client" };
