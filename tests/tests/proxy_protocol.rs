@@ -282,7 +282,7 @@ matrix! {
         for options in [
             "source 127.0.0.50 send-proxy",
             "source 127.0.0.50 send-proxy-v2",
-            "source 127.0.0.50 send-proxy-v2 proxy-v2-options crc32c,authority check inter 50 check-send-proxy",
+            "source 127.0.0.50 send-proxy-v2 proxy-v2-options crc32c,authority check inter 1000 fall 100 check-send-proxy",
         ] {
             let haproxy = Haproxy::start(gateway.address, options);
             for host in [77, 78] {
