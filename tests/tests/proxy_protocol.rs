@@ -302,6 +302,10 @@ matrix! {
                     let row = "blitz_proxy_protocol_headers_total{version=\"2\",address=\"sender\"} ";
                     text.lines().filter_map(|line| line.strip_prefix(row)).any(|count| count != "0")
                 });
+                wait_until("it is answered as the sender's own", PATIENCE, || {
+                    let checks = upstream.requests().into_iter().filter(|request| request.target() == "/check");
+                    checks.last().is_some_and(|check| check.field("x-forwarded-for") == Some("127.0.0.50"))
+                });
             }
         }
         counted(&gateway, "refusals_total{reason=\"malformed\"}", 0);
