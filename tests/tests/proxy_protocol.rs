@@ -303,8 +303,8 @@ matrix! {
                     text.lines().filter_map(|line| line.strip_prefix(row)).any(|count| count != "0")
                 });
                 wait_until("it is answered as the sender's own", PATIENCE, || {
-                    let checks = upstream.requests().into_iter().filter(|request| request.target() == "/check");
-                    checks.last().is_some_and(|check| check.field("x-forwarded-for") == Some("127.0.0.50"))
+                    let mut checks = upstream.requests().into_iter().filter(|request| request.target() == "/check");
+                    checks.next_back().is_some_and(|check| check.field("x-forwarded-for") == Some("127.0.0.50"))
                 });
             }
         }
