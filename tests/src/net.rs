@@ -26,7 +26,13 @@ pub fn free_port() -> u16 {
 
 /// An address that refuses connections: it was free, and nobody listens.
 pub fn closed_port() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], free_port()))
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    // A process that another test is starting holds a copy of the probe's listening socket until it has
+    // executed its program.
+    wait_until("the probe is closed everywhere", Duration::from_secs(5), || {
+        TcpStream::connect(address).is_err()
+    });
+    address
 }
 
 /// Connects from an address of this machine.
