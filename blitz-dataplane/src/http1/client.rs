@@ -15,7 +15,7 @@ use super::{
 use crate::exchange::stream::{AnswerSource, BodySink, BodySource, UpstreamExchange};
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead};
 use crate::fields::Fields;
-use crate::runtime::{Chunk, Deadline, TcpStream, Transport};
+use crate::runtime::{Chunk, Deadline, Transport};
 
 /// How long a connection waits, and how large an answer's head may be.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +29,8 @@ pub struct ClientLimits {
 }
 
 /// A connection to an endpoint.
-pub struct ClientConnection {
-    stream: TcpStream,
+pub struct ClientConnection<T> {
+    stream: T,
     deadline: Deadline,
     unread: Unread,
     limits: ClientLimits,
@@ -43,9 +43,9 @@ pub struct ClientConnection {
     has_answer: bool,
 }
 
-impl ClientConnection {
+impl<T: Transport> ClientConnection<T> {
     /// An exchange-ready connection over `stream`.
-    pub fn new(stream: TcpStream, limits: ClientLimits) -> Self {
+    pub fn new(stream: T, limits: ClientLimits) -> Self {
         let deadline = Deadline::new(stream.handle());
         Self {
             stream,
@@ -90,15 +90,21 @@ impl ClientConnection {
     }
 }
 
-impl UpstreamExchange for ClientConnection {
-    type Sink<'a> = RequestSink<'a>;
-    type Source<'a> = ResponseSource<'a>;
+impl<T: Transport> UpstreamExchange for ClientConnection<T> {
+    type Sink<'a>
+        = RequestSink<'a, T>
+    where
+        T: 'a;
+    type Source<'a>
+        = ResponseSource<'a, T>
+    where
+        T: 'a;
 
     fn open(
         &mut self,
         head: &RequestHead,
         length: BodyLength,
-    ) -> Result<(RequestSink<'_>, ResponseSource<'_>), ProxyError> {
+    ) -> Result<(RequestSink<'_, T>, ResponseSource<'_, T>), ProxyError> {
         let mut framing = BodyFraming::Empty;
         self.stream
             .write_with(|out| framing = write_request_head(out, head, length))
@@ -131,27 +137,27 @@ impl UpstreamExchange for ClientConnection {
 }
 
 /// The request's body on its way to the endpoint.
-pub struct RequestSink<'a> {
-    stream: &'a TcpStream,
+pub struct RequestSink<'a, T> {
+    stream: &'a T,
     chunked: bool,
     ended: &'a mut bool,
     over: &'a Cell<bool>,
     progress: Duration,
 }
 
-impl RequestSink<'_> {
+impl<T> RequestSink<'_, T> {
     fn failed(error: &std::io::Error) -> ProxyError {
         broken(ErrorKind::UpstreamClosedBeforeAnswer, error)
     }
 }
 
-impl Drop for RequestSink<'_> {
+impl<T> Drop for RequestSink<'_, T> {
     fn drop(&mut self) {
         self.over.set(true);
     }
 }
 
-impl BodySink for RequestSink<'_> {
+impl<T: Transport> BodySink for RequestSink<'_, T> {
     async fn data(&mut self, chunk: Chunk) -> Result<(), ProxyError> {
         write_body(self.stream, chunk, self.chunked).map_err(|error| Self::failed(&error))?;
         let (closed, expired) = (ErrorKind::UpstreamClosedBeforeAnswer, ErrorKind::UpstreamSendTimeout);
@@ -183,8 +189,8 @@ pub(super) fn write_body(stream: &impl Transport, chunk: Chunk, chunked: bool) -
 }
 
 /// The answer on its way from the endpoint.
-pub struct ResponseSource<'a> {
-    stream: &'a TcpStream,
+pub struct ResponseSource<'a, T> {
+    stream: &'a T,
     deadline: &'a mut Deadline,
     unread: &'a mut Unread,
     limits: &'a ClientLimits,
@@ -198,7 +204,7 @@ pub struct ResponseSource<'a> {
     length: BodyLength,
 }
 
-impl AnswerSource for ResponseSource<'_> {
+impl<T: Transport> AnswerSource for ResponseSource<'_, T> {
     async fn head(&mut self, request_method: Method, head: &mut ResponseHead) -> Result<(), ProxyError> {
         let limits = &self.limits.head;
         let mut scanner = HeadScanner::new(HeadKind::Response, limits.head_bytes_max);
@@ -237,7 +243,7 @@ impl AnswerSource for ResponseSource<'_> {
     }
 }
 
-impl BodySource for ResponseSource<'_> {
+impl<T: Transport> BodySource for ResponseSource<'_, T> {
     fn length(&self) -> BodyLength {
         self.length
     }

@@ -10,13 +10,13 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::balance::{Group, Member, Verdict};
+use super::connect::connect;
 use super::snapshot::Live;
 use super::{Proxy, trace};
 use crate::exchange::stream::{Answer, AnswerSource, BodySink, BodySource, Origin, UpstreamExchange};
@@ -28,7 +28,7 @@ use crate::fields::{FieldError, Known};
 use crate::http1::client::ClientConnection;
 use crate::logging::TRACE_TARGET;
 use crate::metrics::names::{Histogram, Metric};
-use crate::runtime::{Deadline, TcpStream};
+use crate::runtime::Deadline;
 
 /// Attempts for one request (count): the first, and two elsewhere.
 const ATTEMPTS_MAX: u32 = 3;
@@ -167,11 +167,8 @@ async fn attempt<B: BodySource, A: Answer>(
             connection
         }
         None => {
-            let connect = live.snapshot.config.timeouts.upstream_connect;
-            let stream = connect_within(proxy, member, connect).await.inspect_err(|_| {
-                proxy.rows.add(Metric::UpstreamConnectsFailed, 1);
-            })?;
-            proxy.rows.add(Metric::UpstreamConnectsOk, 1);
+            let limit = live.snapshot.config.timeouts.upstream_connect;
+            let stream = connect(proxy, member, limit).await?;
             proxy.rows.gauge_add(Metric::UpstreamActive, 1);
             ClientConnection::new(stream, live.client)
         }
@@ -202,27 +199,6 @@ impl OpenConnection<'_> {
 impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
         self.0.rows.gauge_sub(Metric::UpstreamActive, 1);
-    }
-}
-
-async fn connect_within(proxy: &Proxy, member: &Member, limit: Duration) -> Result<TcpStream, ProxyError> {
-    let mut deadline = Deadline::new(&proxy.handle);
-    deadline.set_after(limit);
-    let connect = TcpStream::connect(&proxy.handle, member.pool.address);
-    match deadline.limit(connect).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => {
-            let kind = match error.kind() {
-                io::ErrorKind::ConnectionRefused => ErrorKind::UpstreamConnectRefused,
-                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-                    ErrorKind::UpstreamUnreachable
-                }
-                io::ErrorKind::TimedOut => ErrorKind::UpstreamConnectTimeout,
-                _ => ErrorKind::UpstreamConnectFailed,
-            };
-            Err(ProxyError::new(kind).with_os_error(error.raw_os_error().unwrap_or(0)))
-        }
-        Err(_) => Err(ProxyError::new(ErrorKind::UpstreamConnectTimeout)),
     }
 }
 

@@ -10,6 +10,8 @@
 pub mod accept;
 pub mod balance;
 pub mod builtin;
+pub mod carrier;
+mod connect;
 pub mod connections;
 pub mod forward;
 pub mod limiter;

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 
+use super::carrier::Carrier;
 use crate::http1::client::ClientConnection;
 use crate::metrics::names::Metric;
 use crate::segment::WorkerRows;
@@ -26,13 +27,13 @@ pub struct Pool {
 }
 
 struct Idle {
-    connection: ClientConnection,
+    connection: ClientConnection<Carrier>,
     since_ms: u64,
 }
 
 impl Pool {
     /// Takes a connection that the endpoint has not closed meanwhile.
-    pub fn take(&self) -> Option<ClientConnection> {
+    pub fn take(&self) -> Option<ClientConnection<Carrier>> {
         loop {
             let Idle { connection, .. } = self.idle.borrow_mut().pop()?;
             self.rows.gauge_sub(Metric::UpstreamIdle, 1);
@@ -44,7 +45,7 @@ impl Pool {
     }
 
     /// Keeps a connection for the next exchange; beyond the bound the oldest is closed.
-    pub fn put(&self, mut connection: ClientConnection, now_ms: u64) {
+    pub fn put(&self, mut connection: ClientConnection<Carrier>, now_ms: u64) {
         connection.settle();
         let mut idle = self.idle.borrow_mut();
         if idle.len() >= self.idle_max.get() {
@@ -59,7 +60,7 @@ impl Pool {
         self.rows.gauge_add(Metric::UpstreamIdle, 1);
     }
 
-    fn close(&self, connection: ClientConnection, reason: Metric) {
+    fn close(&self, connection: ClientConnection<Carrier>, reason: Metric) {
         drop(connection);
         self.rows.gauge_sub(Metric::UpstreamActive, 1);
         self.rows.add(reason, 1);

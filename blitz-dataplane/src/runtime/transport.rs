@@ -26,6 +26,10 @@ pub trait Transport {
     /// Ready when the peer has ended (`Ok`) or lost (`Err`) the connection. Takes nothing from the reader.
     fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// Whether the peer has sent something, ended or broken the connection while nobody waited for it: an idle
+    /// connection with any is not used again. What only the carrier has to know is taken in and is no news.
+    fn has_news(&self) -> bool;
+
     /// Notes a message boundary: the next message is expected to be small again.
     fn settle(&self);
 
@@ -90,6 +94,10 @@ impl Transport for TcpStream {
 
     fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_gone(cx)
+    }
+
+    fn has_news(&self) -> bool {
+        self.has_news()
     }
 
     fn settle(&self) {

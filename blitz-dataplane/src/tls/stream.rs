@@ -10,7 +10,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
@@ -233,6 +233,15 @@ impl Transport for TlsStream {
             Poll::Ready(Ok(())) if !self.session.borrow().opened.is_empty() => Poll::Pending,
             other => other,
         }
+    }
+
+    fn has_news(&self) -> bool {
+        if !self.tcp.has_news() && self.session.borrow().opened.is_empty() {
+            return false;
+        }
+        // It may be no more than a session ticket.
+        let mut cx = Context::from_waker(Waker::noop());
+        self.poll_opened(&mut cx).is_ready()
     }
 
     fn settle(&self) {

@@ -52,10 +52,10 @@ fn request() -> RequestHead {
 }
 
 /// A new connection that has carried one exchange, counted as open.
-async fn used(handle: &Handle, pool: &Pool) -> ClientConnection {
+async fn used(handle: &Handle, pool: &Pool) -> ClientConnection<Carrier> {
     let stream = TcpStream::connect(handle, pool.address).await.unwrap();
     pool.rows.gauge_add(Metric::UpstreamActive, 1);
-    let mut connection = ClientConnection::new(stream, LIMITS);
+    let mut connection = ClientConnection::new(Carrier::Plain(stream), LIMITS);
     let (_, mut answer) = connection.open(&request(), BodyLength::Empty).unwrap();
     let mut head = ResponseHead::default();
     answer.head(Method::Get, &mut head).await.unwrap();
@@ -93,7 +93,7 @@ fn what_follows_an_answer_makes_a_connection_useless() {
 fn an_answer_that_was_not_read_to_its_end_makes_a_connection_useless() {
     with_pool(b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\nhi", |handle, pool, _| async move {
         let stream = TcpStream::connect(&handle, pool.address).await.unwrap();
-        let mut connection = ClientConnection::new(stream, LIMITS);
+        let mut connection = ClientConnection::new(Carrier::Plain(stream), LIMITS);
         let (_, mut answer) = connection.open(&request(), BodyLength::Empty).unwrap();
         answer.head(Method::Get, &mut ResponseHead::default()).await.unwrap();
         assert_eq!(answer.next().await.unwrap().as_deref(), Some(&b"hi"[..]));
