@@ -78,7 +78,9 @@ fn every_sample_is_accepted() {
     for (name, format, text) in examples {
         let with_port = Overrides { port: Some(8080), ..Overrides::default() };
         load(&text, format, &name, &with_port).unwrap_or_else(|error| panic!("{error}"));
-        if name != "backends.json" {
+        let for_stage = Overrides { is_for_stage: true, ..Overrides::default() };
+        load(&text, format, &name, &for_stage).unwrap_or_else(|error| panic!("{error}"));
+        if !["backends.json", "stage.toml"].contains(&&*name) {
             load(&text, format, &name, &Overrides::default()).unwrap_or_else(|error| panic!("{error}"));
         }
     }

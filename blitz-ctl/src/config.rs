@@ -26,7 +26,7 @@ pub fn load(path: &Path) -> Result<Config> {
     File::open(path)
         .and_then(|file| file.take(TEXT_BYTES_MAX as u64 + 1).read_to_string(&mut text))
         .map_err(|error| {
-            Error::new(Kind::Usage, format!("{name}: {error}"), "give --config a file that can be read")
+            Error::new(Kind::Usage, format!("{name}: {error}"), "name a file that can be read")
         })?;
     let overrides = Overrides { is_for_stage: true, ..Overrides::default() };
     blitz_config::load(&text, format, &name, &overrides).map_err(|error| refuse(error.to_string()))

@@ -295,6 +295,16 @@ fn tokens(limit: &Limit, dimension: Dimension, packet: &Packet, length: u32) -> 
     }
 }
 
+/// What becomes of a packet over `limit`: `verdict`, or it goes on, counted, in shadow.
+#[inline(always)]
+fn over<T: Tables>(limit: &Limit, verdict: Verdict, dry: bool, tables: &T) -> Option<Decision> {
+    if dry || limit.flags & LIMIT_SHADOW != 0 {
+        tables.shadow(limit.rule);
+        return None;
+    }
+    Some(Decision::new(verdict, limit.rule))
+}
+
 /// The buckets of the packet's source. A packet that one dimension refuses has been counted by the
 /// dimensions before it; the next dimension is not asked.
 #[inline(always)]
@@ -330,16 +340,12 @@ fn source_limit<T: Tables>(
             Take::Refused { .. } => {}
             Take::Contended => tables.fault(Fault::Contended),
         }
-        if dry || limit.flags & LIMIT_SHADOW != 0 {
-            tables.shadow(limit.rule);
-            return None;
-        }
         let verdict = match dimension {
             Dimension::Packets => Verdict::DropSourcePackets,
             Dimension::Bytes => Verdict::DropSourceBytes,
             Dimension::Syns => Verdict::DropSourceSyns,
         };
-        return Some(Decision::new(verdict, limit.rule));
+        return over(limit, verdict, dry, tables);
     }
     None
 }
@@ -379,16 +385,12 @@ fn service_limit<T: Tables>(
             Take::Refused { .. } => {}
             Take::Contended => tables.fault(Fault::Contended),
         }
-        if dry || limit.flags & LIMIT_SHADOW != 0 {
-            tables.shadow(limit.rule);
-            return None;
-        }
         let verdict = match dimension {
             Dimension::Packets => Verdict::DropServicePackets,
             Dimension::Bytes => Verdict::DropServiceBytes,
             Dimension::Syns => Verdict::DropServiceSyns,
         };
-        return Some(Decision::new(verdict, limit.rule));
+        return over(limit, verdict, dry, tables);
     }
     None
 }

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -282,6 +283,31 @@ impl Gateway {
         let mut found = Vec::new();
         numbers(&value, "in_flight", &mut found);
         (!found.is_empty()).then(|| found.iter().sum())
+    }
+
+    /// Runs `work`, and samples the resident memory of the workers every 5 ms meanwhile: the most that one had.
+    pub fn peak_memory<T>(&self, work: impl FnOnce() -> T) -> (T, u64) {
+        struct Done<'a>(&'a AtomicBool);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+        let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
+        let result = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    for pid in self.workers() {
+                        peak.fetch_max(process::resident_bytes(pid), Ordering::SeqCst);
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+            // Also when the work panics: the sampler would go on for ever.
+            let _done = Done(&done);
+            work()
+        });
+        (result, peak.into_inner())
     }
 
     /// The processes that do the work: the supervisor's children in mode mp, itself in mode sp.

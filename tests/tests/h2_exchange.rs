@@ -3,12 +3,12 @@
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blitz_tests::h2raw::{
     H2, Outcome, code, data, field, flag, get, headers, kind, request, reset, window_update,
 };
-use blitz_tests::{Gateway, Nginx, PATIENCE, Setup, Signal, Upstream, matrix, process, require, wait_until};
+use blitz_tests::{Gateway, Nginx, PATIENCE, Setup, Signal, Upstream, matrix, require, wait_until};
 
 /// Bytes of a large transfer.
 const LARGE: u64 = 256 << 20;
@@ -17,25 +17,14 @@ const WORKER_BYTES_MAX: u64 = 24 << 20;
 
 /// Runs curl over HTTP/2; what it wrote, and the most memory that a worker had meanwhile.
 fn curl(gateway: &Gateway, args: &[&str], stdin: Stdio) -> (Vec<u8>, u64) {
-    let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
-    let output = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::SeqCst) {
-                for pid in gateway.workers() {
-                    peak.fetch_max(process::resident_bytes(pid), Ordering::SeqCst);
-                }
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-        });
+    let (output, peak) = gateway.peak_memory(|| {
         let mut curl = Command::new("curl");
         curl.args(["-sS", "--http2-prior-knowledge", "--noproxy", "*", "-m", "120"]).args(args).stdin(stdin);
-        let output = curl.output();
-        done.store(true, Ordering::SeqCst);
-        output
+        curl.output()
     });
     let output = output.expect("curl can be executed");
     assert!(output.status.success(), "curl: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    (output.stdout, peak.into_inner())
+    (output.stdout, peak)
 }
 
 fn text(gateway: &Gateway, args: &[&str]) -> String {

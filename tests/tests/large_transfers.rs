@@ -1,7 +1,6 @@
 //! One GiB in each direction through real programs, in little memory.
 
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use blitz_tests::{Gateway, Nginx, Setup, matrix, process, require};
 
@@ -11,25 +10,14 @@ const WORKER_BYTES_MAX: u64 = 20 << 20;
 
 /// Runs curl and samples the workers' memory meanwhile; the largest sample.
 fn curl(gateway: &Gateway, args: &[&str]) -> (Output, u64) {
-    let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
-    let output = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::SeqCst) {
-                for pid in gateway.workers() {
-                    peak.fetch_max(process::resident_bytes(pid), Ordering::SeqCst);
-                }
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-        });
+    let (output, peak) = gateway.peak_memory(|| {
         let mut curl = Command::new("curl");
         curl.args(["-sS", "--fail", "--noproxy", "*", "-m", "120"]).args(args).stdin(Stdio::null());
-        let output = curl.output();
-        done.store(true, Ordering::SeqCst);
-        output
+        curl.output()
     });
     let output = output.expect("curl can be executed");
     assert!(output.status.success(), "curl: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    (output, peak.into_inner())
+    (output, peak)
 }
 
 fn assert_small(peak: u64) {

@@ -1,10 +1,9 @@
 //! One GiB in each direction over TLS, in little memory.
 
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use blitz_tests::tls::Algorithm;
-use blitz_tests::{Gateway, Nginx, Pki, Setup, matrix, process, require};
+use blitz_tests::{Gateway, Nginx, Pki, Setup, matrix, require};
 
 const GIB: u64 = 1 << 30;
 /// Resident memory of one worker, at most: as without TLS, and what the library itself takes.
@@ -12,27 +11,16 @@ const WORKER_BYTES_MAX: u64 = 32 << 20;
 
 /// Runs curl and samples the workers' memory meanwhile; what it says, and the largest sample.
 fn curl(gateway: &Gateway, pki: &Pki, args: &[&str], path: &str) -> (String, u64) {
-    let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
     let port = gateway.address.port();
-    let output = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::SeqCst) {
-                for pid in gateway.workers() {
-                    peak.fetch_max(process::resident_bytes(pid), Ordering::SeqCst);
-                }
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-        });
+    let (output, peak) = gateway.peak_memory(|| {
         let mut curl = Command::new("curl");
         curl.args(["-sS", "--fail", "--noproxy", "*", "-m", "300"]).args(args).stdin(Stdio::null());
         curl.args(["--resolve", &format!("edge.test:{port}:127.0.0.1"), "--cacert"]).arg(pki.path("ca.pem"));
-        let output = curl.arg(format!("https://edge.test:{port}{path}")).output();
-        done.store(true, Ordering::SeqCst);
-        output
+        curl.arg(format!("https://edge.test:{port}{path}")).output()
     });
     let output = output.expect("curl can be executed");
     assert!(output.status.success(), "curl: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    (String::from_utf8_lossy(&output.stdout).into_owned(), peak.into_inner())
+    (String::from_utf8_lossy(&output.stdout).into_owned(), peak)
 }
 
 fn assert_small(peak: u64) {

@@ -286,11 +286,11 @@ mod tests {
                 (id, 1_001 + i * 37)
             })
             .collect();
-        for now_ms in 1_000..80_000 {
-            wheel.advance(now_ms);
+        for time_ms in 1_000..80_000 {
+            wheel.advance(time_ms);
             for (id, at) in &ids {
-                assert!(!fired(&wheel, *id) || *at <= now_ms, "early");
-                assert!(fired(&wheel, *id) || at + TICK_MS > now_ms, "late: {at} at {now_ms}");
+                assert!(!fired(&wheel, *id) || *at <= time_ms, "early");
+                assert!(fired(&wheel, *id) || at + TICK_MS > time_ms, "late: {at} at {time_ms}");
             }
         }
     }
