@@ -167,7 +167,7 @@ pub struct UpstreamFile {
     /// How an endpoint is chosen among the healthy ones. Default: `round_robin`. Reloadable.
     #[serde(default)]
     pub balance: BalanceFile,
-    /// What is spoken to the endpoints. Default: `auto`. Reloadable.
+    /// What is spoken to the endpoints. Default: `auto`. Reloadable, for new connections.
     #[serde(default)]
     pub protocol: UpstreamProtocolFile,
     /// Where the upstream is reached; host and port are unique within it. Required. 1 to 1024.
@@ -203,6 +203,8 @@ pub enum UpstreamProtocolFile {
     Auto,
     /// HTTP/1.1.
     H1,
+    /// HTTP/2; with prior knowledge on a connection without TLS. One connection carries many requests.
+    H2,
 }
 
 /// One host and port of an upstream.

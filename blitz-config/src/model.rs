@@ -75,10 +75,31 @@ pub struct Upstream {
     pub balance: Balance,
     /// At least one endpoint.
     pub endpoints: Vec<Endpoint>,
+    /// How its endpoints are spoken to.
+    pub link: Link,
     /// When an endpoint is taken out after failed exchanges, and when it comes back.
     pub passive: PassiveHealth,
     /// Idle connections kept per worker and endpoint address (count). Beyond it the oldest is closed.
     pub idle_connections_max: u32,
+}
+
+/// How the endpoints of an upstream are spoken to. Connections of another link are not used again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Link {
+    /// What is spoken.
+    pub protocol: UpstreamProtocol,
+}
+
+/// What is spoken to the endpoints of an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum UpstreamProtocol {
+    /// The best that both sides speak (ALPN); HTTP/1.1 on a connection without TLS.
+    #[default]
+    Auto,
+    /// HTTP/1.1.
+    H1,
+    /// HTTP/2; with prior knowledge (RFC 9113 section 3.3) on a connection without TLS.
+    H2,
 }
 
 /// How an endpoint is chosen among those that are healthy.

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, Balance, Cidr, Config, Endpoint, EndpointHost, Http2Limits, HttpLimits, Limit, Listener,
+    Admin, Balance, Cidr, Config, Endpoint, EndpointHost, Http2Limits, HttpLimits, Limit, Link, Listener,
     PassiveHealth, Route, Timeouts, Upstream, Xdp,
 };
 use std::collections::HashMap;
@@ -77,6 +77,8 @@ pub struct UpstreamChange {
     pub endpoints: Steps<Endpoint>,
     /// The new passive health.
     pub passive: PassiveHealth,
+    /// How endpoints are spoken to from now on.
+    pub link: Link,
     /// The new bound of the pool.
     pub idle_connections_max: u32,
 }
@@ -195,6 +197,7 @@ impl UpstreamChange {
             balance: new.balance,
             endpoints: Steps::between(&old.endpoints, &new.endpoints, key, |_, new| new.clone()),
             passive: new.passive,
+            link: new.link.clone(),
             idle_connections_max: new.idle_connections_max,
         }
     }
@@ -205,6 +208,7 @@ impl UpstreamChange {
             balance: self.balance,
             endpoints: self.endpoints.apply(&old.endpoints, |_, new| Ok(new.clone()))?,
             passive: self.passive,
+            link: self.link.clone(),
             idle_connections_max: self.idle_connections_max,
         })
     }

@@ -14,11 +14,11 @@ use crate::address;
 use crate::error::{ConfigError, Issues, quoted};
 use crate::file::{
     ENDPOINTS_MAX, FileConfig, Format, HttpFile, ListenerFile, Milliseconds, ProtocolFile, ProxyProtocolFile,
-    RouteFile, TimeoutsFile, UPSTREAM_ENDPOINTS_MAX, UpstreamFile, key_text, parse,
+    RouteFile, TimeoutsFile, UPSTREAM_ENDPOINTS_MAX, UpstreamFile, UpstreamProtocolFile, key_text, parse,
 };
 use crate::model::{
-    Admin, Balance, Cidr, Config, Endpoint, HostPattern, HttpLimits, Listener, PassiveHealth, PathPattern,
-    PathSegment, Protocol, Route, Timeouts, Upstream,
+    Admin, Balance, Cidr, Config, Endpoint, HostPattern, HttpLimits, Link, Listener, PassiveHealth,
+    PathPattern, PathSegment, Protocol, Route, Timeouts, Upstream, UpstreamProtocol,
 };
 use crate::pattern;
 use crate::suggest;
@@ -340,12 +340,24 @@ fn upstreams(file: &BTreeMap<String, UpstreamFile>, issues: &mut Issues) -> Vec<
                 ejection: duration(passive.ejection_ms),
             },
             idle_connections_max: narrow(upstream.pool.idle_connections_max.value()),
+            link: link(upstream),
         });
     }
     if total > ENDPOINTS_MAX {
         issues.add("upstreams", format!("{total} endpoints in all; accepted: at most {ENDPOINTS_MAX}"));
     }
     upstreams
+}
+
+/// How the endpoints are spoken to.
+fn link(file: &UpstreamFile) -> Link {
+    Link {
+        protocol: match file.protocol {
+            UpstreamProtocolFile::Auto => UpstreamProtocol::Auto,
+            UpstreamProtocolFile::H1 => UpstreamProtocol::H1,
+            UpstreamProtocolFile::H2 => UpstreamProtocol::H2,
+        },
+    }
 }
 
 /// The endpoints that could be read; reports the others and those that are there twice.
@@ -384,6 +396,7 @@ fn default_upstream(
         endpoints: endpoints(parsed, path, issues),
         passive: PassiveHealth::RECOMMENDED,
         idle_connections_max: Upstream::IDLE_CONNECTIONS_RECOMMENDED,
+        link: Link::default(),
     }
 }
 

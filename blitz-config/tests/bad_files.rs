@@ -127,8 +127,8 @@ const TOML_MORE: &[(&str, &str)] = &[
         "f.toml: upstreams.b.balance: \"round-robin\" is not accepted; did you mean \"round_robin\"? accepted: \"round_robin\", \"weighted\"",
     ),
     (
-        "[upstreams.b]\nendpoints = [{ address = \"a:1\" }]\nprotocol = \"h2\"",
-        "f.toml: upstreams.b.protocol: \"h2\" is known, but not in this release: HTTP/2 to an upstream; accepted: \"auto\", \"h1\"",
+        "[upstreams.b]\nendpoints = [{ address = \"a:1\" }]\nprotocol = \"h4\"",
+        "f.toml: upstreams.b.protocol: \"h4\" is not accepted; did you mean \"h1\"? accepted: \"auto\", \"h1\", \"h2\"",
     ),
     (
         "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\nprotocols = [\"h1\", \"h3\"]",

@@ -181,13 +181,14 @@ fn config() -> impl Strategy<Value = Config> {
         port,
         weight,
     });
-    let upstream = ("[a-e]", vec(endpoint, 0..5), 1_u32..3, 0_u32..3).prop_map(
-        |(name, endpoints, consecutive_failures, idle_connections_max)| Upstream {
+    let upstream = ("[a-e]", vec(endpoint, 0..5), 1_u32..3, 0_u32..3, any::<bool>()).prop_map(
+        |(name, endpoints, consecutive_failures, idle_connections_max, is_h2)| Upstream {
             name,
             balance: Balance::RoundRobin,
             endpoints,
             passive: PassiveHealth { consecutive_failures, ..PassiveHealth::RECOMMENDED },
             idle_connections_max,
+            link: Link { protocol: if is_h2 { UpstreamProtocol::H2 } else { UpstreamProtocol::Auto } },
         },
     );
     let route = ("[a-c]", 0_usize..3).prop_map(|(literal, upstream)| Route {

@@ -24,7 +24,6 @@ const LATER_KEYS: &[(&str, &str)] = &[
 
 const LATER_VALUES: &[(&str, &str, &str)] = &[
     ("listeners[].protocols[]", "h3", "HTTP/3"),
-    ("upstreams.*.protocol", "h2", "HTTP/2 to an upstream"),
     ("upstreams.*.balance", "random", "random balancing"),
     ("upstreams.*.balance", "least_request", "balancing by requests in flight"),
     ("upstreams.*.balance", "maglev", "consistent hashing"),

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use blitz_config::model::{PassiveHealth, Upstream};
 
+use super::connect::Link;
 use super::pool::{Pool, Pools};
 use crate::metrics::names::Metric;
 use crate::process::endpoints::ResolvedEndpoints;
@@ -52,12 +53,13 @@ impl Group {
     /// The group of an upstream. The weight of an endpoint is shared among its addresses.
     pub fn new(upstream: &Upstream, index: usize, resolved: &ResolvedEndpoints, pools: &Pools) -> Self {
         let idle_max = upstream.idle_connections_max as usize;
+        let link = Rc::new(Link::new(&upstream.link));
         let mut members = Vec::new();
         for (at, endpoint) in upstream.endpoints.iter().enumerate() {
             let addresses = resolved.addresses(index, at);
             for address in addresses {
                 members.push(Member {
-                    pool: pools.of(&upstream.name, address.address, idle_max),
+                    pool: pools.of(&upstream.name, address.address, idle_max, &link),
                     row: address.row,
                     // In thousandths, so that a weight of one over several addresses is not lost.
                     weight: (i64::from(endpoint.weight) * 1000 / addresses.len() as i64).max(1),

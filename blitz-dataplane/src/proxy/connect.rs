@@ -7,23 +7,67 @@
 use std::io;
 use std::time::Duration;
 
+use blitz_config::model::{self, UpstreamProtocol};
+
 use super::Proxy;
 use super::balance::Member;
 use super::carrier::Carrier;
-use crate::exchange::{ErrorKind, ProxyError};
+use crate::exchange::{ErrorKind, Protocol, ProxyError};
 use crate::metrics::names::Metric;
 use crate::runtime::{Deadline, TcpStream};
+
+/// How connections to the endpoints of one upstream are made. Two that are equal make the same connections, so that
+/// one made by either can be used by both.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    protocol: UpstreamProtocol,
+}
+
+impl Link {
+    /// What a configuration says.
+    pub fn new(model: &model::Link) -> Self {
+        Self { protocol: model.protocol }
+    }
+}
+
+/// What may be spoken on a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// What the link says.
+    Any,
+    /// HTTP/1.1, where the link allows it: for what only that can carry.
+    H1,
+}
+
+/// A new connection.
+pub(super) struct Connected {
+    pub(super) carrier: Carrier,
+    /// What is spoken on it.
+    pub(super) protocol: Protocol,
+}
 
 /// Connects to a member; at the end of `limit` it has failed.
 ///
 /// # Errors
 /// Why there is no connection; each allows another try, since nothing was sent.
-pub(super) async fn connect(proxy: &Proxy, member: &Member, limit: Duration) -> Result<Carrier, ProxyError> {
+pub(super) async fn connect(
+    proxy: &Proxy,
+    member: &Member,
+    offer: Offer,
+    limit: Duration,
+) -> Result<Connected, ProxyError> {
+    let protocol = match member.pool.link.protocol {
+        UpstreamProtocol::H2 if offer == Offer::Any => Protocol::H2,
+        UpstreamProtocol::H2 => {
+            return Err(ProxyError::new(ErrorKind::UpstreamUpgradeFailed).with_detail("h2_upstream"));
+        }
+        UpstreamProtocol::Auto | UpstreamProtocol::H1 => Protocol::H1,
+    };
     let mut deadline = Deadline::new(&proxy.handle);
     deadline.set_after(limit);
     let connect = TcpStream::connect(&proxy.handle, member.pool.address);
     let outcome = match deadline.limit(connect).await {
-        Ok(Ok(stream)) => Ok(Carrier::Plain(stream)),
+        Ok(Ok(stream)) => Ok(Connected { carrier: Carrier::Plain(stream), protocol }),
         Ok(Err(error)) => Err(explain(&error)),
         Err(_) => Err(ProxyError::new(ErrorKind::UpstreamConnectTimeout)),
     };

@@ -16,7 +16,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::balance::{Group, Member, Verdict};
-use super::connect::connect;
+use super::connect::{Connected, Offer, connect};
 use super::snapshot::Live;
 use super::{Proxy, trace};
 use crate::exchange::stream::{Answer, AnswerSource, BodySink, BodySource, Origin, UpstreamExchange};
@@ -168,9 +168,9 @@ async fn attempt<B: BodySource, A: Answer>(
         }
         None => {
             let limit = live.snapshot.config.timeouts.upstream_connect;
-            let stream = connect(proxy, member, limit).await?;
+            let Connected { carrier, .. } = connect(proxy, member, Offer::Any, limit).await?;
             proxy.rows.gauge_add(Metric::UpstreamActive, 1);
-            ClientConnection::new(stream, live.client)
+            ClientConnection::new(carrier, live.client)
         }
     };
     proxy.rows.add(Metric::UpstreamRequests, 1);

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 
 use super::carrier::Carrier;
+use super::connect::Link;
 use crate::http1::client::ClientConnection;
 use crate::metrics::names::Metric;
 use crate::segment::WorkerRows;
@@ -21,6 +22,8 @@ use crate::segment::WorkerRows;
 pub struct Pool {
     /// Where they lead.
     pub address: SocketAddr,
+    /// How they are made, and what is spoken on them.
+    pub link: Rc<Link>,
     idle: RefCell<Vec<Idle>>,
     idle_max: Cell<usize>,
     rows: WorkerRows,
@@ -105,14 +108,15 @@ impl Pools {
         Self { by_address: RefCell::new(BTreeMap::new()), rows }
     }
 
-    /// The pool of an address of an upstream, kept over configurations. Upstreams do not share:
-    /// they may differ in how they speak to the same address.
-    pub fn of(&self, upstream: &str, address: SocketAddr, idle_max: usize) -> Rc<Pool> {
+    /// The pool of an address of an upstream, kept over configurations while they link alike. Upstreams do not
+    /// share: they may differ in how they speak to the same address.
+    pub fn of(&self, upstream: &str, address: SocketAddr, idle_max: usize, link: &Rc<Link>) -> Rc<Pool> {
         let mut pools = self.by_address.borrow_mut();
         let slot = pools.entry((upstream.to_owned(), address)).or_default();
-        let pool = slot.upgrade().unwrap_or_else(|| {
+        let pool = slot.upgrade().filter(|pool| pool.link == *link).unwrap_or_else(|| {
             let pool = Rc::new(Pool {
                 address,
+                link: Rc::clone(link),
                 idle: RefCell::new(Vec::new()),
                 idle_max: Cell::new(idle_max),
                 rows: self.rows.clone(),

@@ -42,7 +42,7 @@ fn with_pool<F: Future<Output = ()>>(answer: &'static [u8], test: impl Fn(Handle
             }
         });
         let segment = Segment::create(Shape { workers: 1, endpoints: 1 }).unwrap();
-        let pool = Pools::new(segment.worker(0).unwrap()).of("api", address, 2);
+        let pool = Pools::new(segment.worker(0).unwrap()).of("api", address, 2, &Rc::default());
         runtime.block_on(test(handle, pool, segment));
     }
 }
