@@ -316,7 +316,8 @@ pub struct TimeoutsFile {
     /// How long a peer may take no byte of what is to be sent, in milliseconds. Default: 30000.
     /// Range: 1 to 86400000. Reloadable.
     pub send_progress_ms: Milliseconds,
-    /// TCP connect to an endpoint and the TLS handshake with it, in milliseconds. Default: 2000. Range: 1 to 86400000. Reloadable.
+    /// TCP connect to an endpoint and the TLS handshake with it, in milliseconds. Default: 2000.
+    /// Range: 1 to 86400000. Reloadable.
     pub upstream_connect_ms: Milliseconds,
     /// From the end of the request to the first byte of the final answer's head, in milliseconds.
     /// Then 504. Default: 60000. Range: 1 to 86400000. Reloadable.

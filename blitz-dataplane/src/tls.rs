@@ -1,7 +1,7 @@
 //! TLS: everything that is said to rustls is said here.
 //!
-//! Owns: certificates and who gets which ([`material`], [`certificates`]), whom endpoints have to be ([`upstream`]), the
-//! files that all this comes from ([`files`]), session tickets ([`tickets`]), the handshake of either end
+//! Owns: certificates and who gets which ([`material`], [`certificates`]), whom endpoints have to be ([`upstream`]),
+//! the files that all this comes from ([`files`]), session tickets ([`tickets`]), the handshake of either end
 //! ([`handshake`], [`connector`]) and the sealed stream ([`stream`]). Does not own: which listener or endpoint has TLS
 //! (`blitz_config`), or what is spoken inside (`http1/`, `http2/`).
 //!

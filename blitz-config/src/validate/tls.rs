@@ -1,7 +1,7 @@
 //! `[listeners.tls]` and `[upstreams.NAME.tls]`: from the file's words to the model.
 //!
-//! Owns: that there is a certificate, that a certificate has its key, that paths are not empty. Does not own: what is in the files (the data
-//! plane reads them).
+//! Owns: that there is a certificate, that a certificate has its key, that paths are not empty. Does not own: what is
+//! in the files (the data plane reads them).
 #![forbid(unsafe_code)]
 
 use super::narrow;

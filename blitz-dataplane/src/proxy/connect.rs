@@ -1,8 +1,8 @@
 //! New connections to endpoints.
 //!
-//! Owns: connecting within the time that a configuration gives, TLS included, which protocols are offered on it, and what a
-//! failure is called. Does not own: the handshake (`tls::connector`), idle connections (`pool.rs`), or which address is
-//! used (`balance.rs`).
+//! Owns: connecting within the time that a configuration gives, TLS included, which protocols are offered on it, and
+//! what a failure is called. Does not own: the handshake (`tls::connector`), idle connections (`pool.rs`), or which
+//! address is used (`balance.rs`).
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;

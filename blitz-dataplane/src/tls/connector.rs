@@ -1,8 +1,8 @@
 //! The client's end of a TLS handshake, with an endpoint.
 //!
-//! Owns: the handshake within its deadline, what is counted and said of it, the names of what can go wrong. Does not own:
-//! what it is made with ([`super::upstream`]), the TCP connection before it (`proxy::connect`), or the protocol itself
-//! (rustls).
+//! Owns: the handshake within its deadline, what is counted and said of it, the names of what can go wrong. Does not
+//! own: what it is made with ([`super::upstream`]), the TCP connection before it (`proxy::connect`), or the protocol
+//! itself (rustls).
 #![forbid(unsafe_code)]
 
 use std::future::poll_fn;

@@ -56,6 +56,17 @@ impl Files {
         let mut files = BTreeMap::new();
         let mut issues = Vec::new();
         let mut total = 0_usize;
+        let uses_system_store =
+            |upstream: &&Upstream| upstream.link.tls.as_ref().is_some_and(UpstreamTls::uses_system_store);
+        if let Some(upstream) = config.upstreams.iter().find(uses_system_store) {
+            match read_system_store() {
+                Ok(content) => {
+                    total = content.0.len();
+                    files.insert(SYSTEM_STORE.to_owned(), content);
+                }
+                Err(why) => issues.push(format!("{}.tls.ca_path: {why}", upstream.key_path())),
+            }
+        }
         for (key, path) in config.files() {
             if files.contains_key(path) {
                 continue;
@@ -72,16 +83,6 @@ impl Files {
                     "{key}: the files read so far have more than {FILES_BYTES_MAX} bytes, the most that is kept; use \
                      fewer or smaller ones"
                 ));
-            }
-        }
-        let uses_system_store =
-            |upstream: &&Upstream| upstream.link.tls.as_ref().is_some_and(UpstreamTls::uses_system_store);
-        if let Some(upstream) = config.upstreams.iter().find(uses_system_store) {
-            match system_store::path().and_then(|path| {
-                read(&path).map_err(|why| format!("absent, and {} cannot be read: {why}", path.display()))
-            }) {
-                Ok(content) => drop(files.insert(SYSTEM_STORE.to_owned(), content)),
-                Err(why) => issues.push(format!("{}.tls.ca_path: {why}", upstream.key_path())),
             }
         }
         if issues.is_empty() { Ok(Self(Arc::new(files))) } else { Err(issues.join("\n")) }
@@ -124,6 +125,11 @@ impl Files {
         let files = files.iter().map(|(path, bytes)| ((*path).to_owned(), Content(bytes.to_vec())));
         Self(Arc::new(files.collect()))
     }
+}
+
+fn read_system_store() -> Result<Content, String> {
+    let path = system_store::path()?;
+    read(&path).map_err(|why| format!("absent, and {} cannot be read: {why}", path.display()))
 }
 
 fn read(path: &Path) -> Result<Content, String> {

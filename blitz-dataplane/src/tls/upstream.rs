@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
@@ -24,8 +23,8 @@ use super::files::SYSTEM_STORE;
 use super::material::{certificate, chain};
 use super::{Files, provider};
 
-/// Names of an upstream whose sessions a worker remembers (count). Beyond: the name that came first is forgotten, and its
-/// next handshake is a full one.
+/// Names of an upstream whose sessions a worker remembers (count). Beyond: the name that came first is forgotten, and
+/// its next handshake is a full one.
 const SESSION_NAMES_MAX: usize = 256;
 
 /// Sessions of one name that rustls remembers (count).
@@ -36,8 +35,8 @@ const SESSIONS_PER_NAME: usize = 8;
 pub struct UpstreamTls {
     /// What rustls needs for a connection; its sessions are this worker's.
     pub(super) client: ClientConfig,
-    /// What the certificate of each endpoint has to be for, in the order of the configuration; `None`: it is spoken to in
-    /// clear.
+    /// What the certificate of each endpoint has to be for, in the order of the configuration; `None`: it is spoken to
+    /// in clear.
     names: Vec<Option<ServerName<'static>>>,
     /// Stands for everything that decides whether a connection made with this is as good as one made with another.
     fingerprint: [u8; 32],
@@ -157,7 +156,7 @@ fn make_verifier(path: Option<&str>, files: &Files) -> Result<Arc<dyn ServerCert
 
 fn names(upstream: &Upstream, tls: &model::UpstreamTls) -> Result<Vec<Option<ServerName<'static>>>, String> {
     let name = |host: &EndpointHost| match host {
-        EndpointHost::Address(address) => Ok(ServerName::from(IpAddr::from(*address))),
+        EndpointHost::Address(address) => Ok(ServerName::from(*address)),
         EndpointHost::Name(name) => ServerName::try_from(name.clone()),
     };
     if let Some(host) = &tls.server_name {
