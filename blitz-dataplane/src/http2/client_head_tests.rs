@@ -60,7 +60,8 @@ fn connection_fields_end_here_and_te_says_trailers() {
     head.fields.push_known(Known::Connection, b"te").unwrap();
     head.fields.push(b"x-a", b"1").unwrap();
     let sent = written(&head, BodyLength::Empty);
-    let fields: Vec<_> = sent.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    let fields: Vec<_> =
+        sent.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
     assert_eq!(fields, [("x-a", &b"1"[..]), ("te", b"trailers")]);
 }
 
@@ -79,7 +80,8 @@ fn the_length_is_said_where_it_is_known() {
 
 #[test]
 fn an_answer_keeps_its_meaning() {
-    let answer = http::Response::builder().status(200).header("content-length", "5").header("set-cookie", "a=b");
+    let answer =
+        http::Response::builder().status(200).header("content-length", "5").header("set-cookie", "a=b");
     let (head, length) = read(answer.header("set-cookie", "c"), false).unwrap();
     assert_eq!((head.status, length), (200, BodyLength::Exact(5)));
     let cookies: Vec<_> = head.fields.iter().map(|(_, name, value)| (name, value)).collect();
@@ -100,7 +102,8 @@ fn a_length_that_describes_another_body_is_kept() {
 
 #[test]
 fn what_breaks_the_rules_is_the_endpoints() {
-    let of = |answer: http::response::Builder| read(answer, false).map_err(|error| (error.kind, error.detail));
+    let of =
+        |answer: http::response::Builder| read(answer, false).map_err(|error| (error.kind, error.detail));
     let ok = || http::Response::builder().status(200);
     let bad = |detail| Err((ErrorKind::UpstreamBadHead, detail));
     assert_eq!(of(ok().header("content-length", "5").header("content-length", "5")), bad("duplicate_length"));

@@ -19,6 +19,7 @@ pub mod limiter;
 pub mod misconduct;
 pub mod pool;
 mod relay;
+mod replay;
 pub mod router;
 mod shared;
 pub mod snapshot;

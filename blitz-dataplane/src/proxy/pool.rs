@@ -4,8 +4,8 @@
 //! on an idle connection: its armed receive notes when the endpoint closes it, which is looked at when
 //! it is taken and at each sweep.
 //!
-//! Owns: the idle connections. Does not own: those in use, those that many requests share (`shared.rs`), or which address
-//! is used (`balance.rs`).
+//! Owns: the idle connections. Does not own: those in use, those that many requests share (`shared.rs`), or which
+//! address is used (`balance.rs`).
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
