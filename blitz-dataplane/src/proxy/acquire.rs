@@ -55,8 +55,9 @@ pub(super) async fn acquire<'a>(
     may_reuse: bool,
 ) -> Result<Acquired<'a>, ProxyError> {
     let pool = &member.pool;
+    let may_share = offer == Offer::Any && pool.link.may_be_shared();
     loop {
-        if offer == Offer::Any
+        if may_share
             && let Some(place) = pool.shared.take(&proxy.handle)
         {
             return Ok(Acquired::Shared { place, scheme: pool.link.scheme() });
@@ -66,7 +67,7 @@ pub(super) async fn acquire<'a>(
             let open = OpenConnection(&proxy.rows);
             return Ok(Acquired::Own { connection, open, is_reused: true });
         }
-        if offer == Offer::H1 || pool.shared.is_unshared() {
+        if !may_share || pool.shared.is_unshared() {
             let connected = make(proxy, live, member, offer).await?;
             return begin(proxy, live, member, connected, None).await;
         }

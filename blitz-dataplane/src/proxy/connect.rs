@@ -29,6 +29,11 @@ impl Link {
         Self { protocol: model.protocol }
     }
 
+    /// Whether many requests may share a connection, as far as can be told before there is one.
+    pub(super) fn may_be_shared(&self) -> bool {
+        self.protocol == UpstreamProtocol::H2
+    }
+
     /// The scheme of requests over such connections (RFC 9110 section 4.2).
     pub(super) fn scheme(&self) -> Scheme {
         Scheme::Http
