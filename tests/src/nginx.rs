@@ -12,7 +12,7 @@ use crate::{PATIENCE, Pki, Upstream, free_port, process, require, sys, wait_unti
 /// A running nginx. Dropping it ends it.
 ///
 /// `/` answers with 1 KiB, `/file/NAME` from its folder, `/sink` takes any body unbuffered and answers
-/// with the number of bytes that arrived, `/echo` with the request line, `/tls` with what was agreed on: version, name,
+/// with the number of bytes that arrived, `/echo` with the request line, `/version` with the protocol, `/tls` with what was agreed on: version, name,
 /// `r` for a resumed session, what became of the client's certificate.
 #[derive(Debug)]
 pub struct Nginx {
@@ -35,12 +35,13 @@ impl Nginx {
     /// `NAME.crt`.
     #[track_caller]
     pub fn start_tls(pki: &Pki, name: &str, more: &str) -> Self {
-        let (certificate, key) = (pki.path(&format!("{name}.crt")), pki.path(&format!("{name}.key")));
-        let (certificate, key) = (certificate.display(), key.display());
-        let files = format!("ssl_certificate {certificate}; ssl_certificate_key {key};");
-        // Old ones do not speak 1.3 unasked.
-        let versions = if more.contains("ssl_protocols") { "" } else { "ssl_protocols TLSv1.2 TLSv1.3;" };
-        Self::start_with("ssl", &format!("{files} {versions} ssl_session_cache shared:sessions:1m; {more}"))
+        Self::start_with("ssl", &tls(pki, name, more))
+    }
+
+    /// The same with HTTP/2 besides HTTP/1.1.
+    #[track_caller]
+    pub fn start_tls_h2(pki: &Pki, name: &str) -> Self {
+        Self::start_with("ssl http2", &tls(pki, name, ""))
     }
 
     #[track_caller]
@@ -81,6 +82,17 @@ impl Drop for Nginx {
     }
 }
 
+fn tls(pki: &Pki, name: &str, more: &str) -> String {
+    let (certificate, key) = (pki.path(&format!("{name}.crt")), pki.path(&format!("{name}.key")));
+    // Old ones do not speak 1.3 unasked.
+    let versions = if more.contains("ssl_protocols") { "" } else { "ssl_protocols TLSv1.2 TLSv1.3;" };
+    format!(
+        "ssl_certificate {}; ssl_certificate_key {}; {versions} ssl_session_cache shared:sessions:1m; {more}",
+        certificate.display(),
+        key.display()
+    )
+}
+
 fn configuration(dir: &str, address: SocketAddr, sink: SocketAddr, listen: &str, more: &str) -> String {
     let body = "x".repeat(1024);
     // As root, a worker would run as another user, who cannot enter the scratch folder. One process is enough:
@@ -102,6 +114,7 @@ http {{
     {more}
     location / {{ return 200 \"{body}\"; }}
     location /echo {{ return 200 \"$request\\n\"; }}
+    location /version {{ return 200 \"$server_protocol\n\"; }}
     location /tls {{ return 200 \"$ssl_protocol $ssl_server_name $ssl_session_reused $ssl_client_verify\\n\"; }}
     location /file/ {{ root {dir}; }}
     location /sink {{

@@ -115,20 +115,33 @@ matrix! {
         gateway.stop();
     }
 
-    /// HTTP/2 alone is offered where it alone may be spoken; HTTP/1.1 alone where that.
-    fn the_protocol_is_what_the_file_says(cell) {
+    /// The endpoint picks of what is offered, HTTP/2 first; what was picked is spoken, by many requests together.
+    fn the_protocol_is_agreed_on(cell) {
         require!("nginx");
         let pki = pki();
-        let nginx = Nginx::start_tls(&pki, "up", "");
-        let h2_only = |text: &str| text.replace("[upstreams.pool]\n", "[upstreams.pool]\nprotocol = \"h2\"\n");
+        let (both, old) = (Nginx::start_tls_h2(&pki, "up"), Nginx::start_tls(&pki, "up", ""));
         let table = format!("[upstreams.pool.tls]\nca_path = \"{}\"", pki.path("ca.pem").display());
-        let config = h2_only(&one_upstream(&[nginx.address], &table));
-        let gateway = Setup::new(cell).config(&config).start();
-        let answer = gateway.get("/");
-        assert_eq!(answer.status, 502);
-        let said = answer.field("proxy-status").unwrap_or_default();
-        assert!(said.contains("details=\"upstream_alert_no_application_protocol\""), "{said}");
-        gateway.stop();
+        for (nginx, protocol, expected) in [
+            (&both, "auto", "HTTP/2.0"),
+            (&both, "h2", "HTTP/2.0"),
+            (&both, "h1", "HTTP/1.1"),
+            (&old, "auto", "HTTP/1.1"),
+            (&old, "h1", "HTTP/1.1"),
+            (&old, "h2", "upstream_alert_no_application_protocol"),
+        ] {
+            let config = one_upstream(&[nginx.address], &table);
+            let with = format!("[upstreams.pool]\nprotocol = \"{protocol}\"\n");
+            let gateway = Setup::new(cell).config(&config.replace("[upstreams.pool]\n", &with)).start();
+            for _ in 0..3 {
+                let answer = gateway.get("/version");
+                assert!(answer.text().trim_end().ends_with(expected), "{protocol}: {}", answer.text());
+                assert_eq!(answer.status, if expected.starts_with("HTTP") { 200 } else { 502 });
+            }
+            if expected.starts_with("HTTP") {
+                assert_metric(&gateway, "blitz_upstream_connects_total{result=\"ok\"} 1");
+            }
+            gateway.stop();
+        }
     }
 
     fn handshakes_are_told_and_their_secrets_where_asked_for(cell) {

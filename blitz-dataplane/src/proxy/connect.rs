@@ -16,7 +16,7 @@ use rustls::pki_types::ServerName;
 use super::Proxy;
 use super::balance::Member;
 use super::carrier::Carrier;
-use crate::exchange::{ErrorKind, Protocol, ProxyError};
+use crate::exchange::{ErrorKind, Protocol, ProxyError, Scheme};
 use crate::metrics::names::Metric;
 use crate::runtime::{Deadline, TcpStream};
 use crate::tls::Connector;
@@ -75,6 +75,21 @@ impl Link {
             }
             (UpstreamProtocol::Auto | UpstreamProtocol::H1, false) => Ok(Protocol::H1),
         }
+    }
+
+    /// Whether many requests may share a connection, as far as can be told before there is one.
+    pub(super) fn may_be_shared(&self) -> bool {
+        match self.protocol {
+            UpstreamProtocol::H2 => true,
+            // The endpoint may choose it.
+            UpstreamProtocol::Auto => self.tls.is_some(),
+            UpstreamProtocol::H1 => false,
+        }
+    }
+
+    /// The scheme of requests over such connections (RFC 9110 section 4.2).
+    pub(super) fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
     }
 }
 

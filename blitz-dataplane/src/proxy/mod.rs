@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accept;
+mod acquire;
 pub mod balance;
 pub mod builtin;
 pub mod carrier;
@@ -18,7 +19,9 @@ pub mod limiter;
 pub mod misconduct;
 pub mod pool;
 mod relay;
+mod replay;
 pub mod router;
+mod shared;
 pub mod snapshot;
 
 use std::cell::{Cell, RefCell};
