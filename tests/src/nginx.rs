@@ -12,8 +12,8 @@ use crate::{PATIENCE, Pki, Upstream, free_port, process, require, sys, wait_unti
 /// A running nginx. Dropping it ends it.
 ///
 /// `/` answers with 1 KiB, `/file/NAME` from its folder, `/sink` takes any body unbuffered and answers
-/// with the number of bytes that arrived, `/echo` with the request line, `/version` with the protocol, `/tls` with what was agreed on: version, name,
-/// `r` for a resumed session, what became of the client's certificate.
+/// with the number of bytes that arrived, `/echo` with the request line, `/version` with the protocol, `/tls` with what
+/// was agreed on: version, name, `r` for a resumed session, what became of the client's certificate.
 #[derive(Debug)]
 pub struct Nginx {
     /// Where it listens.

@@ -66,6 +66,9 @@ impl Connector {
     /// Shakes hands until `deadline` with whoever `name` names; `offered` are the protocols for the inside (ALPN, RFC
     /// 7301), the preferred first. `address` is whom the log names. Also returns what to count.
     ///
+    /// # Cancel safety
+    /// Dropping the future abandons the connection.
+    ///
     /// # Errors
     /// Why there is no connection; the endpoint has been sent an alert where there is one.
     pub async fn connect(
