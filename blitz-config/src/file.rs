@@ -11,6 +11,7 @@
 
 mod bounded;
 mod http2;
+mod http3;
 mod policy;
 mod release;
 mod shape;
@@ -19,6 +20,7 @@ mod tls;
 
 pub use bounded::Bounded;
 pub use http2::Http2File;
+pub use http3::{Http3File, RetryFile};
 pub use policy::{
     BlocklistFile, DenyFile, DenyScopeFile, DenyTableFile, LIMITS_MAX, LimitByFile, LimitFile, PerSecond,
     TransportFile, XDP_ALLOW_MAX, XDP_DENY_MAX, XDP_INTERFACES_MAX, XDP_SERVICES_MAX, XdpFile, XdpModeFile,
@@ -93,6 +95,8 @@ pub struct FileConfig {
     pub http: HttpFile,
     /// Bounds on an HTTP/2 connection. Reloadable, for new connections.
     pub http2: Http2File,
+    /// Bounds on an HTTP/3 connection, and on what goes before it. Reloadable, for new connections.
+    pub http3: Http3File,
     /// The admin API. Not reloadable.
     pub admin: AdminFile,
     /// Limits on packets and requests: one policy from the network card to the request. Default:
@@ -115,7 +119,9 @@ pub struct ListenerFile {
     /// one.
     pub address: String,
     /// Protocols spoken here. Without TLS, `h2` is HTTP/2 with prior knowledge; beside `h1`, the first
-    /// bytes of a connection tell which it is. Default: `["h1"]`. Reloadable, for new connections.
+    /// bytes of a connection tell which it is. `h3` needs TLS, and is spoken on the UDP port of the same
+    /// number, which answers over the TCP port announce (`Alt-Svc`). Default: `["h1"]`. Reloadable, for new
+    /// connections.
     #[serde(default = "default_protocols")]
     #[schemars(length(min = 1, max = 3))]
     pub protocols: Vec<ProtocolFile>,
@@ -159,6 +165,9 @@ pub enum ProtocolFile {
     /// HTTP/2 (RFC 9113).
     #[serde(rename = "h2")]
     H2,
+    /// HTTP/3 (RFC 9114), over QUIC.
+    #[serde(rename = "h3")]
+    H3,
 }
 
 /// A group of endpoints that serve the same thing.

@@ -30,6 +30,8 @@ pub struct Config {
     pub http: HttpLimits,
     /// Bounds on an HTTP/2 connection.
     pub http2: Http2Limits,
+    /// Bounds on an HTTP/3 connection, and on what goes before it.
+    pub http3: Http3Limits,
     /// The admin API.
     pub admin: Admin,
     /// Limits in file order, at most 255. At most one packet limit by source and one by service
@@ -64,6 +66,15 @@ pub enum Protocol {
     H1,
     /// HTTP/2, RFC 9113.
     H2,
+    /// HTTP/3, RFC 9114.
+    H3,
+}
+
+impl Listener {
+    /// Whether `protocol` is spoken here.
+    pub fn speaks(&self, protocol: Protocol) -> bool {
+        self.protocols.contains(&protocol)
+    }
 }
 
 /// A named group of endpoints that serve the same thing.
@@ -292,6 +303,34 @@ pub struct Http2Limits {
     /// Streams of one connection that were ended because the client opened no window for
     /// `timeouts.send_progress_ms` (count). Beyond: `stalled_window`.
     pub stalled_streams_max: u32,
+}
+
+/// Bounds on an HTTP/3 connection, and on what goes before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http3Limits {
+    /// Requests at a time on one connection (count).
+    pub concurrent_streams_max: u32,
+    /// Bytes of one request body that a client may send before the upstream has taken them.
+    pub stream_window_bytes: u32,
+    /// The same for all streams of a connection together.
+    pub connection_window_bytes: u32,
+    /// How long a connection may be without a packet of its client.
+    pub idle_timeout: Duration,
+    /// When a client has to prove its address first.
+    pub retry: Retry,
+    /// Requests that the client resets; four times as many may come at once.
+    pub resets_per_second: u32,
+}
+
+/// When a client has to show that it receives at its address before anything is kept for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+    /// While many handshakes are under way.
+    UnderPressure,
 }
 
 /// The admin API.

@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, Balance, Cidr, Config, Endpoint, EndpointHost, Http2Limits, HttpLimits, Limit, Link, Listener,
-    PassiveHealth, Route, Timeouts, Upstream, Xdp,
+    Admin, Balance, Cidr, Config, Endpoint, EndpointHost, Http2Limits, Http3Limits, HttpLimits, Limit, Link,
+    Listener, PassiveHealth, Route, Timeouts, Upstream, Xdp,
 };
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -31,6 +31,8 @@ pub struct Plan {
     pub http: Option<HttpLimits>,
     /// The bounds on HTTP/2 connections, when they changed.
     pub http2: Option<Http2Limits>,
+    /// The bounds on HTTP/3 connections, when they changed.
+    pub http3: Option<Http3Limits>,
     /// The new admin API, when it differs.
     pub admin: Option<Admin>,
     /// The new limits, when they or the order of the listeners that they index differ.
@@ -125,6 +127,7 @@ impl Plan {
             timeouts: (old.timeouts != new.timeouts).then_some(new.timeouts),
             http: (old.http != new.http).then_some(new.http),
             http2: (old.http2 != new.http2).then_some(new.http2),
+            http3: (old.http3 != new.http3).then_some(new.http3),
             admin: (old.admin != new.admin).then_some(new.admin),
             limits: (old.limits != new.limits || !is_same_place).then(|| new.limits.clone()),
             xdp: (old.xdp != new.xdp).then(|| new.xdp.clone()),
@@ -133,8 +136,19 @@ impl Plan {
 
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        let Self { listeners, upstreams, routes, trusted_proxies, timeouts, http, http2, admin, limits, xdp } =
-            self;
+        let Self {
+            listeners,
+            upstreams,
+            routes,
+            trusted_proxies,
+            timeouts,
+            http,
+            http2,
+            http3,
+            admin,
+            limits,
+            xdp,
+        } = self;
         listeners.is_empty()
             && upstreams.is_empty()
             && routes.is_none()
@@ -142,6 +156,7 @@ impl Plan {
             && timeouts.is_none()
             && http.is_none()
             && http2.is_none()
+            && http3.is_none()
             && admin.is_none()
             && limits.is_none()
             && xdp.is_none()
@@ -169,6 +184,7 @@ impl Plan {
             timeouts: self.timeouts.unwrap_or(old.timeouts),
             http: self.http.unwrap_or(old.http),
             http2: self.http2.unwrap_or(old.http2),
+            http3: self.http3.unwrap_or(old.http3),
             admin: self.admin.unwrap_or(old.admin),
             limits: self.limits.as_ref().unwrap_or(&old.limits).clone(),
             xdp: self.xdp.as_ref().unwrap_or(&old.xdp).clone(),

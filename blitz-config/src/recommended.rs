@@ -5,7 +5,8 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, Blocklist, Http2Limits, HttpLimits, Limit, PassiveHealth, Timeouts, Tls, Upstream, Xdp, XdpMode,
+    Admin, Blocklist, Http2Limits, Http3Limits, HttpLimits, Limit, PassiveHealth, Retry, Timeouts, Tls,
+    Upstream, Xdp, XdpMode,
 };
 use blitz_ebpf_common::layout;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -111,6 +112,30 @@ impl Http2Limits {
 }
 
 impl Default for Http2Limits {
+    fn default() -> Self {
+        Self::RECOMMENDED
+    }
+}
+
+impl Http3Limits {
+    /// The bounds that apply when a file names none.
+    pub const RECOMMENDED: Self = Self {
+        // As for HTTP/2; RFC 9114 section 6.1 recommends no fewer than 100.
+        concurrent_streams_max: 128,
+        // As for HTTP/2.
+        stream_window_bytes: 256 * 1024,
+        connection_window_bytes: 1024 * 1024,
+        // Longer than a connection is kept without a request, so that the end is said and not waited for; and than an
+        // upstream may take for its first byte.
+        idle_timeout: Duration::from_secs(90),
+        // An honest client pays for it only while the gateway has more to do than usual.
+        retry: Retry::UnderPressure,
+        // As for HTTP/2.
+        resets_per_second: 100,
+    };
+}
+
+impl Default for Http3Limits {
     fn default() -> Self {
         Self::RECOMMENDED
     }

@@ -211,6 +211,7 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
         timeouts: timeouts(&file.timeouts),
         http: http_limits(&file.http),
         http2: file.http2.limits(),
+        http3: file.http3.limits(),
         admin,
         limits,
         xdp,
@@ -235,6 +236,9 @@ fn listeners(file: &[ListenerFile], issues: &mut Issues) -> Vec<Listener> {
         let tls = listener.tls.as_ref().map(|it| tls::tls(it, &format!("listeners[{index}].tls"), issues));
         let proxy_protocol_from = proxy_protocol(index, listener, issues);
         let protocols = protocols(index, &listener.protocols, issues);
+        if protocols.contains(&Protocol::H3) {
+            check_h3(index, listener, issues);
+        }
         let address = match address::socket_address(&listener.address) {
             Ok(address) => address,
             Err(why) => {
@@ -266,6 +270,19 @@ fn listeners(file: &[ListenerFile], issues: &mut Issues) -> Vec<Listener> {
     listeners
 }
 
+/// What HTTP/3 needs of its listener.
+fn check_h3(index: usize, listener: &ListenerFile, issues: &mut Issues) {
+    if listener.tls.is_none() {
+        let why = "\"h3\" needs TLS, which QUIC carries in itself; add [listeners.tls] with a certificate, or leave h3 out";
+        issues.add(format!("listeners[{index}].protocols"), why);
+    }
+    if listener.proxy_protocol == ProxyProtocolFile::Required {
+        let why =
+            "\"required\" cannot hold for \"h3\": datagrams carry no such header; leave one of them out";
+        issues.add(format!("listeners[{index}].proxy_protocol"), why);
+    }
+}
+
 /// Who sends PROXY protocol headers, if anybody has to.
 fn proxy_protocol(index: usize, listener: &ListenerFile, issues: &mut Issues) -> Option<Vec<Cidr>> {
     let path = format!("listeners[{index}].proxy_protocol_from");
@@ -289,11 +306,12 @@ fn proxy_protocol(index: usize, listener: &ListenerFile, issues: &mut Issues) ->
 fn protocols(index: usize, file: &[ProtocolFile], issues: &mut Issues) -> Vec<Protocol> {
     let mut protocols = Vec::with_capacity(file.len());
     if file.is_empty() {
-        issues.add(format!("listeners[{index}].protocols"), "empty; accepted: \"h1\", \"h2\"");
+        issues.add(format!("listeners[{index}].protocols"), "empty; accepted: \"h1\", \"h2\", \"h3\"");
     }
     for (position, protocol) in file.iter().enumerate() {
         let protocol = match protocol {
             ProtocolFile::H1 => Protocol::H1,
+            ProtocolFile::H3 => Protocol::H3,
             ProtocolFile::H2 => Protocol::H2,
         };
         if protocols.contains(&protocol) {

@@ -31,7 +31,7 @@ const TOML_MORE: &[(&str, &str)] = &[
     ("[timeout]", "f.toml: timeout: unknown key; did you mean \"timeouts\"?"),
     (
         "[banana]",
-        "f.toml: banana: unknown key; accepted: admin, backends, http, http2, limits, listeners, routes, timeouts, trusted_proxies, upstreams, xdp",
+        "f.toml: banana: unknown key; accepted: admin, backends, http, http2, http3, limits, listeners, routes, timeouts, trusted_proxies, upstreams, xdp",
     ),
     (
         "[timeouts]\nkeep_alive = 5",
@@ -128,7 +128,15 @@ const TOML_MORE: &[(&str, &str)] = &[
     ),
     (
         "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\nprotocols = [\"h1\", \"h3\"]",
-        "f.toml: listeners[1].protocols[1]: \"h3\" is known, but not in this release: HTTP/3; accepted: \"h1\", \"h2\"",
+        "f.toml: listeners[1].protocols: \"h3\" needs TLS, which QUIC carries in itself; add [listeners.tls] with a certificate, or leave h3 out",
+    ),
+    (
+        "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\nprotocols = [\"h2\", \"h3\"]\nproxy_protocol = \"required\"\nproxy_protocol_from = [\"10.0.0.0/8\"]\n[listeners.tls]\ncertificates = [{ cert_path = \"a\", key_path = \"b\" }]",
+        "f.toml: listeners[1].proxy_protocol: \"required\" cannot hold for \"h3\": datagrams carry no such header; leave one of them out",
+    ),
+    (
+        "[http3]\nretry = \"sometimes\"",
+        "f.toml: http3.retry: \"sometimes\" is not accepted; accepted: \"always\", \"never\", \"under_pressure\"",
     ),
     (
         "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\nprotocols = []",
@@ -531,8 +539,7 @@ upstream = "api"
 filters = ["jwt:staff"]
 "#;
     let error = load(text, Format::Toml, "f.toml", &Overrides::default()).unwrap_err();
-    let expected = r#"f.toml: listeners[0].protocols[2]: "h3" is known, but not in this release: HTTP/3; accepted: "h1", "h2"
-f.toml: routes[0].filters: known, but not in this release: filters on a route; remove the key
+    let expected = r#"f.toml: routes[0].filters: known, but not in this release: filters on a route; remove the key
 f.toml: upstreams.api.balance: "least_request" is known, but not in this release: balancing by requests in flight; accepted: "round_robin", "weighted"
 f.toml: upstreams.api.health.active: known, but not in this release: active health checks; remove the key"#;
     assert_eq!(error.to_string(), expected);

@@ -175,13 +175,16 @@ fn the_page_shows_only_accepted_samples() {
 
 #[test]
 fn defaults_are_the_recommended_values() {
-    use blitz_config::model::{Admin, Http2Limits, HttpLimits, PassiveHealth, Timeouts, Upstream, Xdp};
+    use blitz_config::model::{
+        Admin, Http2Limits, Http3Limits, HttpLimits, PassiveHealth, Timeouts, Upstream, Xdp,
+    };
     let with_port = Overrides { port: Some(8080), ..Overrides::default() };
     let text = "[upstreams.a]\nendpoints = [{ address = \"a:1\" }]";
     let config: Config = load(text, Format::Toml, "f", &with_port).unwrap();
     assert_eq!(config.timeouts, Timeouts::RECOMMENDED);
     assert_eq!(config.http, HttpLimits::RECOMMENDED);
     assert_eq!(config.http2, Http2Limits::RECOMMENDED);
+    assert_eq!(config.http3, Http3Limits::RECOMMENDED);
     assert_eq!(config.admin, Admin::RECOMMENDED);
     assert_eq!(config.limits, []);
     assert_eq!(config.xdp, Xdp::default());

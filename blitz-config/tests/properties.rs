@@ -224,6 +224,7 @@ fn config() -> impl Strategy<Value = Config> {
             timeouts: Timeouts { keep_alive: Duration::from_secs(seconds), ..Timeouts::RECOMMENDED },
             http: HttpLimits { request_fields_max: fields, ..HttpLimits::RECOMMENDED },
             http2: Http2Limits::RECOMMENDED,
+            http3: Http3Limits::RECOMMENDED,
             admin: Admin { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port) },
             limits,
             xdp: Xdp { shadow, ..Xdp::default() },

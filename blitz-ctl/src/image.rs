@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use blitz_config::model::{Cidr, Config, Limit as LimitConfig, LimitBy, Transport};
+use blitz_config::model::{Cidr, Config, Limit as LimitConfig, LimitBy, Protocol, Transport};
 use blitz_ebpf_common::gcra::{Rate, UNITS_PER_SECOND};
 use blitz_ebpf_common::layout::{
     ALLOW_MANAGEMENT, ALLOW_MAX, ALLOW_SERVICE, DENY_CONFIGURED, DENY_HOST, DENY_SHADOW, Deny, Dimension,
@@ -169,7 +169,13 @@ impl Image {
             };
             let number = numbers.take(service.rule)?;
             put(&mut services, number, service);
-            places.push((listener.address.ip(), listener.address.port(), TCP, number));
+            let (address, port) = (listener.address.ip(), listener.address.port());
+            if listener.speaks(Protocol::H1) || listener.speaks(Protocol::H2) {
+                places.push((address, port, TCP, number));
+            }
+            if listener.speaks(Protocol::H3) {
+                places.push((address, port, UDP, number));
+            }
         }
         for service in &xdp.services {
             let covers = LimitConfig::covers_xdp_services;

@@ -20,7 +20,6 @@ const LATER_KEYS: &[(&str, &str)] =
     &[("upstreams.*.health.active", "active health checks"), ("routes[].filters", "filters on a route")];
 
 const LATER_VALUES: &[(&str, &str, &str)] = &[
-    ("listeners[].protocols[]", "h3", "HTTP/3"),
     ("upstreams.*.balance", "random", "random balancing"),
     ("upstreams.*.balance", "least_request", "balancing by requests in flight"),
     ("upstreams.*.balance", "maglev", "consistent hashing"),

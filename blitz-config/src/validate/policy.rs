@@ -12,7 +12,7 @@ use crate::file::{
     XdpModeFile, XdpServiceFile,
 };
 use crate::model::{
-    Blocklist, Cidr, DenyPrefix, Limit, LimitBy, Listener, Transport, Xdp, XdpMode, XdpService,
+    Blocklist, Cidr, DenyPrefix, Limit, LimitBy, Listener, Protocol, Transport, Xdp, XdpMode, XdpService,
 };
 use crate::suggest;
 use blitz_ebpf_common::layout;
@@ -199,9 +199,11 @@ pub(super) fn check_services(xdp: &Xdp, listeners: &[Listener], issues: &mut Iss
         }
         let same = listeners.iter().find(|listener| {
             let address = Some(listener.address.ip()).filter(|address| !address.is_unspecified());
-            service.protocol == Transport::Tcp
-                && listener.address.port() == service.port
-                && address == service.address
+            let is_same_transport = match service.protocol {
+                Transport::Tcp => listener.speaks(Protocol::H1) || listener.speaks(Protocol::H2),
+                Transport::Udp => listener.speaks(Protocol::H3),
+            };
+            is_same_transport && listener.address.port() == service.port && address == service.address
         });
         if let Some(listener) = same {
             let message = format!(
