@@ -70,6 +70,17 @@ pub enum Protocol {
     H3,
 }
 
+impl Protocol {
+    /// As files write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::H1 => "h1",
+            Self::H2 => "h2",
+            Self::H3 => "h3",
+        }
+    }
+}
+
 impl Listener {
     /// Whether `protocol` is spoken here.
     pub fn speaks(&self, protocol: Protocol) -> bool {

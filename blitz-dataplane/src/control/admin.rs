@@ -26,6 +26,7 @@ use super::views::Shared;
 use super::{Command, Event};
 use crate::metrics::{Metric, exposition};
 use crate::process::listeners::explain;
+use crate::process::{BankPlace, SocketKind};
 use crate::sys::socket::{self, Share};
 
 /// Connections open at once (count). A further one is closed at once, and counted.
@@ -60,7 +61,7 @@ pub fn start(
     events: mpsc::Sender<Event>,
 ) -> Result<SocketAddr, String> {
     let cannot = |error: &std::io::Error| {
-        let reason = explain(address, error);
+        let reason = explain(BankPlace { kind: SocketKind::Stream, address }, error);
         format!("the admin API: {reason}; --admin ADDR moves it, --admin off does without")
     };
     let listener = || {

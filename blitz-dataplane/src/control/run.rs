@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blitz_config::Config;
-use blitz_config::model::{Endpoint, EndpointHost};
+use blitz_config::model::{Endpoint, EndpointHost, Listener, Protocol};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,8 +34,8 @@ use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
 use crate::process::launch::{Launcher, Mode};
 use crate::process::listeners::{Bank, Banks};
 use crate::process::messages::{
-    BlockReport, BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress, LogLevel,
-    TlsDiagnosis, ToWorker,
+    BankPlace, BlockReport, BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress,
+    LogLevel, SocketKind, TlsDiagnosis, ToWorker,
 };
 use crate::process::supervisor::{WorkerEvent, Workers};
 use crate::process::worker::{Place, WorkerCode, WorkerError, worker_main};
@@ -225,7 +225,7 @@ enum Reload {
     Applying {
         generation: u64,
         since: Instant,
-        removed: Vec<SocketAddr>,
+        removed: Vec<BankPlace>,
         progress: Progress,
         again: Again,
     },
@@ -246,7 +246,7 @@ struct Staged {
     rows: RowTable,
     names: BTreeSet<String>,
     new_banks: Vec<Bank>,
-    removed: Vec<SocketAddr>,
+    removed: Vec<BankPlace>,
     /// Workers that have not answered.
     awaited: BTreeSet<u32>,
 }
@@ -290,7 +290,7 @@ impl Control {
         drop(files);
 
         let mut banks = Banks::default();
-        banks.add(banks.bind_missing(&listener_addresses(&config), workers_count)?);
+        banks.add(banks.bind_missing(&places(&config), workers_count)?);
         let current = Current { config, head, text, generation, endpoints };
         let launcher =
             Launcher { mode: options.mode, entry: code.entry, arguments: options.worker_arguments.clone() };
@@ -404,8 +404,8 @@ impl Control {
         ];
         let mut added = Vec::new();
         // A bank whose listener was just removed lives until the other workers have closed it.
-        let listeners = listener_addresses(&self.current.config);
-        for bank in self.banks.iter().filter(|bank| listeners.contains(&bank.address().configured)) {
+        let listeners = places(&self.current.config);
+        for bank in self.banks.iter().filter(|bank| listeners.contains(&bank.address().place())) {
             if let Some(socket) = bank.socket(index) {
                 added.push(bank.address());
                 fds.push(socket.try_clone_to_owned()?);
@@ -542,7 +542,7 @@ impl Control {
     fn ready(&mut self) {
         self.is_ready = true;
         let listeners = self.banks.addresses();
-        let shown: Vec<String> = listeners.iter().map(|listener| listener.bound.to_string()).collect();
+        let shown: Vec<String> = listeners.iter().map(ToString::to_string).collect();
         log::info!(
             "blitz {} serves on {} with {} workers (mode {}, io {}) after {:.1} ms; admin {}",
             env!("CARGO_PKG_VERSION"),
@@ -607,9 +607,18 @@ impl Control {
     }
 }
 
-/// Every listener's configured address.
-fn listener_addresses(config: &Config) -> Vec<SocketAddr> {
-    config.listeners.iter().map(|listener| listener.address).collect()
+/// Where the listeners are reached.
+fn places(config: &Config) -> Vec<BankPlace> {
+    let of = |listener: &Listener| {
+        let streams = listener.speaks(Protocol::H1) || listener.speaks(Protocol::H2);
+        let kinds = [(SocketKind::Stream, streams), (SocketKind::Datagram, listener.speaks(Protocol::H3))];
+        let address = listener.address;
+        kinds
+            .into_iter()
+            .filter(|(_, is_spoken)| *is_spoken)
+            .map(move |(kind, _)| BankPlace { kind, address })
+    };
+    config.listeners.iter().flat_map(of).collect()
 }
 
 /// Upstreams with the addresses that their endpoints have now.

@@ -82,7 +82,7 @@ impl WorkerCode for Echo {
                         orders.applied(generation);
                     }
                     Order::Listeners { added, removed } => {
-                        listeners.retain(|(address, _)| !removed.contains(&address.configured));
+                        listeners.retain(|(address, _)| !removed.contains(&address.place()));
                         listeners.extend(added.into_iter().map(listen));
                     }
                     Order::Drain { deadline } => {

@@ -125,10 +125,12 @@ impl Shared {
         let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let listeners = config.listeners.iter().map(|listener| {
             let bound = view.listeners.iter().find(|bound| bound.configured == listener.address);
+            let protocols = listener.protocols.iter().map(|protocol| protocol.as_str());
             json!({
                 "name": listener.name,
                 "address": listener.address,
                 "bound": bound.map(|bound| bound.bound),
+                "protocols": protocols.collect::<Vec<_>>(),
                 "builtin_answers": listener.builtin_answers,
             })
         });

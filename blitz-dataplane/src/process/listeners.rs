@@ -4,21 +4,21 @@
 //! workers do), or the socket calls (see [`crate::sys::socket`]).
 //!
 //! The sockets of a bank form one SO_REUSEPORT group, bound in the order of the workers; the kernel spreads
-//! new connections over them. Worker w gets a copy of socket w only. When it dies, its socket and the
+//! new connections over them, and datagrams by the addresses and ports of both ends. Worker w gets a copy of socket w only. When it dies, its socket and the
 //! connections that wait in it stay here, and its successor gets the same socket.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::messages::ListenerAddress;
+use super::messages::{BankPlace, ListenerAddress, SocketKind};
 use crate::sys::socket::{self, Share};
 
-/// All banks, by configured address.
+/// All banks.
 #[derive(Debug, Default)]
-pub struct Banks(BTreeMap<SocketAddr, Bank>);
+pub struct Banks(BTreeMap<BankPlace, Bank>);
 
 /// The sockets of one address.
 #[derive(Debug)]
@@ -28,31 +28,38 @@ pub struct Bank {
 }
 
 impl Banks {
-    /// Binds a bank of `workers` sockets for each of `addresses` that has none yet. Nothing is kept when one
+    /// Binds a bank of `workers` sockets for each of `places` that has none yet. Nothing is kept when one
     /// fails.
     ///
     /// # Errors
     /// A sentence that names the address, the cause and the remedy.
-    pub fn bind_missing(&self, addresses: &[SocketAddr], workers: u32) -> Result<Vec<Bank>, String> {
-        let missing = addresses.iter().filter(|address| !self.0.contains_key(address));
-        missing
-            .map(|address| self.bind(*address, workers).map_err(|error| explain(*address, &error)))
-            .collect()
+    pub fn bind_missing(&self, places: &[BankPlace], workers: u32) -> Result<Vec<Bank>, String> {
+        let mut banks: Vec<Bank> = Vec::new();
+        for place in places.iter().filter(|place| !self.0.contains_key(place)) {
+            // Where the kernel chooses the port of the one, the other takes the same: answers over TCP name it.
+            let beside = self.0.values().chain(&banks).map(|bank| bank.address);
+            let beside =
+                beside.filter(|other| other.configured == place.address && place.address.port() == 0);
+            let bound = beside.last().map_or(place.address, |other| other.bound);
+            let bank = self.bind(*place, bound, workers).map_err(|error| explain(*place, &error))?;
+            banks.push(bank);
+        }
+        Ok(banks)
     }
 
     /// Adds banks that were bound.
     pub fn add(&mut self, banks: Vec<Bank>) {
-        self.0.extend(banks.into_iter().map(|bank| (bank.address.configured, bank)));
+        self.0.extend(banks.into_iter().map(|bank| (bank.address.place(), bank)));
     }
 
-    /// Configured addresses that have a bank and are not among `wanted`.
-    pub fn superfluous(&self, wanted: &[SocketAddr]) -> Vec<SocketAddr> {
-        self.0.keys().filter(|address| !wanted.contains(address)).copied().collect()
+    /// Places that have a bank and are not among `wanted`.
+    pub fn superfluous(&self, wanted: &[BankPlace]) -> Vec<BankPlace> {
+        self.0.keys().filter(|place| !wanted.contains(place)).copied().collect()
     }
 
-    /// Closes our copies of the sockets of `addresses`.
-    pub fn close(&mut self, addresses: &[SocketAddr]) {
-        self.0.retain(|address, _| !addresses.contains(address));
+    /// Closes our copies of the sockets of `places`.
+    pub fn close(&mut self, places: &[BankPlace]) {
+        self.0.retain(|place, _| !places.contains(place));
     }
 
     /// Closes our copies of all sockets.
@@ -70,24 +77,41 @@ impl Banks {
         self.0.values()
     }
 
-    fn bind(&self, configured: SocketAddr, workers: u32) -> io::Result<Bank> {
+    fn bind(&self, place: BankPlace, mut bound: SocketAddr, workers: u32) -> io::Result<Bank> {
+        let BankPlace { kind, address: configured } = place;
         // Another program of the same user that also sets SO_REUSEPORT (an older Blitz, say) would share the
         // port without a word. A socket without that option cannot bind beside any listener, so it tells. Our
         // own listener on an overlapping address (`0.0.0.0:80` beside `127.0.0.1:80`) would refuse it too,
         // and then we know.
-        let is_ours = self.0.keys().any(|address| address.port() == configured.port());
+        let is_ours =
+            self.0.keys().any(|other| other.kind == kind && other.address.port() == configured.port());
+        let open = match kind {
+            SocketKind::Stream => socket::listen,
+            SocketKind::Datagram => socket::datagram,
+        };
         if !is_ours {
-            drop(socket::listen(configured, Share::Alone)?);
+            drop(open(bound, Share::Alone)?);
         }
-        let mut bound = configured;
         let mut sockets = Vec::with_capacity(workers as usize);
         for _ in 0..workers {
-            let listener = TcpListener::from(socket::listen(bound, Share::Group)?);
+            let socket = open(bound, Share::Group)?;
             // Port 0: the first socket learns the port, the others follow it.
-            bound = listener.local_addr()?;
-            sockets.push(OwnedFd::from(listener));
+            let (socket, address) = match kind {
+                SocketKind::Stream => {
+                    let listener = TcpListener::from(socket);
+                    let address = listener.local_addr()?;
+                    (OwnedFd::from(listener), address)
+                }
+                SocketKind::Datagram => {
+                    let socket = UdpSocket::from(socket);
+                    let address = socket.local_addr()?;
+                    (OwnedFd::from(socket), address)
+                }
+            };
+            bound = address;
+            sockets.push(socket);
         }
-        Ok(Bank { address: ListenerAddress { configured, bound }, sockets })
+        Ok(Bank { address: ListenerAddress { kind, configured, bound }, sockets })
     }
 }
 
@@ -104,11 +128,16 @@ impl Bank {
 }
 
 /// Why an address cannot be bound, and what to do.
-pub fn explain(address: SocketAddr, error: &io::Error) -> String {
+pub fn explain(place: BankPlace, error: &io::Error) -> String {
+    let BankPlace { kind, address } = place;
     let port = address.port();
+    let (tell, suffix) = match kind {
+        SocketKind::Stream => ("-ltnp", ""),
+        SocketKind::Datagram => ("-lunp", "/udp"),
+    };
     let remedy = match error.kind() {
         io::ErrorKind::AddrInUse => format!(
-            "another program or another blitz listens there (`ss -ltnp 'sport = :{port}'` names it); \
+            "another program or another blitz listens there (`ss {tell} 'sport = :{port}'` names it); \
              stop it, or choose another port"
         ),
         io::ErrorKind::PermissionDenied => format!(
@@ -125,9 +154,9 @@ pub fn explain(address: SocketAddr, error: &io::Error) -> String {
             "this process may open no more descriptors; raise the limit (ulimit -n, systemd: LimitNOFILE)"
                 .to_owned()
         }
-        _ => return format!("cannot listen on {address}: {error}"),
+        _ => return format!("cannot listen on {address}{suffix}: {error}"),
     };
-    format!("cannot listen on {address}: {}: {remedy}", short(error))
+    format!("cannot listen on {address}{suffix}: {}: {remedy}", short(error))
 }
 
 fn short(error: &io::Error) -> &'static str {
@@ -145,44 +174,68 @@ mod tests {
 
     use super::*;
 
+    fn tcp(address: SocketAddr) -> BankPlace {
+        BankPlace { kind: SocketKind::Stream, address }
+    }
+
     #[test]
     fn a_bank_is_one_group_on_one_port_and_keeps_waiting_connections() {
         let mut banks = Banks::default();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let bound = banks.bind_missing(&[any], 3).expect("bind");
+        let bound = banks.bind_missing(&[tcp(any)], 3).expect("bind");
         banks.add(bound);
         let address = banks.addresses()[0];
         assert_eq!(address.configured, any);
         assert_ne!(address.bound.port(), 0);
-        assert!(banks.bind_missing(&[any], 3).expect("nothing to do").is_empty());
+        assert!(banks.bind_missing(&[tcp(any)], 3).expect("nothing to do").is_empty());
         let _client = TcpStream::connect(address.bound).expect("the kernel answers before anybody accepts");
         let bank = banks.iter().next().expect("bank");
         assert!(bank.socket(2).is_some() && bank.socket(3).is_none());
-        let rival = Banks::default().bind_missing(&[address.bound], 1).expect_err("in use");
+        let rival = Banks::default().bind_missing(&[tcp(address.bound)], 1).expect_err("in use");
         assert!(rival.contains(&format!("sport = :{}", address.bound.port())), "{rival}");
-        assert_eq!(banks.superfluous(&[]), [any]);
-        banks.close(&[any]);
+        assert_eq!(banks.superfluous(&[]), [tcp(any)]);
+        banks.close(&[tcp(any)]);
         assert!(TcpStream::connect(address.bound).is_err());
+    }
+
+    #[test]
+    fn a_bank_of_datagrams_takes_the_port_that_the_streams_got() {
+        let mut banks = Banks::default();
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let udp = BankPlace { kind: SocketKind::Datagram, address };
+        let bound = banks.bind_missing(&[tcp(address), udp], 2).expect("bind");
+        banks.add(bound);
+        let [streams, datagrams] = banks.addresses()[..] else { panic!("two banks") };
+        assert_eq!((streams.kind, datagrams.kind), (SocketKind::Stream, SocketKind::Datagram));
+        assert_eq!(streams.bound, datagrams.bound);
+        assert!(datagrams.to_string().ends_with("/udp"));
+        let rival = BankPlace { kind: SocketKind::Datagram, address: datagrams.bound };
+        let rival = Banks::default().bind_missing(&[rival], 1).expect_err("in use");
+        assert!(rival.contains("/udp") && rival.contains("ss -lunp"), "{rival}");
+        assert_eq!(banks.superfluous(&[tcp(address)]), [udp]);
+        banks.close(&[udp]);
+        assert!(UdpSocket::bind(datagrams.bound).is_ok());
     }
 
     #[test]
     fn an_address_that_overlaps_our_own_can_be_added() {
         let mut banks = Banks::default();
-        let wide = banks.bind_missing(&[SocketAddr::from(([0, 0, 0, 0], 0))], 1).expect("bind");
+        let wide = banks.bind_missing(&[tcp(SocketAddr::from(([0, 0, 0, 0], 0)))], 1).expect("bind");
         let port = wide[0].address().bound.port();
         drop(wide);
-        let wide = banks.bind_missing(&[SocketAddr::from(([0, 0, 0, 0], port))], 2).expect("bind");
+        let wide = banks.bind_missing(&[tcp(SocketAddr::from(([0, 0, 0, 0], port)))], 2).expect("bind");
         banks.add(wide);
-        let narrow = banks.bind_missing(&[SocketAddr::from(([127, 0, 0, 1], port))], 2).expect("bind");
+        let narrow = banks.bind_missing(&[tcp(SocketAddr::from(([127, 0, 0, 1], port)))], 2).expect("bind");
         assert_eq!(narrow[0].address().bound, SocketAddr::from(([127, 0, 0, 1], port)));
     }
 
     #[test]
     fn refusals_name_the_remedy() {
-        let error =
-            Banks::default().bind_missing(&[SocketAddr::from(([192, 0, 2, 1], 0))], 1).expect_err("foreign");
+        let error = Banks::default()
+            .bind_missing(&[tcp(SocketAddr::from(([192, 0, 2, 1], 0)))], 1)
+            .expect_err("foreign");
         assert!(error.contains("no address 192.0.2.1"), "{error}");
         let denied = io::Error::from_raw_os_error(libc::EACCES);
-        assert!(explain(SocketAddr::from(([0, 0, 0, 0], 80)), &denied).contains("CAP_NET_BIND_SERVICE"));
+        assert!(explain(tcp(SocketAddr::from(([0, 0, 0, 0], 80))), &denied).contains("CAP_NET_BIND_SERVICE"));
     }
 }

@@ -119,17 +119,53 @@ pub struct ConfigMessage {
     pub endpoints: ResolvedEndpoints,
     /// Listeners that the worker does not have yet, in the order of their descriptors.
     pub added: Vec<ListenerAddress>,
-    /// Configured addresses of listeners that the worker closes.
-    pub removed: Vec<SocketAddr>,
+    /// Listeners that the worker closes.
+    pub removed: Vec<BankPlace>,
+}
+
+/// What the socket of a listener carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum SocketKind {
+    /// TCP: HTTP/1 and HTTP/2.
+    Stream,
+    /// UDP: QUIC.
+    Datagram,
+}
+
+/// Where clients reach a listener: what tells one bank of sockets from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BankPlace {
+    /// What is carried.
+    pub kind: SocketKind,
+    /// The address as the configuration has it: `blitz_config::model::Listener::address`.
+    pub address: SocketAddr,
 }
 
 /// One listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerAddress {
+    /// What it carries.
+    pub kind: SocketKind,
     /// The address as the configuration has it: `blitz_config::model::Listener::address`.
     pub configured: SocketAddr,
     /// The address that was bound; differs when the configured port is 0.
     pub bound: SocketAddr,
+}
+
+impl ListenerAddress {
+    /// The place that it was bound for.
+    pub fn place(&self) -> BankPlace {
+        BankPlace { kind: self.kind, address: self.configured }
+    }
+}
+
+impl std::fmt::Display for ListenerAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.kind {
+            SocketKind::Stream => write!(f, "{}", self.bound),
+            SocketKind::Datagram => write!(f, "{}/udp", self.bound),
+        }
+    }
 }
 
 /// `-l`.

@@ -16,7 +16,7 @@ pub mod supervisor;
 pub mod worker;
 
 pub use endpoints::{ResolvedAddress, ResolvedEndpoints};
-pub use messages::{ConnectionRow, IoMode};
+pub use messages::{BankPlace, ConnectionRow, IoMode, SocketKind};
 pub use orders::{BoundListener, ConnectionsReply, Order, Orders};
 pub use reports::Reports;
 pub use worker::{Boot, WorkerCode, WorkerError, worker_main};

@@ -7,14 +7,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::messages::{ConnectionRow, FromWorker, ListenerAddress};
+use super::messages::{BankPlace, ConnectionRow, FromWorker, ListenerAddress};
 use crate::segment::{WorkerRows, WorkerState};
 use crate::sys::eventfd::EventFd;
 
@@ -22,13 +21,13 @@ use crate::sys::eventfd::EventFd;
 /// stuck; further orders are then refused and the supervisor learns of it.
 pub const ORDERS_MAX: usize = 64;
 
-/// A listening socket of this worker alone. Its accept queue outlives the worker: the supervisor keeps a
-/// copy.
+/// A listening socket of this worker alone. It outlives the worker, with what waits in it: the supervisor keeps
+/// a copy.
 #[derive(Debug)]
 pub struct BoundListener {
     /// Its address as configured and as bound.
     pub address: ListenerAddress,
-    /// Bound and listening; close-on-exec, blocking, TCP_NODELAY.
+    /// Bound, blocking, close-on-exec; for TCP listening, too, with TCP_NODELAY.
     pub fd: OwnedFd,
 }
 
@@ -47,8 +46,8 @@ pub enum Order<S> {
     Listeners {
         /// New ones.
         added: Vec<BoundListener>,
-        /// Configured addresses of those to be closed.
-        removed: Vec<SocketAddr>,
+        /// Those to be closed.
+        removed: Vec<BankPlace>,
     },
     /// Accept what is queued, close the listeners, end each connection after its exchange, and return `Ok`
     /// from the loop when the last has ended or the deadline has passed.
@@ -173,6 +172,7 @@ impl<S> Postbox<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::sync::mpsc;
 
     use super::*;

@@ -39,7 +39,7 @@ pub use task::yield_now;
 pub use tcp::{TcpListener, TcpStream};
 pub use timer::{Deadline, Expired};
 pub use transport::Transport;
-pub use udp::{Datagram, UdpSocket};
+pub use udp::{ReceiveBuffer, Received, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit, UdpSocket};
 
 use driver::Driver;
 use reactor::Reactor;

@@ -1,14 +1,15 @@
 //! One suite for the three drivers, and what only one of them can show.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::future::poll_fn;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::sim::{Profile, World};
 use super::*;
-use crate::sys::net;
+use crate::sys::{net, socket};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Flavour {
@@ -489,36 +490,52 @@ fn readiness_of_an_event_descriptor_wakes_the_loop_from_another_thread() {
 }
 
 #[test]
-fn datagrams_travel_with_source_and_segments() {
-    for flavour in [Flavour::Uring, Flavour::Epoll] {
+fn datagrams_travel_with_addresses_and_segments() {
+    let addresses = [
+        (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 5])),
+        (Ipv6Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()),
+    ];
+    for (flavour, (bound, other)) in
+        [Flavour::Uring, Flavour::Epoll].into_iter().flat_map(|flavour| addresses.map(|pair| (flavour, pair)))
+    {
         let mut runtime = runtime(flavour, SMALL);
         let handle = runtime.handle().clone();
-        let bound = || {
-            let fd = net::socket(SocketAddr::from(([127, 0, 0, 1], 0)), libc::SOCK_DGRAM, false).unwrap();
-            net::bind(fd.as_fd(), SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-            UdpSocket::adopt(&handle, fd).unwrap()
+        let open = |ip: IpAddr| {
+            let fd = socket::datagram(SocketAddr::new(ip, 0), socket::Share::Alone).unwrap();
+            UdpSocket::adopt(&handle, fd, 2).unwrap()
         };
-        let (one, two) = (bound(), bound());
-        let to = two.local_address().unwrap();
+        // On every address of the host, and asked for an answer from the one that was written to.
+        let unspecified = if other.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0_u16; 8]) };
+        let (one, two) = (open(bound), open(unspecified));
+        let to = SocketAddr::new(other, two.local_address().unwrap().port());
         runtime.block_on(async {
             let sent = pattern(1200 * 9 + 300);
-            assert_eq!(one.send(&sent, to, Some(1200)).await.unwrap(), sent.len());
+            let mut buffer = sent.clone();
+            let transmit = Transmit { to, from: None, segment: Some(1200) };
+            one.start_send(1, &mut buffer, transmit).unwrap();
+            assert!(buffer.is_empty());
+            assert!(one.start_send(1, &mut buffer, transmit).is_err(), "{flavour:?}: the lane is busy");
+            assert_eq!(poll_fn(|cx| one.poll_sent(1, cx)).await.unwrap(), sent.len());
+            let mut room = ReceiveBuffer::new();
             let mut received = Vec::new();
             while received.len() < sent.len() {
-                let (source, segment, len) = two
-                    .receive(|datagram| {
-                        received.extend_from_slice(datagram.bytes);
-                        (datagram.source, datagram.segment, datagram.bytes.len())
-                    })
-                    .await
-                    .unwrap();
-                assert_eq!(source, one.local_address().ok(), "{flavour:?}");
-                assert!(
-                    len <= 1200 || segment == Some(1200),
-                    "{flavour:?}: {len} bytes, segment {segment:?}"
+                let what = poll_fn(|cx| two.poll_receive(cx, &mut room)).await.unwrap();
+                assert_eq!(
+                    (what.source, what.destination),
+                    (one.local_address().ok(), Some(other)),
+                    "{flavour:?}"
                 );
+                for datagram in room.datagrams(&what) {
+                    assert!(datagram.len() <= 1200, "{flavour:?}: {what:?}");
+                    received.extend_from_slice(datagram);
+                }
             }
             assert!(received == sent);
+            let back = Transmit { to: one.local_address().unwrap(), from: Some(other), segment: None };
+            two.start_send(0, &mut vec![7; 5], back).unwrap();
+            assert_eq!(poll_fn(|cx| two.poll_sent(0, cx)).await.unwrap(), 5);
+            let what = poll_fn(|cx| one.poll_receive(cx, &mut room)).await.unwrap();
+            assert_eq!((what.source, what.destination, what.len), (Some(to), Some(bound), 5), "{flavour:?}");
         });
     }
 }

@@ -1,12 +1,15 @@
-//! Datagram sockets: receive with source and GRO segment size, send with GSO.
+//! Datagram sockets: receive with both addresses and GRO segment size, send with GSO.
 //!
-//! Owns: the handle and the control messages (udp(7): `UDP_GRO`, `UDP_SEGMENT`). Does not own: the
-//! buffers in flight (see `reactor`).
+//! A socket has one receive in flight and several sends. Buffers change hands with each operation, so that no byte is
+//! copied on the way: the caller's goes in, the one that is done comes out.
+//!
+//! Owns: the handle and the control messages (udp(7): `UDP_GRO`, `UDP_SEGMENT`; ip(7), ipv6(7): packet information).
+//! Does not own: the buffers in flight (see `reactor`).
 
-use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::task::{Context, Poll};
 
 use super::Handle;
 use super::slab::Key;
@@ -15,13 +18,57 @@ use crate::sys::net;
 /// Room for the largest aggregate that GRO hands over, in bytes.
 const RECEIVE_BYTES: usize = 64 * 1024;
 
+/// Datagrams that one send may carry (count): what kernels before 6.9 take.
+pub const SEGMENTS_MAX: usize = 64;
+
+/// Bytes of one send, at most: an IPv4 packet's, without the headers of IP and UDP.
+pub const SEND_BYTES_MAX: usize = 65_535 - 20 - 8;
+
+/// Room for what a receive brings.
+pub struct ReceiveBuffer(pub(super) Box<[u8]>);
+
+impl ReceiveBuffer {
+    /// 64 KiB.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(vec![0; RECEIVE_BYTES].into_boxed_slice())
+    }
+
+    /// The datagrams that a receive brought, in order.
+    pub fn datagrams(&mut self, received: &Received) -> impl Iterator<Item = &mut [u8]> {
+        let bytes = self.0.get_mut(..received.len).unwrap_or_default();
+        bytes.chunks_mut(received.segment.map_or(RECEIVE_BYTES, |segment| usize::from(segment).max(1)))
+    }
+}
+
+impl Default for ReceiveBuffer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// What one receive brought.
-pub struct Datagram<'a> {
-    /// The payload; several datagrams of `segment` bytes each (the last may be shorter) after GRO.
-    pub bytes: &'a [u8],
-    /// Who sent it.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// Bytes in all; several datagrams of `segment` bytes each (the last may be shorter) after GRO.
+    pub len: usize,
+    /// Who sent it; `None`: neither IPv4 nor IPv6.
     pub source: Option<SocketAddr>,
-    /// The size of each datagram in `bytes`, when the kernel merged several.
+    /// The address at this end that it was sent to, when the socket asks for it.
+    pub destination: Option<IpAddr>,
+    /// The size of each datagram, when the kernel merged several.
+    pub segment: Option<u16>,
+}
+
+/// A send.
+#[derive(Clone, Copy, Debug)]
+pub struct Transmit {
+    /// To whom.
+    pub to: SocketAddr,
+    /// From which address of this host; `None`: the kernel chooses.
+    pub from: Option<IpAddr>,
+    /// The size of each datagram when there are several (GSO): at most [`SEGMENTS_MAX`] of them, and
+    /// [`SEND_BYTES_MAX`] in all.
     pub segment: Option<u16>,
 }
 
@@ -29,50 +76,65 @@ pub struct Datagram<'a> {
 pub struct UdpSocket {
     handle: Handle,
     key: Key,
+    /// A copy of the descriptor for each send that may be in flight.
+    lanes: Vec<Key>,
 }
 
 impl UdpSocket {
-    /// Takes over a bound socket, and turns GRO on.
+    /// Takes over a bound socket, and turns GRO on. As many as `lanes` sends may be in flight.
     ///
     /// # Errors
-    /// When the kernel has no `UDP_GRO` (before 5.0).
-    pub fn adopt(handle: &Handle, fd: OwnedFd) -> io::Result<Self> {
+    /// When the kernel has no `UDP_GRO` (before 5.0), or no descriptor is left.
+    pub fn adopt(handle: &Handle, fd: OwnedFd, lanes: usize) -> io::Result<Self> {
         net::set_option(fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)?;
-        let key = handle.reactor.borrow_mut().adopt_datagram(fd.into_raw_fd(), RECEIVE_BYTES)?;
-        Ok(Self { handle: handle.clone(), key })
+        let copies: io::Result<Vec<OwnedFd>> = (0..lanes).map(|_| fd.try_clone()).collect();
+        let mut reactor = handle.reactor.borrow_mut();
+        let key = reactor.adopt_datagram(fd.into_raw_fd())?;
+        let mut socket = Self { handle: handle.clone(), key, lanes: Vec::with_capacity(lanes) };
+        let adopted = copies.and_then(|copies| {
+            copies.into_iter().try_for_each(|copy| {
+                socket.lanes.push(reactor.adopt_datagram(copy.into_raw_fd())?);
+                Ok(())
+            })
+        });
+        // Where it failed, the drop below needs it.
+        drop(reactor);
+        adopted.map(|()| socket)
     }
 
-    /// Waits for a datagram and shows it to `read`.
-    ///
-    /// # Cancel safety
-    /// Safe: what arrives meanwhile waits here.
+    /// Sends that may be in flight (count).
+    #[must_use]
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Ready with what has come, which is in `buffer` then.
     ///
     /// # Errors
     /// As recvmsg(2); a pending ICMP error among them.
-    pub async fn receive<T>(&self, read: impl FnOnce(Datagram<'_>) -> T) -> io::Result<T> {
-        let mut read = Some(read);
-        poll_fn(|cx| {
-            self.handle.reactor.borrow_mut().poll_receive_datagram(self.key, cx, |bytes, source, segment| {
-                read.take().map(|read| read(Datagram { bytes, source, segment }))
-            })
-        })
-        .await?
-        .ok_or_else(|| io::Error::other("a datagram was read twice"))
+    pub fn poll_receive(&self, cx: &Context<'_>, buffer: &mut ReceiveBuffer) -> Poll<io::Result<Received>> {
+        self.handle.reactor.borrow_mut().poll_receive_datagram(self.key, cx, &mut buffer.0)
     }
 
-    /// Sends `bytes`; as datagrams of `segment` bytes each when that is given (GSO, at most 64 of
-    /// them and 64 KiB). One send is in flight at a time; the next waits.
-    ///
-    /// # Cancel safety
-    /// What was handed over is sent all the same.
+    /// Starts a send on a lane whose last one is done. `buffer` is taken, and one that is not needed any more left in
+    /// its place.
     ///
     /// # Errors
-    /// As sendmsg(2); `EINVAL` when the segments do not fit.
-    pub async fn send(&self, bytes: &[u8], to: SocketAddr, segment: Option<u16>) -> io::Result<usize> {
-        while !self.handle.reactor.borrow_mut().start_send_datagram(self.key, bytes, to, segment)? {
-            poll_fn(|cx| self.handle.reactor.borrow_mut().poll_datagram_sent(self.key, cx)).await?;
-        }
-        poll_fn(|cx| self.handle.reactor.borrow_mut().poll_datagram_sent(self.key, cx)).await
+    /// When the socket is gone, or the lane is busy.
+    pub fn start_send(&self, lane: usize, buffer: &mut Vec<u8>, transmit: Transmit) -> io::Result<()> {
+        let key = *self.lanes.get(lane).ok_or(io::ErrorKind::InvalidInput)?;
+        self.handle.reactor.borrow_mut().start_send_datagram(key, buffer, transmit)
+    }
+
+    /// Ready when the send on a lane is done.
+    ///
+    /// # Errors
+    /// As sendmsg(2): `EINVAL` when the segments do not fit, `EMSGSIZE` when a datagram is too large for the path.
+    pub fn poll_sent(&self, lane: usize, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+        let Some(key) = self.lanes.get(lane) else {
+            return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
+        };
+        self.handle.reactor.borrow_mut().poll_datagram_sent(*key, cx)
     }
 
     /// The address at this end.
@@ -86,31 +148,90 @@ impl UdpSocket {
 
 impl Drop for UdpSocket {
     fn drop(&mut self) {
-        self.handle.reactor.borrow_mut().close(self.key);
+        let mut reactor = self.handle.reactor.borrow_mut();
+        for key in self.lanes.drain(..).chain([self.key]) {
+            reactor.close(key);
+        }
     }
 }
 
-/// A control message as the kernel lays it out: `cmsghdr` (16 bytes: length, level, type), then data.
-const HEADER_BYTES: usize = size_of::<libc::cmsghdr>();
+/// Words of room for control messages: packet information of IPv6 (36 bytes, padded to 40) and a segment size (18 or 20
+/// bytes, padded to 24).
+pub(super) const CONTROL_WORDS: usize = (40 + 24) / 8;
 
-/// Writes a `UDP_SEGMENT` message into `control`; returns the length to announce.
-pub(super) fn gso_control(control: &mut [u64; 8], segment: Option<u16>) -> usize {
-    let Some(segment) = segment else { return 0 };
-    let len = (HEADER_BYTES + size_of::<u16>()) as u64;
-    control[0] = len;
-    // Level in the low half, type in the high half: two 32-bit integers on a little-endian machine.
-    control[1] = u64::from(libc::SOL_UDP as u32) | (u64::from(libc::UDP_SEGMENT as u32) << 32);
-    control[2] = u64::from(segment);
-    HEADER_BYTES + 8
+/// A control message as the kernel lays it out: `cmsghdr` (16 bytes: length, level, type), then data, padded to 8 bytes.
+const HEADER_WORDS: usize = size_of::<libc::cmsghdr>() / 8;
+
+const IP_INFO: u64 = kind(libc::IPPROTO_IP, libc::IP_PKTINFO);
+const IPV6_INFO: u64 = kind(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
+const GRO: u64 = kind(libc::SOL_UDP, libc::UDP_GRO);
+const GSO: u64 = kind(libc::SOL_UDP, libc::UDP_SEGMENT);
+
+/// Level in the low half, type in the high half: two 32-bit integers on a little-endian machine.
+const fn kind(level: i32, kind: i32) -> u64 {
+    level as u32 as u64 | (kind as u32 as u64) << 32
 }
 
-/// The segment size out of a `UDP_GRO` message, which holds an `int`.
-pub(super) fn gro_segment(control: &[u64; 8], len: usize) -> Option<u16> {
-    let wanted = u64::from(libc::SOL_UDP as u32) | (u64::from(libc::UDP_GRO as u32) << 32);
-    if len < HEADER_BYTES + size_of::<u32>() || control[1] != wanted {
-        return None;
+/// Writes the messages of a send into `control`; returns the length to announce.
+pub(super) fn send_control(control: &mut [u64; CONTROL_WORDS], transmit: &Transmit) -> usize {
+    let mut data = [0_u8; 24];
+    let mut at = 0;
+    let mut put = |message: u64, data: &[u8]| {
+        let words = HEADER_WORDS + data.len().div_ceil(8);
+        // Both messages fit by the size of the array.
+        let Some(room) = control.get_mut(at..at + words) else { return };
+        let (header, body) = room.split_at_mut(HEADER_WORDS);
+        header.copy_from_slice(&[(HEADER_WORDS * 8 + data.len()) as u64, message]);
+        for (word, bytes) in body.iter_mut().zip(data.chunks(8)) {
+            let mut padded = [0; 8];
+            padded[..bytes.len()].copy_from_slice(bytes);
+            *word = u64::from_ne_bytes(padded);
+        }
+        at += words;
+    };
+    match transmit.from {
+        // in_pktinfo: interface (chosen by the kernel), source, destination (not read).
+        Some(IpAddr::V4(from)) => {
+            data[4..8].copy_from_slice(&from.octets());
+            put(IP_INFO, &data[..12]);
+        }
+        // in6_pktinfo: source, interface.
+        Some(IpAddr::V6(from)) => {
+            data[..16].copy_from_slice(&from.octets());
+            put(IPV6_INFO, &data[..20]);
+        }
+        None => {}
     }
-    u16::try_from(control[2] as u32).ok()
+    if let Some(segment) = transmit.segment {
+        put(GSO, &segment.to_ne_bytes());
+    }
+    at * 8
+}
+
+/// The segment size and the destination out of the messages of a receive; `len` is what the kernel has written.
+pub(super) fn receive_control(control: &[u64; CONTROL_WORDS], len: usize) -> (Option<u16>, Option<IpAddr>) {
+    let (mut segment, mut destination) = (None, None);
+    let mut rest = control.get(..len.div_ceil(8)).unwrap_or(control);
+    while let [bytes, message, body @ ..] = rest {
+        let words = usize::try_from(bytes.div_ceil(8)).unwrap_or(usize::MAX);
+        match (*message, body) {
+            // An `int`.
+            (GRO, [size, ..]) => segment = u16::try_from(*size as u32).ok(),
+            // in_pktinfo: interface, local address, destination in the header.
+            (IP_INFO, [first, ..]) => {
+                let octets: [u8; 8] = first.to_ne_bytes();
+                destination = Some(Ipv4Addr::new(octets[4], octets[5], octets[6], octets[7]).into());
+            }
+            (IPV6_INFO, [first, second, ..]) => {
+                let high = u128::from(u64::from_be_bytes(first.to_ne_bytes()));
+                let low = u128::from(u64::from_be_bytes(second.to_ne_bytes()));
+                destination = Some(Ipv6Addr::from(high << 64 | low).into());
+            }
+            _ => {}
+        }
+        rest = rest.get(words.max(HEADER_WORDS)..).unwrap_or_default();
+    }
+    (segment, destination)
 }
 
 const _: () =

@@ -1,11 +1,13 @@
-//! Listening sockets (socket(7), tcp(7)).
+//! Listening sockets (socket(7), tcp(7), udp(7), ip(7)).
 //!
 //! Owns: creation, options and binding of one socket. Does not own: banks of them (see `process::listeners`)
 //! or accepting (see `runtime`).
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::net;
 
 /// Connections that wait to be accepted, per socket. The kernel cuts it to `net.core.somaxconn`.
 pub const BACKLOG: i32 = 4096;
@@ -25,66 +27,49 @@ pub enum Share {
 /// # Errors
 /// What socket(2), setsockopt(2), bind(2) or listen(2) reports: EADDRINUSE, EACCES, EADDRNOTAVAIL.
 pub fn listen(address: SocketAddr, share: Share) -> io::Result<OwnedFd> {
-    let fd = bind(address, share)?;
-    // SAFETY: no pointer is passed; `fd` is open because we own it.
-    let result = unsafe { libc::listen(fd.as_raw_fd(), BACKLOG) };
-    if result == 0 { Ok(fd) } else { Err(io::Error::last_os_error()) }
-}
-
-fn bind(address: SocketAddr, share: Share) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    // SAFETY: no pointer is passed.
-    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just returned this descriptor and nothing else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let fd = net::socket(address, libc::SOCK_STREAM, false)?;
     // Without it, connections of a predecessor in TIME_WAIT would refuse the address for a minute.
-    set(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
-    if share == Share::Group {
-        set(&fd, libc::SOL_SOCKET, libc::SO_REUSEPORT)?;
-    }
-    if address.is_ipv6() {
-        set(&fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)?;
-    }
-    set(&fd, libc::IPPROTO_TCP, libc::TCP_NODELAY)?;
-    match address {
-        SocketAddr::V4(address) => {
-            let raw = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: address.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
-                sin_zero: [0; 8],
-            };
-            bind_raw(&fd, &raw)?;
-        }
-        SocketAddr::V6(address) => {
-            let raw = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: address.port().to_be(),
-                sin6_flowinfo: address.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
-                sin6_scope_id: address.scope_id(),
-            };
-            bind_raw(&fd, &raw)?;
-        }
-    }
+    set(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    set(&fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    bind(&fd, address, share)?;
+    net::listen(fd.as_fd(), BACKLOG)?;
     Ok(fd)
 }
 
-/// Binds to `raw`, which must be a `sockaddr_in` or `sockaddr_in6`.
-fn bind_raw<T>(fd: &OwnedFd, raw: &T) -> io::Result<()> {
-    let len = size_of::<T>() as libc::socklen_t;
-    // SAFETY: `raw` is live and `len` is its size; the kernel only reads it.
-    let result = unsafe { libc::bind(fd.as_raw_fd(), std::ptr::from_ref(raw).cast(), len) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// Bytes that wait in a socket of datagrams until its worker reads, and as many to be sent. The kernel cuts it to
+/// `net.core.rmem_max` and `wmem_max`.
+const DATAGRAM_BUFFER_BYTES: i32 = 4 * 1024 * 1024;
+
+/// A UDP socket: close-on-exec, blocking (a runtime that wants otherwise sets it), told the local address of each
+/// datagram, its own never fragmented (RFC 9000 section 14); IPv6 without IPv4, as [`listen`].
+///
+/// # Errors
+/// As for [`listen`].
+pub fn datagram(address: SocketAddr, share: Share) -> io::Result<OwnedFd> {
+    let fd = net::socket(address, libc::SOCK_DGRAM, false)?;
+    if address.is_ipv4() {
+        set(&fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+        set(&fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+    } else {
+        set(&fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+        set(&fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+    }
+    set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, DATAGRAM_BUFFER_BYTES)?;
+    set(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, DATAGRAM_BUFFER_BYTES)?;
+    bind(&fd, address, share)?;
+    Ok(fd)
 }
 
-fn set(fd: &OwnedFd, level: i32, option: i32) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let len = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: `on` is live and `len` is its size; the kernel only reads it.
-    let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const on).cast(), len) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+fn bind(fd: &OwnedFd, address: SocketAddr, share: Share) -> io::Result<()> {
+    if share == Share::Group {
+        set(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    }
+    if address.is_ipv6() {
+        set(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    }
+    net::bind(fd.as_fd(), address)
+}
+
+fn set(fd: &OwnedFd, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
+    net::set_option(fd.as_fd(), level, option, value)
 }

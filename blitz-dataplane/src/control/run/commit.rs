@@ -16,7 +16,7 @@ use std::time::Instant;
 use blitz_config::plan::Plan;
 use tokio::sync::oneshot;
 
-use super::{Again, Control, Current, Progress, Reload, Staged, addresses, listener_addresses};
+use super::{Again, Control, Current, Progress, Reload, Staged, addresses, places};
 use crate::control::Event;
 use crate::control::names::NameUpdate;
 use crate::control::reload::{
@@ -89,7 +89,7 @@ impl Control {
         let Prepared { config, head, text, names, outcomes, .. } = prepared;
         let plan = Plan::between(&self.current.config, &config);
         notes.extend(plan.requires_restart(&self.current.config).iter().map(ToString::to_string));
-        let listeners = listener_addresses(&config);
+        let listeners = places(&config);
         let new_banks = self.banks.bind_missing(&listeners, self.workers.count())?;
         let removed = self.banks.superfluous(&listeners);
 

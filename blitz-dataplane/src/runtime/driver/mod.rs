@@ -20,6 +20,7 @@ use super::Sizes;
 use super::buf::Pool;
 use super::sim::World;
 use super::slab::Key;
+use super::udp::CONTROL_WORDS;
 use crate::sys::net::RawAddress;
 
 /// Which driver to use.
@@ -102,8 +103,8 @@ pub(super) struct Message {
     pub(super) header: libc::msghdr,
     pub(super) pieces: [libc::iovec; GATHER_MAX],
     pub(super) address: RawAddress,
-    /// Room for one control message (UDP_SEGMENT, UDP_GRO), aligned as `cmsghdr` wants.
-    pub(super) control: [u64; 8],
+    /// Room for the control messages of a datagram, aligned as `cmsghdr` wants.
+    pub(super) control: [u64; CONTROL_WORDS],
 }
 
 impl Message {
@@ -120,7 +121,7 @@ impl Message {
             },
             pieces: [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; GATHER_MAX],
             address: RawAddress::empty(),
-            control: [0; 8],
+            control: [0; CONTROL_WORDS],
         })
     }
 }

@@ -1,19 +1,19 @@
-//! Datagram sockets: one receive and one send in flight.
+//! Datagram sockets: one receive and one send in flight for each entry.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::task::{Context, Poll, Waker};
 
 use super::{Body, Entry, Reactor, gone, os_error, register};
 use crate::runtime::driver::{Driver, Kind, Message, Token};
 use crate::runtime::slab::Key;
-use crate::runtime::udp;
+use crate::runtime::udp::{self, Received, Transmit};
 use crate::sys::net::RawAddress;
 
 pub(super) struct DatagramEntry {
     pub(super) receive: Box<Message>,
-    pub(super) buffer: Vec<u8>,
+    /// Empty until the first receive.
+    pub(super) buffer: Box<[u8]>,
     pub(super) receive_armed: bool,
     pub(super) received: Option<i32>,
     pub(super) receive_waker: Option<Waker>,
@@ -25,7 +25,7 @@ pub(super) struct DatagramEntry {
 }
 
 impl Reactor {
-    pub(in crate::runtime) fn adopt_datagram(&mut self, fd: RawFd, buffer_bytes: usize) -> io::Result<Key> {
+    pub(in crate::runtime) fn adopt_datagram(&mut self, fd: RawFd) -> io::Result<Key> {
         if matches!(self.driver, Driver::Epoll(_)) {
             crate::sys::net::set_nonblocking(fd, true)?;
         }
@@ -33,7 +33,7 @@ impl Reactor {
             fd,
             Body::Datagram(Box::new(DatagramEntry {
                 receive: Message::new(),
-                buffer: vec![0; buffer_bytes],
+                buffer: Box::default(),
                 receive_armed: false,
                 received: None,
                 receive_waker: None,
@@ -53,14 +53,14 @@ impl Reactor {
         }
     }
 
-    /// One datagram, or several of one size merged by GRO; `read` sees the bytes, the source and
-    /// the segment size.
-    pub(in crate::runtime) fn poll_receive_datagram<T>(
+    /// One datagram, or several of one size merged by GRO. Their bytes are in `buffer`, whose memory takes the place of
+    /// what they came in.
+    pub(in crate::runtime) fn poll_receive_datagram(
         &mut self,
         key: Key,
         cx: &Context<'_>,
-        read: impl FnOnce(&[u8], Option<SocketAddr>, Option<u16>) -> T,
-    ) -> Poll<io::Result<T>> {
+        buffer: &mut Box<[u8]>,
+    ) -> Poll<io::Result<Received>> {
         let Some((fd, datagram)) = self.datagram(key) else {
             return Poll::Ready(Err(gone()));
         };
@@ -68,13 +68,19 @@ impl Reactor {
             let Ok(len) = usize::try_from(result) else {
                 return Poll::Ready(Err(os_error(-result)));
             };
-            let segment = udp::gro_segment(&datagram.receive.control, datagram.receive.header.msg_controllen);
-            let bytes = datagram.buffer.get(..len).unwrap_or_default();
-            return Poll::Ready(Ok(read(bytes, datagram.receive.address.to_socket_addr(), segment)));
+            let message = &datagram.receive;
+            let (segment, destination) =
+                udp::receive_control(&message.control, message.header.msg_controllen);
+            let source = message.address.to_socket_addr();
+            std::mem::swap(buffer, &mut datagram.buffer);
+            return Poll::Ready(Ok(Received { len, source, destination, segment }));
         }
         register(&mut datagram.receive_waker, cx);
         if !datagram.receive_armed {
             datagram.receive_armed = true;
+            if datagram.buffer.len() != buffer.len() {
+                datagram.buffer = vec![0; buffer.len()].into_boxed_slice();
+            }
             let message = &mut datagram.receive;
             message.pieces[0] =
                 libc::iovec { iov_base: datagram.buffer.as_mut_ptr().cast(), iov_len: datagram.buffer.len() };
@@ -92,26 +98,24 @@ impl Reactor {
         Poll::Pending
     }
 
-    /// Starts a send; `segment` is the size of each datagram when `bytes` holds several (GSO).
-    /// `false` when the one before has not completed.
+    /// Starts a send of `buffer`, which is exchanged for that of the send before.
     pub(in crate::runtime) fn start_send_datagram(
         &mut self,
         key: Key,
-        bytes: &[u8],
-        to: SocketAddr,
-        segment: Option<u16>,
-    ) -> io::Result<bool> {
+        buffer: &mut Vec<u8>,
+        transmit: Transmit,
+    ) -> io::Result<()> {
         let Some((fd, datagram)) = self.datagram(key) else {
             return Err(gone());
         };
         if datagram.sending || datagram.sent.is_some() {
-            return Ok(false);
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         datagram.sending = true;
-        datagram.send_buffer.clear();
-        datagram.send_buffer.extend_from_slice(bytes);
+        std::mem::swap(&mut datagram.send_buffer, buffer);
+        buffer.clear();
         let message = &mut datagram.send;
-        message.address = RawAddress::new(to);
+        message.address = RawAddress::new(transmit.to);
         message.pieces[0] = libc::iovec {
             iov_base: datagram.send_buffer.as_mut_ptr().cast(),
             iov_len: datagram.send_buffer.len(),
@@ -120,7 +124,7 @@ impl Reactor {
         message.header.msg_name = message.address.as_mut_ptr().cast();
         message.header.msg_iov = message.pieces.as_mut_ptr();
         message.header.msg_iovlen = 1;
-        message.header.msg_controllen = udp::gso_control(&mut message.control, segment);
+        message.header.msg_controllen = udp::send_control(&mut message.control, &transmit);
         message.header.msg_control = match message.header.msg_controllen {
             0 => std::ptr::null_mut(),
             _ => message.control.as_mut_ptr().cast(),
@@ -129,7 +133,7 @@ impl Reactor {
         // SAFETY: message and buffer are boxed in the entry and left alone until the completion.
         unsafe { self.driver.send_message(fd, Token { key, kind: Kind::SendDatagram }, message) };
         self.started(key);
-        Ok(true)
+        Ok(())
     }
 
     pub(in crate::runtime) fn poll_datagram_sent(
