@@ -51,7 +51,7 @@ pub struct Instruction {
 
 /// The most instructions that a program of ours has: what still loads where `net.core.optmem_max` is 20 KiB. The
 /// kernel's own bound is 4096.
-pub const LENGTH_MAX: usize = 2400;
+pub const LENGTH_MAX: usize = 2100;
 
 /// The filter (`SO_ATTACH_FILTER`) of the sink: it takes no octet of anything, so the kernel drops the datagram and
 /// tells nobody.
