@@ -16,8 +16,6 @@ pub const SHORT_DCID_AT: usize = 1;
 pub const LONG_DCID_AT: usize = 1 + 4 + 1;
 /// The version of a Version Negotiation packet, which only servers send (RFC 8999 section 6).
 pub const VERSION_NEGOTIATION: u32 = 0;
-/// The longest connection ID of versions 1 and 2, octets (RFC 9000 section 17.2). Others may have up to 255.
-pub const V1_CID_BYTES_MAX: u8 = 20;
 
 /// Where a connection ID lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +29,8 @@ pub struct Span {
 /// The header of one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// RFC 8999 section 5.1. Both connection IDs lie within the packet.
+    /// RFC 8999 section 5.1. Both connection IDs lie within the packet; either has 0 to 255 octets. That version 1
+    /// allows 20 is for those to check who speak version 1.
     Long {
         /// The version, of any value.
         version: u32,
@@ -55,16 +54,6 @@ pub enum Malformed {
     Empty,
     /// It ends within its header.
     Cut,
-}
-
-impl Malformed {
-    /// The label of its counter.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Empty => "quic_empty",
-            Self::Cut => "quic_cut",
-        }
-    }
 }
 
 /// Reads the header of the packet at the start of the datagram of `length` octets at `at`.

@@ -14,7 +14,7 @@
 //! repeated Initial meets the same worker, and nobody can aim at one.
 
 use crate::chaskey::Key;
-use crate::cid::{CID_BYTES, Codec, Reject, Routing, WORKERS_MAX};
+use crate::cid::{CID_BYTES, Codec, Routing, WORKERS_MAX};
 use crate::packet::Bytes;
 use crate::quic::{self, Header, LONG_DCID_AT, Malformed, VERSION_NEGOTIATION};
 
@@ -99,29 +99,98 @@ pub enum Aim {
     Drop(Refusal),
 }
 
+impl Aim {
+    /// The labels of the counters, by [`Self::number`].
+    pub const LABELS: [&str; 2 + Refusal::ALL.len()] =
+        ["owner", "fresh", "empty", "cut", "format", "version_negotiation", "worker", "slot", "unset"];
+
+    /// The number of its counter.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Owner(_) => 0,
+            Self::Fresh(_) => 1,
+            Self::Drop(why) => 2 + why as u32,
+        }
+    }
+
+    /// The label of its counter.
+    pub const fn as_str(self) -> &'static str {
+        Self::LABELS[self.number() as usize]
+    }
+}
+
 /// Why a datagram goes nowhere.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No packet of QUIC.
-    Malformed(Malformed),
-    /// A short header whose connection ID is none of ours. Only the format is known: the tag is not looked at.
-    NotOurs(Reject),
+    /// It has no octets.
+    Empty = 0,
+    /// It ends within its header.
+    Cut = 1,
+    /// A short header whose connection ID has not our format.
+    Format = 2,
     /// Only servers send Version Negotiation.
-    VersionNegotiation,
+    VersionNegotiation = 3,
     /// The bank has no such worker.
-    Worker,
+    Worker = 4,
+    /// The worker's socket is not there. Only a program in the kernel finds this.
+    Slot = 5,
+    /// Nobody has said yet how to steer, or has said it to another version. Likewise.
+    Unset = 6,
 }
 
 impl Refusal {
-    /// The label of its counter.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Malformed(why) => why.as_str(),
-            Self::NotOurs(why) => why.as_str(),
-            Self::VersionNegotiation => "quic_version_negotiation",
-            Self::Worker => "cid_worker",
+    /// Each of them, by its number.
+    pub const ALL: [Self; 7] = [
+        Self::Empty,
+        Self::Cut,
+        Self::Format,
+        Self::VersionNegotiation,
+        Self::Worker,
+        Self::Slot,
+        Self::Unset,
+    ];
+}
+
+impl From<Malformed> for Refusal {
+    #[inline(always)]
+    fn from(why: Malformed) -> Self {
+        match why {
+            Malformed::Empty => Self::Empty,
+            Malformed::Cut => Self::Cut,
         }
     }
+}
+
+/// Version of [`Entry`] and of what its words mean.
+pub const VERSION: u32 = 1;
+/// Names of the maps of the `sk_reuseport` program.
+pub mod maps {
+    /// Array of one [`super::Entry`]. Written by the loader, read for each datagram.
+    pub const STEERING: &str = "STEERING";
+    /// Array of sockets by their index in the bank; [`super::SOCKETS_MAX`] of them, 8 octets each.
+    pub const BANK: &str = "BANK";
+    /// Per-CPU array of `u64` by [`super::Aim::number`]: datagrams, or aggregates of them.
+    pub const AIMS: &str = "AIMS";
+}
+/// Name of the `sk_reuseport` program in its object.
+pub const PROGRAM: &str = "blitz_reuseport";
+/// Entries of [`maps::BANK`]: the largest bank.
+pub const SOCKETS_MAX: u32 = 2 * WORKERS_MAX + 1;
+
+/// What the `sk_reuseport` program reads.
+///
+/// It is written while datagrams are decided by it, and not in one step. That is harmless as long as each write changes
+/// only the key of an epoch whose connection IDs have ended (it makes room for the next epoch's), or single words: the
+/// generation, the key that issues. The number of workers never changes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entry {
+    /// [`VERSION`]. 0 in a map that nobody has written yet.
+    pub version: u32,
+    /// How to steer.
+    pub steering: Steering,
 }
 
 impl Steering {
@@ -129,12 +198,12 @@ impl Steering {
     #[inline(always)]
     pub fn aim<B: Bytes + ?Sized>(&self, bytes: &B, at: usize, length: usize) -> Aim {
         match quic::parse(bytes, at, length) {
-            Err(why) => Aim::Drop(Refusal::Malformed(why)),
+            Err(why) => Aim::Drop(why.into()),
             Ok(Header::Short { dcid_at }) => match bytes.array(dcid_at) {
-                None => Aim::Drop(Refusal::Malformed(Malformed::Cut)),
+                None => Aim::Drop(Refusal::Cut),
                 Some(cid) => match self.codec.route(&cid) {
-                    Ok(routing) => self.owner(routing),
-                    Err(why) => Aim::Drop(Refusal::NotOurs(why)),
+                    Some(routing) => self.owner(routing),
+                    None => Aim::Drop(Refusal::Format),
                 },
             },
             Ok(Header::Long { version: VERSION_NEGOTIATION, .. }) => Aim::Drop(Refusal::VersionNegotiation),
@@ -151,7 +220,7 @@ impl Steering {
                     Some(window) if length >= LONG_DCID_AT + PICK_BYTES => {
                         Aim::Fresh(self.bank.base() + self.pick(window, dcid.length))
                     }
-                    _ => Aim::Drop(Refusal::Malformed(Malformed::Cut)),
+                    _ => Aim::Drop(Refusal::Cut),
                 }
             }
         }

@@ -111,11 +111,11 @@ fn only_the_connection_id_counts() {
 #[test]
 fn what_is_no_packet_of_a_client_is_dropped() {
     let cases = [
-        (Vec::new(), Refusal::Malformed(Malformed::Empty)),
-        (short(&cid(0, 0))[..16].to_vec(), Refusal::Malformed(Malformed::Cut)),
-        (short(&[0x80; CID_BYTES]), Refusal::NotOurs(Reject::Format)),
-        (long(1, &[1; 8])[..19].to_vec(), Refusal::Malformed(Malformed::Cut)),
-        ([&[0xc0, 0, 0, 0, 1, 0, 0][..], &[0; 6]].concat(), Refusal::Malformed(Malformed::Cut)),
+        (Vec::new(), Refusal::Empty),
+        (short(&cid(0, 0))[..16].to_vec(), Refusal::Cut),
+        (short(&[0x80; CID_BYTES]), Refusal::Format),
+        (long(1, &[1; 8])[..19].to_vec(), Refusal::Cut),
+        ([&[0xc0, 0, 0, 0, 1, 0, 0][..], &[0; 6]].concat(), Refusal::Cut),
         (long(0, &cid(0, 0)), Refusal::VersionNegotiation),
     ];
     for (datagram, why) in cases {
@@ -133,15 +133,12 @@ fn a_bank_has_room_for_two_generations_and_the_sink() {
 }
 
 #[test]
-fn labels_differ() {
-    let all = [
-        Refusal::Malformed(Malformed::Empty),
-        Refusal::Malformed(Malformed::Cut),
-        Refusal::NotOurs(Reject::Format),
-        Refusal::NotOurs(Reject::Tag),
-        Refusal::VersionNegotiation,
-        Refusal::Worker,
-    ];
-    let labels: std::collections::BTreeSet<_> = all.map(Refusal::as_str).into_iter().collect();
-    assert_eq!(labels.len(), all.len());
+fn every_aim_has_a_counter_with_a_label_of_its_own() {
+    let aims = [Aim::Owner(1), Aim::Fresh(1)].into_iter().chain(Refusal::ALL.map(Aim::Drop));
+    let numbers: Vec<_> = aims.map(Aim::number).collect();
+    assert_eq!(numbers, (0..Aim::LABELS.len() as u32).collect::<Vec<_>>());
+    let labels: std::collections::BTreeSet<_> = Aim::LABELS.into_iter().collect();
+    assert_eq!(labels.len(), Aim::LABELS.len());
+    assert_eq!(Aim::Drop(Refusal::Worker).as_str(), "worker");
+    assert_eq!(Aim::Drop(Refusal::Unset).as_str(), "unset");
 }
