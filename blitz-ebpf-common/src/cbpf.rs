@@ -6,8 +6,8 @@
 //! What the kernel makes of it (seen on Linux 6.18):
 //! - Offset 0 is the first octet behind the UDP header and the length counts from there, also for a datagram in pieces.
 //!   Of a GRO aggregate they are the first segment's octets and the length of the whole.
-//! - The result is an index in the order in which the sockets were bound. An index that no socket has does not drop: the
-//!   kernel chooses by its hash. So the program always names a socket, the sink when nobody gets the datagram.
+//! - The result is an index in the order in which the sockets were bound. An index that no socket has does not drop:
+//!   the kernel chooses by its hash. So the program always names a socket, the sink when nobody gets the datagram.
 //! - A load beyond the end ends the program with result 0, which is a worker's socket. So each load stands behind a
 //!   comparison of the length.
 //! - When a socket of a group is closed, the last takes its index. So a bank is closed whole.

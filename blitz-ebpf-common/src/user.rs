@@ -1,6 +1,7 @@
 //! `aya::Pod` for what crosses between user space and the maps.
 //!
-//! Owns: the promise that every octet pattern is a valid value, for the types of [`crate::layout`] and what steering reads.
+//! Owns: the promise that every octet pattern is a valid value, for the types of [`crate::layout`] and for what
+//! steering reads.
 
 use crate::layout::{
     Block, BlockKey, Buckets, Count, Deny, Everywhere, Layout, Lengths, Limit, Note, Ports, Prefix4, Prefix6,

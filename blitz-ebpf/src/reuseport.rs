@@ -1,7 +1,7 @@
 //! The `sk_reuseport` program of Blitz: the socket of its bank that gets a datagram.
 //!
-//! Owns: the entry point, its maps and the object's license. Does not own: the rule (`blitz_ebpf_common::steer`), access
-//! to the datagram (see [`datagram`]), what a panic becomes (see [`panic`]), the maps' contents (`blitz-ctl`).
+//! Owns: the entry point, its maps and the object's license. Does not own: the rule (`blitz_ebpf_common::steer`),
+//! access to the datagram (see [`datagram`]), what a panic becomes (see [`panic`]), the maps' contents (`blitz-ctl`).
 //!
 //! A datagram that nobody gets goes to the sink, which refuses it. `SK_DROP` would make the kernel answer with an ICMP
 //! error, for which clients give a connection up; it is left for a bank that has no sink.
