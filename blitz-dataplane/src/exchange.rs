@@ -9,6 +9,7 @@
 pub mod authority;
 mod error;
 mod forward;
+pub mod head;
 mod method;
 pub mod path;
 pub mod refusal;
@@ -53,6 +54,8 @@ pub enum Protocol {
     H1,
     /// HTTP/2.
     H2,
+    /// HTTP/3.
+    H3,
 }
 
 /// How long a message body is, as the message says before the body.

@@ -7,6 +7,7 @@ pub mod exchange;
 pub mod fields;
 pub mod http1;
 pub mod http2;
+pub mod http3;
 pub mod logging;
 pub mod metrics;
 pub mod process;

@@ -1,4 +1,4 @@
-//! TLS: everything that is said to rustls is said here.
+//! TLS: everything that is said to rustls is said here, and what is said to BoringSSL ([`quic`]).
 //!
 //! Owns: certificates and who gets which ([`material`], [`certificates`]), whom endpoints have to be ([`upstream`]),
 //! the files that all this comes from ([`files`]), session tickets ([`tickets`]), the handshake of either end
@@ -16,6 +16,7 @@ pub mod files;
 pub mod handshake;
 pub mod key_log;
 pub mod material;
+pub mod quic;
 pub mod stream;
 mod system_store;
 pub mod tickets;

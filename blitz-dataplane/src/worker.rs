@@ -20,9 +20,15 @@ use blitz_config::Config;
 use blitz_config::model::Protocol;
 
 use crate::exchange::ErrorKind;
+use crate::fields::Fields;
+use crate::http3::QuicKeys;
+use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener};
 use crate::metrics::names::Metric;
 use crate::process::endpoints::ResolvedEndpoints;
-use crate::process::{Boot, BoundListener, ConnectionRow, IoMode, Order, Orders, WorkerCode, WorkerError};
+use crate::process::messages::ListenerAddress;
+use crate::process::{
+    BankPlace, Boot, BoundListener, ConnectionRow, IoMode, Order, Orders, SocketKind, WorkerCode, WorkerError,
+};
 use crate::proxy::Proxy;
 use crate::proxy::accept;
 use crate::proxy::connections::{Listener, Protocols};
@@ -31,7 +37,7 @@ use crate::runtime::{self, Handle, Runtime, Sizes, Stats, TcpListener};
 use crate::segment::WorkerState;
 use crate::tls::key_log::KeyLogFile;
 use crate::tls::tickets::TicketRoot;
-use crate::tls::{self, Acceptor, Diagnosis, Files, KeyLog};
+use crate::tls::{self, Acceptor, Diagnosis, Files, KeyLog, TlsMaterial};
 
 /// How often counters are published, idle pools swept and the sign of life given.
 const TICK: Duration = Duration::from_millis(250);
@@ -93,9 +99,11 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
         key_log: boot.tls.key_log.as_deref().map(key_log).transpose()?,
     };
     let tls = tls::Context { tickets: TicketRoot::new(&boot.secret), diagnosis: diagnosis.clone() };
+    let keys = QuicKeys::new(&boot.secret);
     drop(boot.secret);
     let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace, boot.reports, diagnosis);
-    let mut listeners = Listeners { proxy: Rc::clone(&proxy), tls, open: Vec::new() };
+    let worker = boot.worker;
+    let mut listeners = Listeners { proxy: Rc::clone(&proxy), tls, keys, worker, open: Vec::new() };
     for listener in boot.listeners {
         listeners.open(listener)?;
     }
@@ -118,7 +126,7 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
                     orders.applied(generation);
                 }
                 Order::Listeners { added, removed } => {
-                    removed.iter().for_each(|address| listeners.close(*address));
+                    removed.iter().for_each(|place| listeners.close(*place));
                     for listener in added {
                         listeners.open(listener)?;
                     }
@@ -227,37 +235,78 @@ fn key_log(path: &Path) -> Result<Arc<dyn KeyLog>, WorkerError> {
 struct Listeners {
     proxy: Rc<Proxy>,
     tls: tls::Context,
-    open: Vec<(Rc<Listener>, Rc<Stop>)>,
+    keys: QuicKeys,
+    worker: u32,
+    open: Vec<OpenListener>,
+}
+
+/// A listening socket that is in use.
+struct OpenListener {
+    address: ListenerAddress,
+    info: Rc<Listener>,
+    socket: Socket,
+}
+
+enum Socket {
+    Stream(Rc<Stop>),
+    Datagram(Rc<QuicListener>),
+}
+
+impl OpenListener {
+    /// Takes no new connections.
+    fn close(&self) {
+        match &self.socket {
+            Socket::Stream(stop) => stop.ask(),
+            Socket::Datagram(listener) => listener.close(),
+        }
+    }
 }
 
 impl Listeners {
     fn open(&mut self, listener: BoundListener) -> Result<(), WorkerError> {
-        let address = listener.address.configured;
-        let socket = TcpListener::adopt(&self.proxy.handle, listener.fd)
-            .map_err(|error| WorkerError(format!("the listener {address} cannot be used: {error}")))?;
-        let info = Rc::new(Listener::new(address, false));
-        let stop = Rc::new(Stop::default());
-        let accepting = accept::accept(Rc::clone(&self.proxy), socket, Rc::clone(&info));
-        let stopped = Rc::clone(&stop);
-        self.proxy.handle.spawn(async move {
-            let _stopped = first(accepting, stopped.asked()).await;
-        });
-        self.open.push((info, stop));
+        let BoundListener { address, fd } = listener;
+        let failed = |error| WorkerError(format!("the listener {address} cannot be used: {error}"));
+        let handle = &self.proxy.handle;
+        let info = Rc::new(Listener::new(address.configured, false));
+        let socket = match address.kind {
+            SocketKind::Stream => {
+                let socket = TcpListener::adopt(handle, fd).map_err(failed)?;
+                let stop = Rc::new(Stop::default());
+                let accepting = accept::accept(Rc::clone(&self.proxy), socket, Rc::clone(&info));
+                let stopped = Rc::clone(&stop);
+                handle.spawn(async move {
+                    let _stopped = first(accepting, stopped.asked()).await;
+                });
+                Socket::Stream(stop)
+            }
+            SocketKind::Datagram => {
+                let listener = QuicListener::adopt(&self.proxy, &info, fd, &self.keys, self.worker);
+                let listener = listener.map_err(failed)?;
+                handle.spawn(Rc::clone(&listener).serve());
+                Socket::Datagram(listener)
+            }
+        };
+        self.open.push(OpenListener { address, info, socket });
         self.follow_configuration();
         Ok(())
     }
 
     fn follow_configuration(&self) {
         let live = self.proxy.live();
-        for (info, _) in &self.open {
+        for OpenListener { address, info, .. } in &self.open {
             let snapshot = &live.snapshot;
             let configured = snapshot.config.listeners.iter().zip(&snapshot.tls);
             let mut configured = configured.filter(|(listener, _)| listener.address == info.address);
             let Some((configured, material)) = configured.next() else { continue };
             info.builtins.set(configured.builtin_answers);
             info.set_proxy_protocol(configured.proxy_protocol_from.as_deref());
-            let speaks = |protocol| configured.protocols.contains(&protocol);
+            let speaks = |protocol| configured.speaks(protocol);
             info.protocols.set(Protocols { h1: speaks(Protocol::H1), h2: speaks(Protocol::H2) });
+            if address.kind == SocketKind::Datagram {
+                self.follow_quic(info, material.as_deref());
+                continue;
+            }
+            info.set_alternatives(speaks(Protocol::H3).then(|| alternatives(address.bound.port())));
             match material.as_ref().map(|material| Acceptor::new(material, &self.tls)).transpose() {
                 Ok(acceptor) => info.set_tls(acceptor),
                 // The supervisor has tried the same; what was in use stays.
@@ -266,20 +315,47 @@ impl Listeners {
         }
     }
 
+    /// What new QUIC connections get. Those that are there keep what they have.
+    fn follow_quic(&self, info: &Listener, material: Option<&TlsMaterial>) {
+        let live = self.proxy.live();
+        let limits = live.snapshot.config.http3;
+        let acceptor = material.and_then(|material| {
+            let quic = material.quic.as_ref()?;
+            Some(QuicAcceptor::new(material, quic, &self.tls.diagnosis, limits))
+        });
+        match acceptor.transpose() {
+            Ok(acceptor) => info.set_quic(acceptor),
+            // The supervisor has tried the same; what was in use stays.
+            Err(error) => log::error!("{}: QUIC cannot be changed: {error}", info.address),
+        }
+    }
+
     /// Closes a listener once what was queued on it has been accepted.
-    fn close(&mut self, address: SocketAddr) {
-        for (_, stop) in self.open.extract_if(.., |(info, _)| info.address == address) {
+    fn close(&mut self, place: BankPlace) {
+        for listener in self.open.extract_if(.., |open| open.address.place() == place) {
             let handle = self.proxy.handle.clone();
             self.proxy.handle.spawn(async move {
                 handle.sleep(DRAIN_ACCEPT).await;
-                stop.ask();
+                listener.close();
             });
         }
     }
 
     fn close_all(&mut self) {
-        self.open.drain(..).for_each(|(_, stop)| stop.ask());
+        self.open.drain(..).for_each(|listener| listener.close());
     }
+}
+
+/// How long clients may remember that HTTP/3 is spoken (seconds): a day.
+const ALTERNATIVES_SECONDS: u32 = 86_400;
+
+/// Says that HTTP/3 is spoken on this UDP port (RFC 7838 section 3).
+fn alternatives(port: u16) -> Fields {
+    let mut fields = Fields::new();
+    let value = format!("h3=\":{port}\"; ma={ALTERNATIVES_SECONDS}");
+    let pushed = fields.push(b"Alt-Svc", value.as_bytes());
+    debug_assert!(pushed.is_ok(), "a short line of letters fits");
+    fields
 }
 
 /// Ends the task of a listener.

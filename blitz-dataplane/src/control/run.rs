@@ -28,6 +28,7 @@ use super::names::{Lookup, Names, Schedule, Sources};
 use super::reload::{Prepared, ReloadReport, Timings, prepare};
 use super::views::{Shared, View};
 use super::{EVENTS_MAX, EndStage, Event, Signal};
+use crate::http3::QuicKeys;
 use crate::metrics::names::ReportOutcome;
 use crate::metrics::{EndpointLabels, Exposition, Metric};
 use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
@@ -289,7 +290,7 @@ impl Control {
         (code.check)(&config, &files, &endpoints)?;
         drop(files);
 
-        let mut banks = Banks::default();
+        let mut banks = Banks::new(QuicKeys::new(&options.secret));
         banks.add(banks.bind_missing(&places(&config), workers_count)?);
         let current = Current { config, head, text, generation, endpoints };
         let launcher =

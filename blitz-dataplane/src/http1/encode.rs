@@ -101,7 +101,8 @@ pub fn write_request_head(out: &mut Vec<u8>, head: &RequestHead, body: BodyLengt
 }
 
 /// Appends a final response head with its empty line. `date` is written unless the fields hold a Date
-/// (RFC 9110 section 6.6.1). The status line always says HTTP/1.1 (RFC 9110 section 2.5).
+/// (RFC 9110 section 6.6.1). The status line always says HTTP/1.1 (RFC 9110 section 2.5). `more` are fields beside those
+/// of the answer.
 pub fn write_response_head(
     out: &mut Vec<u8>,
     status: u16,
@@ -109,6 +110,7 @@ pub fn write_response_head(
     body: ResponseBody,
     connection: ConnectionField,
     date: &[u8; IMF_FIXDATE_BYTES],
+    more: Option<&Fields>,
 ) {
     write_status_line(out, status);
     let mut except = RESPONSE_FRAMING;
@@ -124,6 +126,9 @@ pub fn write_response_head(
         out.extend_from_slice(b"\r\n");
     }
     write_fields(out, fields, except);
+    if let Some(more) = more {
+        write_fields(out, more, except);
+    }
     match body {
         ResponseBody::Exact(length) => write_content_length(out, length),
         ResponseBody::Chunked => out.extend_from_slice(CHUNKED_LINE),

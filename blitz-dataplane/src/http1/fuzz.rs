@@ -69,7 +69,7 @@ pub fn response_head(data: &[u8]) {
         ResponseBody::choose(head.status, method == Method::Head, framing.body_length(), Version::Http11);
     let mut bytes = Vec::new();
     let date = b"Thu, 01 Jan 1970 00:00:00 GMT";
-    write_response_head(&mut bytes, head.status, &head.fields, body, ConnectionField::Silent, date);
+    write_response_head(&mut bytes, head.status, &head.fields, body, ConnectionField::Silent, date, None);
     let roomy =
         HeadLimits { head_bytes_max: 2 * LIMITS.head_bytes_max, fields_max: 2 * LIMITS.fields_max, ..LIMITS };
     let again = replay(Kind::Response(method), &roomy, &bytes, &mut || usize::MAX);

@@ -8,6 +8,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -180,6 +181,7 @@ async fn exchange<S: Service, T: Transport>(
         service,
         stream,
         version: framing.version,
+        alternatives: connection.alternatives(),
         is_head_request: request.method == Method::Head,
         body: None,
         send_progress: limits.send_progress,
@@ -251,6 +253,7 @@ async fn refuse_head<S: Service, T: Transport>(
         service,
         stream,
         version: Version::Http11,
+        alternatives: None,
         is_head_request: false,
         body: None,
         send_progress: limits.send_progress,
@@ -402,6 +405,8 @@ impl<T: Transport> BodySource for RequestBody<'_, T> {
 /// The answer on its way to the client.
 struct ResponseSink<'a, S, T> {
     service: &'a S,
+    /// Fields beside those of the answer.
+    alternatives: Option<Rc<Fields>>,
     stream: &'a T,
     version: Version,
     is_head_request: bool,
@@ -469,7 +474,10 @@ impl<S: Service, T: Transport> Answer for ResponseSink<'_, S, T> {
         self.shared.has_begun.set(true);
         self.service.answered(Protocol::H1, head.status);
         self.stream
-            .write_with(|out| write_response_head(out, head.status, &head.fields, body, connection, &date))
+            .write_with(|out| {
+                let more = self.alternatives.as_deref();
+                write_response_head(out, head.status, &head.fields, body, connection, &date, more);
+            })
             .map_err(|error| Self::gone(&error))
     }
 

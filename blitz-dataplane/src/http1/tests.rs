@@ -46,7 +46,15 @@ fn a_response_is_taken_apart() {
     let mut wire = Vec::new();
     let body = ResponseBody::choose(200, false, framing.body_length(), Version::Http11);
     let connection = ConnectionField::choose(false, Version::Http11, body);
-    write_response_head(&mut wire, 200, &out.fields, body, connection, b"Thu, 01 Jan 1970 00:00:00 GMT");
+    write_response_head(
+        &mut wire,
+        200,
+        &out.fields,
+        body,
+        connection,
+        b"Thu, 01 Jan 1970 00:00:00 GMT",
+        None,
+    );
     assert_eq!(
         wire,
         b"HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nServer: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
@@ -168,7 +176,7 @@ fn the_encoder_never_lets_a_field_contradict_the_framing() {
     let date = b"Thu, 01 Jan 1970 00:00:00 GMT";
     let write = |status, body, connection| {
         let mut out = Vec::new();
-        write_response_head(&mut out, status, &fields, body, connection, date);
+        write_response_head(&mut out, status, &fields, body, connection, date, None);
         String::from_utf8(out).unwrap()
     };
     assert_eq!(

@@ -9,7 +9,8 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Request, Uri, response};
 
-use super::head::{read_fields, read_length, read_trailers, write_fields};
+use super::head::{read_fields, read_trailers, write_fields};
+use crate::exchange::head::{FIELD_OVERHEAD_BYTES, read_length};
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Scheme};
 use crate::fields::{Fields, Known};
 use crate::http1::HeadLimits;
@@ -82,13 +83,8 @@ pub(super) fn read_response(
 ) -> Result<BodyLength, ProxyError> {
     out.clear();
     out.status = parts.status.as_u16();
-    read_fields(
-        &parts.headers,
-        ":status".len() + 3 + super::head::FIELD_OVERHEAD_BYTES,
-        limits,
-        &mut out.fields,
-    )
-    .map_err(in_answer)?;
+    read_fields(&parts.headers, ":status".len() + 3 + FIELD_OVERHEAD_BYTES, limits, &mut out.fields)
+        .map_err(in_answer)?;
     if !(100..=599).contains(&out.status) || out.status == 101 {
         // 101 does not exist in HTTP/2 (RFC 9113 section 8.6).
         return Err(ProxyError::new(ErrorKind::UpstreamBadHead).with_detail("bad_status"));

@@ -4,35 +4,23 @@
 //! connection-specific field, `te` only as `trailers`, one Content-Length. What is left is what two readers could
 //! take for different requests, and it is treated as in HTTP/1: see `http1/request.rs`.
 //!
-//! Owns: the mapping both ways and its rules. Does not own: the bytes (HPACK), the body.
+//! Owns: the mapping both ways. Does not own: the rules that HTTP/3 has too (`exchange/head.rs`), the bytes (HPACK), the
+//! body.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, request};
 
 use crate::date::IMF_FIXDATE_BYTES;
-use crate::exchange::{
-    BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Scheme, authority,
+use crate::exchange::head::{
+    AnswerBody, FIELD_OVERHEAD_BYTES, LengthField, NOT_SENT, answer_body, check_scheme, expects_continue,
+    field_error, push_cookie, read_authority, read_host, read_length, read_path,
 };
-use crate::fields::{FieldError, Fields, Known, KnownSet, Occurrence, has_token, list_members};
+use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead};
+use crate::fields::{Fields, Known};
 use crate::http1::HeadLimits;
-
-/// What RFC 9113 section 6.5.2 counts for a field beside its name and value, in bytes.
-pub(super) const FIELD_OVERHEAD_BYTES: usize = 32;
 
 /// Pseudo-header fields of a request: names, and 32 bytes each.
 const PSEUDO_BYTES: usize = ":method".len() + ":scheme".len() + ":path".len() + 3 * FIELD_OVERHEAD_BYTES;
-
-/// Fields that HTTP/2 does not carry (RFC 9113 section 8.2.2), and Content-Length, which is written apart.
-const NOT_SENT: KnownSet = KnownSet::of(&[
-    Known::Connection,
-    Known::KeepAlive,
-    Known::ProxyConnection,
-    Known::TransferEncoding,
-    Known::Upgrade,
-    Known::Te,
-    Known::Http2Settings,
-    Known::ContentLength,
-]);
 
 /// Reads a head into `out`, whose scheme is the connection's.
 ///
@@ -64,10 +52,7 @@ fn read_target(uri: &http::Uri, limits: &HeadLimits, out: &mut RequestHead) -> R
     let mut size = 0;
     if let Some(authority) = uri.authority() {
         let authority = authority.as_str().as_bytes();
-        if !authority::is_valid(authority) {
-            return Err(malformed("bad_host"));
-        }
-        out.authority.extend_from_slice(authority);
+        read_authority(authority, out)?;
         size += ":authority".len() + authority.len() + FIELD_OVERHEAD_BYTES;
     }
     if out.method == Method::Connect {
@@ -77,28 +62,10 @@ fn read_target(uri: &http::Uri, limits: &HeadLimits, out: &mut RequestHead) -> R
     }
     // The crate drops a scheme without an authority.
     if let Some(scheme) = uri.scheme() {
-        let scheme = match scheme.as_str() {
-            "http" => Scheme::Http,
-            "https" => Scheme::Https,
-            _ => return Err(ProxyError::new(ErrorKind::Misdirected).with_detail("scheme_mismatch")),
-        };
-        // RFC 9110 section 7.4.
-        if scheme != out.scheme {
-            return Err(ProxyError::new(ErrorKind::Misdirected).with_detail("scheme_mismatch"));
-        }
+        check_scheme(scheme.as_str().as_bytes(), out)?;
     }
     let path = uri.path_and_query().map_or(&b""[..], |path| path.as_str().as_bytes());
-    if path.len() > limits.target_bytes_max {
-        return Err(ProxyError::new(ErrorKind::TargetTooLong));
-    }
-    let is_asterisk = path == b"*" && out.method == Method::Options;
-    if !is_asterisk && path.first() != Some(&b'/') {
-        return Err(malformed("bad_target"));
-    }
-    if path.iter().fold(false, |bad, byte| bad | !byte.is_ascii_graphic() | (*byte == b'#')) {
-        return Err(malformed("bad_target"));
-    }
-    out.path.extend_from_slice(path);
+    read_path(path, limits, out)?;
     Ok(size + path.len())
 }
 
@@ -123,92 +90,7 @@ pub(super) fn read_fields(
         }
         out.push(name.as_str().as_bytes(), value.as_bytes()).map_err(field_error)?;
     }
-    let mut crumbs = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
-    match (crumbs.next(), crumbs.next()) {
-        (None, _) => Ok(()),
-        (Some(only), None) => out.push_known(Known::Cookie, only).map_err(field_error),
-        (Some(first), Some(second)) => {
-            let mut parts = vec![first];
-            for crumb in std::iter::once(second).chain(crumbs) {
-                parts.extend([&b"; "[..], crumb]);
-            }
-            out.push_known_parts(Known::Cookie, &parts).map_err(field_error)
-        }
-    }
-}
-
-/// Host says the same as `:authority`, or stands in for it (RFC 9113 section 8.3.1).
-fn read_host(out: &mut RequestHead) -> Result<(), ProxyError> {
-    match out.fields.occurrence(Known::Host) {
-        Occurrence::Repeated => return Err(malformed("duplicate_host")),
-        Occurrence::Absent if out.authority.is_empty() => return Err(malformed("missing_host")),
-        Occurrence::Absent => {}
-        Occurrence::Once(host) if !authority::is_valid(host) => return Err(malformed("bad_host")),
-        Occurrence::Once(host) if out.authority.is_empty() => out.authority.extend_from_slice(host),
-        Occurrence::Once(host) if host.eq_ignore_ascii_case(&out.authority) => {}
-        Occurrence::Once(_) => return Err(malformed("host_mismatch")),
-    }
-    out.fields.remove(Known::Host);
-    Ok(())
-}
-
-/// The crate compares the length with what DATA brings; it takes several equal ones, which are refused here as in
-/// HTTP/1.
-pub(super) fn read_length(has_ended: bool, fields: &mut Fields) -> Result<BodyLength, ProxyError> {
-    let declared = match fields.occurrence(Known::ContentLength) {
-        Occurrence::Absent => None,
-        Occurrence::Repeated => return Err(malformed("duplicate_length")),
-        Occurrence::Once(value) => Some(parse_length(value).ok_or_else(|| malformed("bad_length"))?),
-    };
-    fields.remove(Known::ContentLength);
-    Ok(match declared {
-        Some(length) => BodyLength::Exact(length),
-        None if has_ended => BodyLength::Empty,
-        None => BodyLength::Unknown,
-    })
-}
-
-fn parse_length(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || value.len() > 20 {
-        return None;
-    }
-    value.iter().try_fold(0_u64, |length, byte| {
-        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
-        length.checked_mul(10)?.checked_add(digit)
-    })
-}
-
-/// RFC 9110 section 10.1.1.
-fn expects_continue(length: BodyLength, fields: &Fields) -> Result<bool, ProxyError> {
-    if !fields.contains(Known::Expect) {
-        return Ok(false);
-    }
-    let mut members = fields.get_all(Known::Expect).flat_map(list_members);
-    if !members.all(|member| has_token(member, b"100-continue")) {
-        return Err(ProxyError::new(ErrorKind::ExpectationFailed));
-    }
-    Ok(!matches!(length, BodyLength::Empty | BodyLength::Exact(0)))
-}
-
-const fn malformed(detail: &'static str) -> ProxyError {
-    ProxyError::new(ErrorKind::BadRequestHead).with_detail(detail)
-}
-
-const fn field_error(error: FieldError) -> ProxyError {
-    match error {
-        FieldError::Name => malformed("bad_field_name"),
-        FieldError::Value | FieldError::Layout => malformed("bad_field_value"),
-        FieldError::SectionFull => ProxyError::new(ErrorKind::RequestHeadTooLarge),
-    }
-}
-
-/// How the body of an answer is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AnswerBody {
-    /// None follows: HEADERS ends the stream.
-    None,
-    /// DATA follows.
-    Data,
+    push_cookie(headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes), out)
 }
 
 /// An answer's head, and whether a body follows it.
@@ -225,29 +107,18 @@ pub(super) fn write_response(
     {
         fields.insert(header::DATE, value);
     }
-    if is_head_request || matches!(head.status, 204 | 304) {
-        // It describes the body that a GET would get (RFC 9110 section 8.6).
-        if head.status != 204
-            && let Some(value) = head.fields.get(Known::ContentLength)
-            && let Ok(value) = HeaderValue::from_bytes(value)
-        {
-            fields.insert(header::CONTENT_LENGTH, value);
-        } else if is_head_request && let BodyLength::Exact(length) = length {
+    let (field, body) = answer_body(head, length, is_head_request);
+    match field {
+        LengthField::Absent => {}
+        LengthField::Number(length) => {
             fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
-        return Ok((response, AnswerBody::None));
+        LengthField::Quoted(value) => {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                fields.insert(header::CONTENT_LENGTH, value);
+            }
+        }
     }
-    let body = match length {
-        BodyLength::Empty => {
-            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
-            AnswerBody::None
-        }
-        BodyLength::Exact(length) => {
-            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-            if length == 0 { AnswerBody::None } else { AnswerBody::Data }
-        }
-        BodyLength::Unknown => AnswerBody::Data,
-    };
     Ok((response, body))
 }
 

@@ -187,8 +187,9 @@ impl<S: Service + 'static, T: Transport> Running<'_, S, T> {
             connection: Rc::clone(self.connection),
             handle: self.stream.handle().clone(),
             shared: Rc::clone(&self.shared),
+            _under_way: self.connection.under_way(self.stream.handle()),
         };
-        let run = task.begin().run(request, respond);
+        let run = task.run(request, respond);
         // In memory that is kept for the next one.
         let run = Pooled::new(run);
         self.stream.handle().spawn(run);

@@ -18,15 +18,15 @@ use h2::{Reason, RecvStream, SendStream};
 
 use super::error::code;
 use super::frame::Code;
-use super::head::{AnswerBody, read_request, read_trailers, write_fields, write_head, write_response};
+use super::head::{read_request, read_trailers, write_fields, write_head, write_response};
 use super::io::Shared;
 use super::meter::Abuse;
-use crate::exchange::refusal::refuse;
+use crate::exchange::head::{AnswerBody, answer_failure};
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
 use crate::exchange::{BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead};
 use crate::fields::Fields;
 use crate::http1::refuse_method;
-use crate::proxy::connections::Connection;
+use crate::proxy::connections::{Connection, UnderWay};
 use crate::runtime::{Chunk, Deadline, Handle};
 
 /// A chunk as the crate wants it.
@@ -78,31 +78,16 @@ pub(super) struct Task<S> {
     pub(super) connection: Rc<Connection>,
     pub(super) handle: Handle,
     pub(super) shared: Rc<Shared>,
+    /// Ends with the task, by a panic too.
+    pub(super) _under_way: UnderWay,
 }
 
-impl<S> Task<S> {
-    /// Notes the begin of an exchange; its end is noted when the task is dropped, by a panic too.
-    pub(super) fn begin(self) -> Active<S> {
-        self.connection.begin_exchange();
-        Active(self)
-    }
-}
-
-/// A task that counts as an exchange under way.
-pub(super) struct Active<S>(Task<S>);
-
-impl<S> Drop for Active<S> {
-    fn drop(&mut self) {
-        self.0.connection.end_exchange(self.0.handle.now_ms());
-    }
-}
-
-impl<S: Service> Active<S> {
+impl<S: Service> Task<S> {
     /// Serves the request to its end.
     pub(super) async fn run(self, request: http::Request<RecvStream>, respond: SendResponse<ChunkBuf>) {
-        let service = &*self.0.service;
+        let service = &*self.service;
         let mut head = service.take_request();
-        head.scheme = self.0.connection.scheme();
+        head.scheme = self.connection.scheme();
         self.exchange(request, respond, &mut head).await;
         service.put_request(head);
     }
@@ -113,7 +98,7 @@ impl<S: Service> Active<S> {
         respond: SendResponse<ChunkBuf>,
         head: &mut RequestHead,
     ) {
-        let Task { service, connection, handle, shared } = &self.0;
+        let Self { service, connection, handle, shared, .. } = self;
         let limits = service.limits();
         let (parts, received) = request.into_parts();
         let has_ended = received.is_end_stream();
@@ -139,6 +124,7 @@ impl<S: Service> Active<S> {
             service: &**service,
             handle,
             line: &line,
+            alternatives: connection.alternatives(),
             is_head_request: head.method == Method::Head,
             send_progress: limits.send_progress,
             body: None,
@@ -164,9 +150,7 @@ impl<S: Service> Active<S> {
             ErrorKind::DownstreamSendTimeout => shared.charge(Abuse::StalledWindow, handle.now_ms()),
             _ => {}
         }
-        let is_answered =
-            !answer.has_begun() && error.status() != 0 && refuse(&mut answer, &error).await.is_ok();
-        if !is_answered && error.kind != ErrorKind::DownstreamClosed {
+        if answer_failure(&mut answer, &error).await {
             // An answer that is not whole must not look so (RFC 9113 section 8.1).
             line.sender.borrow_mut().reset(code(error.kind));
         }
@@ -322,6 +306,7 @@ struct StreamAnswer<'a, S> {
     service: &'a S,
     handle: &'a Handle,
     line: &'a Line,
+    alternatives: Option<Rc<Fields>>,
     is_head_request: bool,
     send_progress: Duration,
     /// How the body is sent; absent until the head has been written.
@@ -416,7 +401,10 @@ impl<S: Service> Answer for StreamAnswer<'_, S> {
     }
 
     fn head(&mut self, head: &ResponseHead, length: BodyLength) -> Result<(), ProxyError> {
-        let (response, body) = write_response(head, length, self.is_head_request, &self.service.date())?;
+        let (mut response, body) = write_response(head, length, self.is_head_request, &self.service.date())?;
+        if let Some(fields) = &self.alternatives {
+            response.headers_mut().extend(write_fields(fields)?);
+        }
         self.line.owes_continue.set(false);
         let mut sender = self.line.sender.borrow_mut();
         let sent = sender.respond.send_response(response, body == AnswerBody::None);

@@ -151,6 +151,10 @@ metrics! {
         RequestsH2Status3xx { protocol = "h2", status = "3xx" };
         RequestsH2Status4xx { protocol = "h2", status = "4xx" };
         RequestsH2Status5xx { protocol = "h2", status = "5xx" };
+        RequestsH3Status2xx { protocol = "h3", status = "2xx" };
+        RequestsH3Status3xx { protocol = "h3", status = "3xx" };
+        RequestsH3Status4xx { protocol = "h3", status = "4xx" };
+        RequestsH3Status5xx { protocol = "h3", status = "5xx" };
     }
     family "blitz_requests_active" Gauge "Requests between the end of their head and the end of their answer." {
         RequestsActive;
@@ -197,6 +201,28 @@ metrics! {
         H2AbuseUnknownFrameFlood { abuse = "unknown_frame_flood" };
         H2AbuseStalledWindow { abuse = "stalled_window" };
         H2AbuseSlowReader { abuse = "slow_reader" };
+    }
+
+    // HTTP/3 and QUIC.
+    family "blitz_h3_connections_total" Counter "Client connections that spoke HTTP/3." {
+        H3Connections;
+    }
+    family "blitz_quic_datagrams_received_total" Counter "Datagrams received where QUIC is spoken, by their fate." {
+        QuicDelivered { fate = "delivered" };
+        QuicNew { fate = "new" };
+        QuicVersion { fate = "version" };
+        QuicRetry { fate = "retry" };
+        QuicReset { fate = "reset" };
+        QuicStranger { fate = "other_worker" };
+        QuicUnknown { fate = "unknown" };
+        QuicMalformed { fate = "malformed" };
+        QuicRefused { fate = "refused" };
+    }
+    family "blitz_quic_datagrams_sent_total" Counter "Datagrams handed to the kernel." {
+        QuicDatagramsSent;
+    }
+    family "blitz_quic_send_errors_total" Counter "Sends of datagrams that the kernel refused." {
+        QuicSendErrors;
     }
 
     // Limits.
@@ -324,6 +350,10 @@ impl Metric {
             (Protocol::H2, 3) => Self::RequestsH2Status3xx,
             (Protocol::H2, 4) => Self::RequestsH2Status4xx,
             (Protocol::H2, _) => Self::RequestsH2Status5xx,
+            (Protocol::H3, 2) => Self::RequestsH3Status2xx,
+            (Protocol::H3, 3) => Self::RequestsH3Status3xx,
+            (Protocol::H3, 4) => Self::RequestsH3Status4xx,
+            (Protocol::H3, _) => Self::RequestsH3Status5xx,
         }
     }
 

@@ -4,7 +4,8 @@
 //! workers do), or the socket calls (see [`crate::sys::socket`]).
 //!
 //! The sockets of a bank form one SO_REUSEPORT group, bound in the order of the workers; the kernel spreads
-//! new connections over them, and datagrams by the addresses and ports of both ends. Worker w gets a copy of socket w only. When it dies, its socket and the
+//! new connections over them. A bank of datagrams has two sockets for each worker and one more, and a program steers by
+//! connection ID among them ([`blitz_ebpf_common::steer`]). Worker w gets a copy of socket w only. When it dies, its socket and the
 //! connections that wait in it stay here, and its successor gets the same socket.
 #![forbid(unsafe_code)]
 
@@ -13,12 +14,20 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use blitz_ebpf_common::cbpf;
+
 use super::messages::{BankPlace, ListenerAddress, SocketKind};
+use crate::http3::QuicKeys;
+use crate::sys::reuseport;
 use crate::sys::socket::{self, Share};
 
 /// All banks.
-#[derive(Debug, Default)]
-pub struct Banks(BTreeMap<BankPlace, Bank>);
+#[derive(Debug)]
+pub struct Banks {
+    banks: BTreeMap<BankPlace, Bank>,
+    /// By which the kernel steers datagrams.
+    keys: QuicKeys,
+}
 
 /// The sockets of one address.
 #[derive(Debug)]
@@ -28,6 +37,11 @@ pub struct Bank {
 }
 
 impl Banks {
+    /// None yet.
+    pub fn new(keys: QuicKeys) -> Self {
+        Self { banks: BTreeMap::new(), keys }
+    }
+
     /// Binds a bank of `workers` sockets for each of `places` that has none yet. Nothing is kept when one
     /// fails.
     ///
@@ -35,9 +49,9 @@ impl Banks {
     /// A sentence that names the address, the cause and the remedy.
     pub fn bind_missing(&self, places: &[BankPlace], workers: u32) -> Result<Vec<Bank>, String> {
         let mut banks: Vec<Bank> = Vec::new();
-        for place in places.iter().filter(|place| !self.0.contains_key(place)) {
+        for place in places.iter().filter(|place| !self.banks.contains_key(place)) {
             // Where the kernel chooses the port of the one, the other takes the same: answers over TCP name it.
-            let beside = self.0.values().chain(&banks).map(|bank| bank.address);
+            let beside = self.banks.values().chain(&banks).map(|bank| bank.address);
             let beside =
                 beside.filter(|other| other.configured == place.address && place.address.port() == 0);
             let bound = beside.last().map_or(place.address, |other| other.bound);
@@ -49,32 +63,32 @@ impl Banks {
 
     /// Adds banks that were bound.
     pub fn add(&mut self, banks: Vec<Bank>) {
-        self.0.extend(banks.into_iter().map(|bank| (bank.address.place(), bank)));
+        self.banks.extend(banks.into_iter().map(|bank| (bank.address.place(), bank)));
     }
 
     /// Places that have a bank and are not among `wanted`.
     pub fn superfluous(&self, wanted: &[BankPlace]) -> Vec<BankPlace> {
-        self.0.keys().filter(|place| !wanted.contains(place)).copied().collect()
+        self.banks.keys().filter(|place| !wanted.contains(place)).copied().collect()
     }
 
     /// Closes our copies of the sockets of `places`.
     pub fn close(&mut self, places: &[BankPlace]) {
-        self.0.retain(|place, _| !places.contains(place));
+        self.banks.retain(|place, _| !places.contains(place));
     }
 
     /// Closes our copies of all sockets.
     pub fn close_all(&mut self) {
-        self.0.clear();
+        self.banks.clear();
     }
 
     /// What is bound.
     pub fn addresses(&self) -> Vec<ListenerAddress> {
-        self.0.values().map(|bank| bank.address).collect()
+        self.banks.values().map(|bank| bank.address).collect()
     }
 
     /// All banks.
     pub fn iter(&self) -> impl Iterator<Item = &Bank> {
-        self.0.values()
+        self.banks.values()
     }
 
     fn bind(&self, place: BankPlace, mut bound: SocketAddr, workers: u32) -> io::Result<Bank> {
@@ -84,7 +98,7 @@ impl Banks {
         // own listener on an overlapping address (`0.0.0.0:80` beside `127.0.0.1:80`) would refuse it too,
         // and then we know.
         let is_ours =
-            self.0.keys().any(|other| other.kind == kind && other.address.port() == configured.port());
+            self.banks.keys().any(|other| other.kind == kind && other.address.port() == configured.port());
         let open = match kind {
             SocketKind::Stream => socket::listen,
             SocketKind::Datagram => socket::datagram,
@@ -92,8 +106,13 @@ impl Banks {
         if !is_ours {
             drop(open(bound, Share::Alone)?);
         }
-        let mut sockets = Vec::with_capacity(workers as usize);
-        for _ in 0..workers {
+        let steering = match kind {
+            SocketKind::Stream => None,
+            SocketKind::Datagram => Some(self.keys.steering(workers).ok_or(io::ErrorKind::InvalidInput)?),
+        };
+        let count = steering.map_or(workers, |steering| steering.bank.sockets());
+        let mut sockets = Vec::with_capacity(count as usize);
+        for index in 0..count {
             let socket = open(bound, Share::Group)?;
             // Port 0: the first socket learns the port, the others follow it.
             let (socket, address) = match kind {
@@ -109,6 +128,15 @@ impl Banks {
                 }
             };
             bound = address;
+            if let Some(steering) = &steering {
+                if index == 0 {
+                    reuseport::choose(socket.as_fd(), &cbpf::program(steering))?;
+                }
+                // Nobody reads from those of the other generation, nor from the sink.
+                if index.checked_sub(steering.bank.base()).is_none_or(|worker| worker >= workers) {
+                    reuseport::refuse_all(socket.as_fd())?;
+                }
+            }
             sockets.push(socket);
         }
         Ok(Bank { address: ListenerAddress { kind, configured, bound }, sockets })
@@ -173,6 +201,11 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
+    use crate::secret::Secret;
+
+    fn banks() -> Banks {
+        Banks::new(QuicKeys::new(&Secret::generate().expect("random bytes")))
+    }
 
     fn tcp(address: SocketAddr) -> BankPlace {
         BankPlace { kind: SocketKind::Stream, address }
@@ -180,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_bank_is_one_group_on_one_port_and_keeps_waiting_connections() {
-        let mut banks = Banks::default();
+        let mut banks = banks();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let bound = banks.bind_missing(&[tcp(any)], 3).expect("bind");
         banks.add(bound);
@@ -191,7 +224,7 @@ mod tests {
         let _client = TcpStream::connect(address.bound).expect("the kernel answers before anybody accepts");
         let bank = banks.iter().next().expect("bank");
         assert!(bank.socket(2).is_some() && bank.socket(3).is_none());
-        let rival = Banks::default().bind_missing(&[tcp(address.bound)], 1).expect_err("in use");
+        let rival = banks().bind_missing(&[tcp(address.bound)], 1).expect_err("in use");
         assert!(rival.contains(&format!("sport = :{}", address.bound.port())), "{rival}");
         assert_eq!(banks.superfluous(&[]), [tcp(any)]);
         banks.close(&[tcp(any)]);
@@ -200,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_bank_of_datagrams_takes_the_port_that_the_streams_got() {
-        let mut banks = Banks::default();
+        let mut banks = banks();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let udp = BankPlace { kind: SocketKind::Datagram, address };
         let bound = banks.bind_missing(&[tcp(address), udp], 2).expect("bind");
@@ -210,7 +243,7 @@ mod tests {
         assert_eq!(streams.bound, datagrams.bound);
         assert!(datagrams.to_string().ends_with("/udp"));
         let rival = BankPlace { kind: SocketKind::Datagram, address: datagrams.bound };
-        let rival = Banks::default().bind_missing(&[rival], 1).expect_err("in use");
+        let rival = banks().bind_missing(&[rival], 1).expect_err("in use");
         assert!(rival.contains("/udp") && rival.contains("ss -lunp"), "{rival}");
         assert_eq!(banks.superfluous(&[tcp(address)]), [udp]);
         banks.close(&[udp]);
@@ -219,7 +252,7 @@ mod tests {
 
     #[test]
     fn an_address_that_overlaps_our_own_can_be_added() {
-        let mut banks = Banks::default();
+        let mut banks = banks();
         let wide = banks.bind_missing(&[tcp(SocketAddr::from(([0, 0, 0, 0], 0)))], 1).expect("bind");
         let port = wide[0].address().bound.port();
         drop(wide);
@@ -231,9 +264,8 @@ mod tests {
 
     #[test]
     fn refusals_name_the_remedy() {
-        let error = Banks::default()
-            .bind_missing(&[tcp(SocketAddr::from(([192, 0, 2, 1], 0)))], 1)
-            .expect_err("foreign");
+        let error =
+            banks().bind_missing(&[tcp(SocketAddr::from(([192, 0, 2, 1], 0)))], 1).expect_err("foreign");
         assert!(error.contains("no address 192.0.2.1"), "{error}");
         let denied = io::Error::from_raw_os_error(libc::EACCES);
         assert!(explain(tcp(SocketAddr::from(([0, 0, 0, 0], 80))), &denied).contains("CAP_NET_BIND_SERVICE"));

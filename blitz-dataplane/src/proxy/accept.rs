@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -58,14 +59,9 @@ pub fn admit(proxy: &Rc<Proxy>, stream: TcpStream, info: &Rc<Listener>) {
         proxy.rows.add(closed, 1);
         return;
     }
-    let most = proxy.live().snapshot.config.http.connections_per_worker_max;
-    let open = proxy.connections.len();
-    if open >= most && (open >= most.saturating_add(LEAVING_MAX) || !proxy.connections.shed_idle()) {
-        // Everybody is busy, or those asked to leave do not: the newcomer goes, with a reset, so that it
-        // costs no state here.
+    if !make_room(proxy) {
+        // The newcomer goes, with a reset, so that it costs no state here.
         stream.reset_on_close();
-        proxy.note(&ProxyError::new(ErrorKind::Overload));
-        proxy.rows.add(Metric::DownstreamClosedOverload, 1);
         return;
     }
     let connection = proxy.connections.open(info, proxy.handle.now_ms());
@@ -83,6 +79,36 @@ pub fn admit(proxy: &Rc<Proxy>, stream: TcpStream, info: &Rc<Listener>) {
         (_, None) => proxy.handle.spawn(run(open, stream)),
         (_, Some(tls)) => proxy.handle.spawn(begin_tls(open, stream, tls, None)),
     }
+}
+
+/// Gives a QUIC connection its place, within the bound.
+pub(crate) fn admit_quic(
+    proxy: &Rc<Proxy>,
+    info: &Rc<Listener>,
+    peer: SocketAddr,
+    local: SocketAddr,
+) -> Option<Open> {
+    proxy.rows.add(Metric::DownstreamAccepted, 1);
+    if !make_room(proxy) {
+        return None;
+    }
+    let connection = proxy.connections.open(info, proxy.handle.now_ms());
+    proxy.rows.gauge_add(Metric::DownstreamActive, 1);
+    connection.set_addresses(peer, local);
+    Some(Open { proxy: Rc::clone(proxy), connection, ended: None })
+}
+
+/// Whether there is room for one more connection; an idle one may have to go for it.
+fn make_room(proxy: &Proxy) -> bool {
+    let most = proxy.live().snapshot.config.http.connections_per_worker_max;
+    let open = proxy.connections.len();
+    if open < most || (open < most.saturating_add(LEAVING_MAX) && proxy.connections.shed_idle()) {
+        return true;
+    }
+    // Everybody is busy, or those asked to leave do not.
+    proxy.note(&ProxyError::new(ErrorKind::Overload));
+    proxy.rows.add(Metric::DownstreamClosedOverload, 1);
+    false
 }
 
 /// Reads the PROXY protocol header and gives what follows to what the listener speaks.
@@ -269,10 +295,22 @@ async fn flush(stream: &TlsStream) {
 }
 
 /// A connection in the registry, taken out when its task ends, by a panic too.
-struct Open {
+pub(crate) struct Open {
     proxy: Rc<Proxy>,
     connection: Rc<Connection>,
     ended: Option<Ended>,
+}
+
+impl Open {
+    /// The connection.
+    pub(crate) fn connection(&self) -> &Rc<Connection> {
+        &self.connection
+    }
+
+    /// Takes it out, with the reason that is counted.
+    pub(crate) fn end(mut self, ended: Ended) {
+        self.ended = Some(ended);
+    }
 }
 
 impl Drop for Open {

@@ -10,7 +10,7 @@ use super::carrier::Carrier;
 use super::connect::{Connected, Offer, connect};
 use super::shared::{Opener, Place};
 use super::snapshot::Live;
-use crate::exchange::{Protocol, ProxyError, Scheme};
+use crate::exchange::{ErrorKind, Protocol, ProxyError, Scheme};
 use crate::http1::client::ClientConnection;
 use crate::http2;
 use crate::metrics::names::Metric;
@@ -105,6 +105,8 @@ async fn begin<'a>(
             let connection = ClientConnection::new(carrier, live.client);
             Ok(Acquired::Own { connection, open: OpenConnection::new(&proxy.rows), is_reused: false })
         }
+        // No endpoint is spoken to over QUIC.
+        Protocol::H3 => Err(ProxyError::new(ErrorKind::Internal)),
         Protocol::H2 => {
             let (requests, mut driver) = http2::client::handshake(carrier, &live.client.head).await?;
             let (rows, limit) = (proxy.rows.clone(), live.snapshot.config.timeouts.upstream_connect);

@@ -11,6 +11,9 @@ use std::task::{Context, Poll, Waker};
 use blitz_config::model::Cidr;
 
 use crate::exchange::{Forwarding, Scheme};
+use crate::fields::Fields;
+use crate::http3;
+use crate::runtime::Handle;
 use crate::tls::Acceptor;
 
 /// How a downstream connection ended.
@@ -51,6 +54,9 @@ pub struct Listener {
     /// Who sends PROXY protocol headers, and nobody else may connect; follows the configuration.
     proxy_protocol: RefCell<Option<Rc<[Cidr]>>>,
     tls: RefCell<Option<Rc<Acceptor>>>,
+    quic: RefCell<Option<Rc<http3::listener::Acceptor>>>,
+    /// What answers over TLS say of other ways to reach the same (RFC 7838).
+    alternatives: RefCell<Option<Rc<Fields>>>,
     /// Handshakes under way.
     handshakes: Cell<u32>,
 }
@@ -64,6 +70,8 @@ impl Listener {
             protocols: Cell::new(Protocols::H1),
             proxy_protocol: RefCell::new(None),
             tls: RefCell::new(None),
+            quic: RefCell::new(None),
+            alternatives: RefCell::new(None),
             handshakes: Cell::new(0),
         }
     }
@@ -92,6 +100,26 @@ impl Listener {
     /// The TLS in use.
     pub fn tls(&self) -> Option<Rc<Acceptor>> {
         self.tls.borrow().clone()
+    }
+
+    /// What QUIC connections from now on get; `None`: there are no new ones.
+    pub fn set_quic(&self, quic: Option<http3::listener::Acceptor>) {
+        *self.quic.borrow_mut() = quic.map(Rc::new);
+    }
+
+    /// What new QUIC connections get.
+    pub fn quic(&self) -> Option<Rc<http3::listener::Acceptor>> {
+        self.quic.borrow().clone()
+    }
+
+    /// The fields that answers over TLS have in addition.
+    pub fn set_alternatives(&self, fields: Option<Fields>) {
+        *self.alternatives.borrow_mut() = fields.map(Rc::new);
+    }
+
+    /// Handshakes under way (count).
+    pub fn handshakes(&self) -> u32 {
+        self.handshakes.get()
     }
 
     /// Counts a handshake as under way until the permit is dropped; `None` when there are as many as may be.
@@ -202,6 +230,17 @@ impl Connection {
         self.idle_since_ms.set(u64::MAX);
     }
 
+    /// Notes that an exchange has begun, and its end when what is given is dropped.
+    pub fn under_way(self: &Rc<Self>, handle: &Handle) -> UnderWay {
+        self.begin_exchange();
+        UnderWay { connection: Rc::clone(self), handle: handle.clone() }
+    }
+
+    /// What its answers say of other ways to reach the same, where there are any.
+    pub fn alternatives(&self) -> Option<Rc<Fields>> {
+        (self.carrier.get() == Carrier::Tls).then(|| self.listener.alternatives.borrow().clone()).flatten()
+    }
+
     /// Notes that it is over.
     pub fn end_exchange(&self, now_ms: u64) {
         self.requests.set(self.requests.get().saturating_add(1));
@@ -302,6 +341,18 @@ impl Connection {
 
     fn is_idle(&self) -> bool {
         self.idle_since_ms.get() != u64::MAX
+    }
+}
+
+/// An exchange on a connection that carries several.
+pub struct UnderWay {
+    connection: Rc<Connection>,
+    handle: Handle,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.connection.end_exchange(self.handle.now_ms());
     }
 }
 

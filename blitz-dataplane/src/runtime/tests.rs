@@ -510,11 +510,11 @@ fn datagrams_travel_with_addresses_and_segments() {
         let to = SocketAddr::new(other, two.local_address().unwrap().port());
         runtime.block_on(async {
             let sent = pattern(1200 * 9 + 300);
-            let mut buffer = sent.clone();
+            let mut buffer = sent.clone().into_boxed_slice();
             let transmit = Transmit { to, from: None, segment: Some(1200) };
-            one.start_send(1, &mut buffer, transmit).unwrap();
-            assert!(buffer.is_empty());
-            assert!(one.start_send(1, &mut buffer, transmit).is_err(), "{flavour:?}: the lane is busy");
+            one.start_send(1, &mut buffer, sent.len(), transmit).unwrap();
+            assert!(buffer.is_empty(), "the lane has had none before");
+            assert!(one.start_send(1, &mut buffer, 0, transmit).is_err(), "{flavour:?}: the lane is busy");
             assert_eq!(poll_fn(|cx| one.poll_sent(1, cx)).await.unwrap(), sent.len());
             let mut room = ReceiveBuffer::new();
             let mut received = Vec::new();
@@ -532,7 +532,7 @@ fn datagrams_travel_with_addresses_and_segments() {
             }
             assert!(received == sent);
             let back = Transmit { to: one.local_address().unwrap(), from: Some(other), segment: None };
-            two.start_send(0, &mut vec![7; 5], back).unwrap();
+            two.start_send(0, &mut vec![7; 9].into_boxed_slice(), 5, back).unwrap();
             assert_eq!(poll_fn(|cx| two.poll_sent(0, cx)).await.unwrap(), 5);
             let what = poll_fn(|cx| one.poll_receive(cx, &mut room)).await.unwrap();
             assert_eq!((what.source, what.destination, what.len), (Some(to), Some(bound), 5), "{flavour:?}");

@@ -116,14 +116,20 @@ impl UdpSocket {
         self.handle.reactor.borrow_mut().poll_receive_datagram(self.key, cx, &mut buffer.0)
     }
 
-    /// Starts a send on a lane whose last one is done. `buffer` is taken, and one that is not needed any more left in
-    /// its place.
+    /// Starts a send of the first `len` bytes of `buffer` on a lane whose last one is done. `buffer` is taken, and that
+    /// of the lane's send before left in its place: an empty one the first time.
     ///
     /// # Errors
-    /// When the socket is gone, or the lane is busy.
-    pub fn start_send(&self, lane: usize, buffer: &mut Vec<u8>, transmit: Transmit) -> io::Result<()> {
+    /// When the socket is gone, the lane is busy, or the buffer is shorter than `len`.
+    pub fn start_send(
+        &self,
+        lane: usize,
+        buffer: &mut Box<[u8]>,
+        len: usize,
+        transmit: Transmit,
+    ) -> io::Result<()> {
         let key = *self.lanes.get(lane).ok_or(io::ErrorKind::InvalidInput)?;
-        self.handle.reactor.borrow_mut().start_send_datagram(key, buffer, transmit)
+        self.handle.reactor.borrow_mut().start_send_datagram(key, buffer, len, transmit)
     }
 
     /// Ready when the send on a lane is done.

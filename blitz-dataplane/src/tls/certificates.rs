@@ -26,34 +26,43 @@ pub struct Named {
     pub names: Vec<String>,
 }
 
-/// The table of one listener.
-#[derive(Debug, Default)]
-pub struct Certificates {
-    exact: HashMap<String, Vec<Arc<CertifiedKey>>>,
+/// The table of one listener: `T` is a certificate with its key, as a library has it.
+#[derive(Debug)]
+pub struct Table<T> {
+    exact: HashMap<String, Vec<Arc<T>>>,
     /// By what follows `*`, such as `.example.com`.
-    wildcard: HashMap<String, Vec<Arc<CertifiedKey>>>,
-    default: Vec<Arc<CertifiedKey>>,
+    wildcard: HashMap<String, Vec<Arc<T>>>,
+    default: Vec<Arc<T>>,
 }
 
-impl Certificates {
-    /// The table of certificates in the order of the configuration.
-    pub fn new(certificates: &[Named]) -> Self {
-        let mut table = Self::default();
-        for Named { key, names } in certificates {
+/// The table for rustls.
+pub type Certificates = Table<CertifiedKey>;
+
+impl<T> Table<T> {
+    /// The table of certificates and their names, in the order of the configuration. Among several for one name, those
+    /// that `cost` less come first.
+    pub fn new<'a>(
+        certificates: impl IntoIterator<Item = (Arc<T>, &'a [String])>,
+        cost: impl Fn(&T) -> u8,
+    ) -> Self {
+        let mut table = Self { exact: HashMap::new(), wildcard: HashMap::new(), default: Vec::new() };
+        let mut first: Option<&[String]> = None;
+        for (key, names) in certificates {
             for name in names {
                 let (map, name) = match name.strip_prefix('*') {
                     Some(suffix) => (&mut table.wildcard, suffix),
                     None => (&mut table.exact, name.as_str()),
                 };
-                map.entry(name.to_owned()).or_default().push(Arc::clone(key));
+                map.entry(name.to_owned()).or_default().push(Arc::clone(&key));
             }
-        }
-        if let Some(first) = certificates.first() {
-            let shares = |other: &&Named| other.names.iter().any(|name| first.names.contains(name));
-            table.default.push(Arc::clone(&first.key));
-            table
-                .default
-                .extend(certificates.iter().skip(1).filter(shares).map(|other| Arc::clone(&other.key)));
+            match first {
+                None => {
+                    first = Some(names);
+                    table.default.push(key);
+                }
+                Some(first) if names.iter().any(|name| first.contains(name)) => table.default.push(key),
+                Some(_) => {}
+            }
         }
         let lists = table.exact.values_mut().chain(table.wildcard.values_mut());
         lists.chain([&mut table.default]).for_each(|list| list.sort_by_key(|key| cost(key)));
@@ -61,12 +70,25 @@ impl Certificates {
     }
 
     /// The candidates for a name, cheapest first. `name` is lower case.
-    fn candidates(&self, name: Option<&str>) -> &[Arc<CertifiedKey>] {
+    fn candidates(&self, name: Option<&str>) -> &[Arc<T>] {
         let named = name.and_then(|name| {
             let below = name.find('.').and_then(|dot| name.get(dot..));
             self.exact.get(name).or_else(|| self.wildcard.get(below?))
         });
         named.unwrap_or(&self.default)
+    }
+
+    /// The first that is good for the name, or of the defaults, and `fits`. `name` is lower case.
+    pub fn choose(&self, name: Option<&str>, fits: impl Fn(&&Arc<T>) -> bool) -> Option<&Arc<T>> {
+        self.candidates(name).iter().chain(&self.default).find(fits)
+    }
+}
+
+impl Certificates {
+    /// The table of certificates in the order of the configuration.
+    pub fn of(certificates: &[Named]) -> Self {
+        let each = certificates.iter().map(|Named { key, names }| (Arc::clone(key), names.as_slice()));
+        Self::new(each, cost)
     }
 }
 
@@ -84,8 +106,7 @@ impl ResolvesServerCert for Certificates {
         let name = hello.server_name().map(str::to_ascii_lowercase);
         let schemes = hello.signature_schemes();
         let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
-        let candidates = self.candidates(name.as_deref()).iter();
-        let chosen = candidates.chain(&self.default).find(fits).cloned();
+        let chosen = self.choose(name.as_deref(), fits).cloned();
         ASKED.with_borrow_mut(|asked| *asked = name);
         chosen
     }

@@ -17,6 +17,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{InconsistentKeys, KeyLog, RootCertStore, ServerConfig};
 
 use super::certificates::{Certificates, Named};
+use super::quic::QuicMaterial;
 use super::tickets::{TicketContext, TicketRoot};
 use super::{Files, provider, validity};
 
@@ -36,6 +37,8 @@ pub struct TlsMaterial {
     pub plain: Plain,
     /// Handshakes under way per worker (count).
     pub handshakes_max: u32,
+    /// The same for QUIC, where that is spoken.
+    pub quic: Option<Arc<QuicMaterial>>,
     table: Arc<Certificates>,
     clients: Option<Arc<dyn ClientCertVerifier>>,
     tickets: TicketContext,
@@ -82,16 +85,21 @@ impl TlsMaterial {
         if !issues.is_empty() {
             return Err(issues);
         }
+        let quic = match listener.speaks(Protocol::H3) {
+            true => Some(Arc::new(QuicMaterial::of_listener(tls, &certificates, files)?)),
+            false => None,
+        };
         // HTTP/2 first, whatever the order in the file: who offers both is served better by it.
         let of = |wanted, name: &[u8]| listener.protocols.contains(&wanted).then(|| name.to_vec());
         let alpn = [of(Protocol::H2, b"h2"), of(Protocol::H1, b"http/1.1")].into_iter().flatten();
         Ok(Self {
-            table: Arc::new(Certificates::new(&certificates)),
+            table: Arc::new(Certificates::of(&certificates)),
             certificates: certificates.into(),
             alpn: alpn.collect(),
             allows_tls12: tls.allows_tls12,
             plain: tls.plain,
             handshakes_max: tls.handshakes_max,
+            quic,
             clients,
             tickets: tls.client_auth.as_ref().map_or_else(Default::default, |auth| context(auth, files)),
         })
@@ -129,6 +137,11 @@ impl TlsMaterial {
 }
 
 impl TlsMaterial {
+    /// Who judges the certificates of clients, where they are asked for.
+    pub fn client_verifier(&self) -> Option<Arc<dyn ClientCertVerifier>> {
+        self.clients.clone()
+    }
+
     /// Whether the certificate that a resumed session began with is good now. The handshake has not shown it, and a
     /// session can be resumed again and again.
     pub(super) fn still_admits(&self, chain: Option<&[CertificateDer<'_>]>) -> bool {

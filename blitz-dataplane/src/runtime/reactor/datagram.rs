@@ -18,7 +18,7 @@ pub(super) struct DatagramEntry {
     pub(super) received: Option<i32>,
     pub(super) receive_waker: Option<Waker>,
     pub(super) send: Box<Message>,
-    pub(super) send_buffer: Vec<u8>,
+    pub(super) send_buffer: Box<[u8]>,
     pub(super) sending: bool,
     pub(super) sent: Option<i32>,
     pub(super) send_waker: Option<Waker>,
@@ -38,7 +38,7 @@ impl Reactor {
                 received: None,
                 receive_waker: None,
                 send: Message::new(),
-                send_buffer: Vec::new(),
+                send_buffer: Box::default(),
                 sending: false,
                 sent: None,
                 send_waker: None,
@@ -98,13 +98,17 @@ impl Reactor {
         Poll::Pending
     }
 
-    /// Starts a send of `buffer`, which is exchanged for that of the send before.
+    /// Starts a send of the first `len` bytes of `buffer`, which is exchanged for that of the send before.
     pub(in crate::runtime) fn start_send_datagram(
         &mut self,
         key: Key,
-        buffer: &mut Vec<u8>,
+        buffer: &mut Box<[u8]>,
+        len: usize,
         transmit: Transmit,
     ) -> io::Result<()> {
+        if buffer.len() < len {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let Some((fd, datagram)) = self.datagram(key) else {
             return Err(gone());
         };
@@ -113,13 +117,9 @@ impl Reactor {
         }
         datagram.sending = true;
         std::mem::swap(&mut datagram.send_buffer, buffer);
-        buffer.clear();
         let message = &mut datagram.send;
         message.address = RawAddress::new(transmit.to);
-        message.pieces[0] = libc::iovec {
-            iov_base: datagram.send_buffer.as_mut_ptr().cast(),
-            iov_len: datagram.send_buffer.len(),
-        };
+        message.pieces[0] = libc::iovec { iov_base: datagram.send_buffer.as_mut_ptr().cast(), iov_len: len };
         message.header.msg_namelen = message.address.len();
         message.header.msg_name = message.address.as_mut_ptr().cast();
         message.header.msg_iov = message.pieces.as_mut_ptr();

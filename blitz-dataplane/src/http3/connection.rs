@@ -1,0 +1,205 @@
+//! What the tasks of one connection share: quiche's state of it, and signals for each request.
+//!
+//! Owns: both, and turning quiche's events into signals. Does not own: the tasks (`server.rs`, `stream.rs`).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use quiche::h3;
+
+use super::Code;
+
+/// A connection as its tasks share it. No borrow is held across a wait.
+pub(super) struct Conn {
+    pub(super) state: RefCell<State>,
+    /// The connection's own task, which sends.
+    task: RefCell<Option<Waker>>,
+    /// quiche has panicked in it.
+    pub(super) is_broken: Cell<bool>,
+}
+
+/// quiche's two halves, and who waits for which stream.
+pub(super) struct State {
+    pub(super) quic: quiche::Connection,
+    /// Once the handshake is done.
+    pub(super) h3: Option<h3::Connection>,
+    streams: HashMap<u64, Rc<Signals>>,
+}
+
+/// What is known of a request's stream.
+#[derive(Default)]
+pub(super) struct Signals {
+    /// There may be something of the body to be read.
+    pub(super) is_readable: Cell<bool>,
+    /// Nothing more comes.
+    pub(super) has_ended: Cell<bool>,
+    /// The client has reset it, or the connection is gone.
+    pub(super) is_gone: Cell<bool>,
+    pub(super) trailers: RefCell<Option<Vec<h3::Header>>>,
+    pub(super) reader: Slot,
+    pub(super) writer: Slot,
+    pub(super) watcher: Slot,
+}
+
+/// Who waits.
+#[derive(Default)]
+pub(super) struct Slot(RefCell<Option<Waker>>);
+
+impl Slot {
+    pub(super) fn register(&self, cx: &Context<'_>) {
+        let mut waker = self.0.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(waker) = self.0.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Signals {
+    pub(super) fn wake_all(&self) {
+        self.reader.wake();
+        self.writer.wake();
+        self.watcher.wake();
+    }
+}
+
+/// A request that has begun.
+pub(super) struct Begun {
+    pub(super) id: u64,
+    pub(super) list: Vec<h3::Header>,
+    /// The stream has no body.
+    pub(super) has_ended: bool,
+    pub(super) signals: Rc<Signals>,
+}
+
+/// What a look at quiche's events has brought.
+#[derive(Default)]
+pub(super) struct News {
+    pub(super) begun: Vec<Begun>,
+    /// Requests that the client has given up (count).
+    pub(super) resets: u32,
+    /// The peer broke the rules of HTTP/3; quiche is closing the connection.
+    pub(super) failed: Option<h3::Error>,
+}
+
+/// Events that are looked at before others get their turn (count).
+const EVENTS_MAX: usize = 256;
+
+impl Conn {
+    pub(super) fn new(quic: quiche::Connection) -> Self {
+        let state = State { quic, h3: None, streams: HashMap::new() };
+        Self { state: RefCell::new(state), task: RefCell::new(None), is_broken: Cell::new(false) }
+    }
+
+    /// Has the connection's task look: something has come, or is to be sent.
+    pub(super) fn wake(&self) {
+        if let Some(waker) = &*self.task.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Names the connection's task.
+    pub(super) fn register(&self, cx: &Context<'_>) {
+        let mut task = self.task.borrow_mut();
+        if !task.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *task = Some(cx.waker().clone());
+        }
+    }
+}
+
+impl State {
+    /// Takes quiche's events, and wakes whom they concern.
+    pub(super) fn pump(&mut self) -> News {
+        let mut news = News::default();
+        let Some(h3) = &mut self.h3 else { return news };
+        for _ in 0..EVENTS_MAX {
+            match h3.poll(&mut self.quic) {
+                Ok((id, h3::Event::Headers { list, more_frames })) => {
+                    if let Some(signals) = self.streams.get(&id) {
+                        *signals.trailers.borrow_mut() = Some(list);
+                        signals.reader.wake();
+                        continue;
+                    }
+                    let signals = Rc::new(Signals::default());
+                    self.streams.insert(id, Rc::clone(&signals));
+                    news.begun.push(Begun { id, list, has_ended: !more_frames, signals });
+                }
+                Ok((id, h3::Event::Data)) => {
+                    if let Some(signals) = self.streams.get(&id) {
+                        signals.is_readable.set(true);
+                        signals.reader.wake();
+                    }
+                }
+                Ok((id, h3::Event::Finished)) => {
+                    if let Some(signals) = self.streams.get(&id) {
+                        signals.has_ended.set(true);
+                        signals.reader.wake();
+                    }
+                }
+                Ok((id, h3::Event::Reset(_))) => {
+                    news.resets += 1;
+                    if let Some(signals) = self.streams.get(&id) {
+                        signals.is_gone.set(true);
+                        signals.wake_all();
+                    }
+                }
+                Ok((id, h3::Event::PriorityUpdate)) => {
+                    // Not heeded: answers share the connection evenly.
+                    let _taken = h3.take_last_priority_update(id);
+                }
+                Ok((_, h3::Event::GoAway)) => {}
+                Err(h3::Error::Done) => break,
+                Err(error) => {
+                    news.failed = Some(error);
+                    break;
+                }
+            }
+        }
+        while let Some(id) = self.quic.stream_writable_next() {
+            if let Some(signals) = self.streams.get(&id) {
+                signals.writer.wake();
+                // It is also how a client says that it wants no more (STOP_SENDING).
+                signals.watcher.wake();
+            }
+        }
+        news
+    }
+
+    /// Whether the client wants nothing more of an answer.
+    pub(super) fn is_stopped(&mut self, id: u64) -> bool {
+        self.quic.stream_capacity(id).is_err()
+    }
+
+    /// Forgets a stream: the rest of what the client sends is not read, and an answer that is not whole is cut.
+    pub(super) fn end(&mut self, id: u64, cut: Option<Code>) {
+        self.streams.remove(&id);
+        if let Some(code) = cut {
+            // It may be gone already.
+            let _gone = self.quic.stream_shutdown(id, quiche::Shutdown::Write, code as u64);
+        }
+        if !self.quic.stream_finished(id) {
+            let code = cut.unwrap_or(Code::NoError);
+            let _gone = self.quic.stream_shutdown(id, quiche::Shutdown::Read, code as u64);
+        }
+    }
+
+    /// Refuses a request that came after the last one that is served.
+    pub(super) fn reject(&mut self, id: u64) {
+        self.end(id, Some(Code::RequestRejected));
+    }
+
+    /// Tells all streams that the connection is gone.
+    pub(super) fn gone(&mut self) {
+        for (_, signals) in self.streams.drain() {
+            signals.is_gone.set(true);
+            signals.wake_all();
+        }
+    }
+}

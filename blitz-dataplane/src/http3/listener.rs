@@ -1,0 +1,519 @@
+//! A UDP socket of a listener: each datagram to its connection, first ones to new connections.
+//!
+//! What cannot belong to a connection of this worker is dropped and counted, never answered but in three cases: a
+//! version that is not spoken is told those that are (RFC 9000 section 6), a client that has to prove its address is
+//! told how (Retry), and whoever still speaks to a connection that this worker had, and has no more, is told so
+//! (stateless reset, section 10.3).
+//!
+//! Owns: the socket's task, the table of connection IDs, who may become a connection. Does not own: a connection's task
+//! (`server.rs`), which worker a datagram reaches (the kernel, by `blitz_ebpf_common::steer`).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use blitz_config::model::{Http3Limits, Retry};
+use blitz_ebpf_common::cid::CID_BYTES;
+
+use super::QuicKeys;
+use super::connection::Conn;
+use super::keys::{Cids, Owner};
+use super::outlet::{LANES, Outlet};
+use super::retry;
+use super::server::{Handshaken, PATHS_MAX, Session};
+use crate::exchange::stream::Service;
+use crate::exchange::{ErrorKind, ProxyError};
+use crate::metrics::names::Metric;
+use crate::proxy::Proxy;
+use crate::proxy::accept::{self, Open};
+use crate::proxy::connections::{Carrier, Listener};
+use crate::runtime::{ReceiveBuffer, Received, Transmit, UdpSocket};
+use crate::tls::quic::{self, QuicMaterial};
+use crate::tls::{Diagnosis, TlsMaterial};
+
+/// The least bytes of a datagram that begins a connection (RFC 9000 section 14.1).
+const INITIAL_BYTES_MIN: usize = 1200;
+
+/// Bytes of the shortest stateless reset (RFC 9000 section 10.3), and of the longest that is sent.
+const RESET_BYTES_MIN: usize = 21;
+const RESET_BYTES_MAX: usize = 43;
+
+/// Stateless resets per second (count). Beyond: dropped.
+const RESETS_PER_SECOND: u32 = 1000;
+
+/// Bytes of a connection ID in version 1, at most.
+const VERSION_1_CID_BYTES_MAX: usize = 20;
+
+/// A connection ID as the table knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Cid {
+    length: u8,
+    bytes: [u8; VERSION_1_CID_BYTES_MAX],
+}
+
+impl Cid {
+    /// `None` beyond 20 bytes.
+    pub(super) fn new(cid: &[u8]) -> Option<Self> {
+        let mut bytes = [0; VERSION_1_CID_BYTES_MAX];
+        bytes.get_mut(..cid.len())?.copy_from_slice(cid);
+        Some(Self { length: u8::try_from(cid.len()).ok()?, bytes })
+    }
+}
+
+/// Connections of one socket by their connection IDs. Bounded by the bound on connections.
+#[derive(Default)]
+pub(super) struct Table(RefCell<HashMap<Cid, Rc<Conn>>>);
+
+impl Table {
+    pub(super) fn insert(&self, cid: Cid, conn: &Rc<Conn>) {
+        self.0.borrow_mut().insert(cid, Rc::clone(conn));
+    }
+
+    pub(super) fn remove(&self, cid: &Cid) {
+        self.0.borrow_mut().remove(cid);
+    }
+
+    fn find(&self, cid: &Cid) -> Option<Rc<Conn>> {
+        self.0.borrow().get(cid).cloned()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+}
+
+/// What new connections get.
+pub struct Acceptor {
+    config: RefCell<quiche::Config>,
+    limits: Http3Limits,
+    handshakes_max: u32,
+    is_tracing: bool,
+}
+
+impl Acceptor {
+    /// Puts a listener's certificates to use.
+    ///
+    /// # Errors
+    /// BoringSSL refuses something; the words are its own.
+    pub fn new(
+        material: &TlsMaterial,
+        quic: &Arc<QuicMaterial>,
+        diagnosis: &Diagnosis,
+        limits: Http3Limits,
+    ) -> Result<Self, String> {
+        let builder = quic::context(quic, material.client_verifier(), diagnosis.key_log.clone())?;
+        let config = configure(builder, &limits).map_err(|error| error.to_string())?;
+        Ok(Self {
+            config: RefCell::new(config),
+            limits,
+            handshakes_max: material.handshakes_max,
+            is_tracing: diagnosis.is_tracing,
+        })
+    }
+
+    /// Whether a client has to prove its address now.
+    fn asks(&self, handshakes: u32) -> bool {
+        match self.limits.retry {
+            Retry::Always => true,
+            Retry::Never => false,
+            Retry::UnderPressure => handshakes > self.handshakes_max / 4,
+        }
+    }
+}
+
+fn configure(
+    builder: boring::ssl::SslContextBuilder,
+    limits: &Http3Limits,
+) -> Result<quiche::Config, quiche::Error> {
+    let mut config = quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, builder)?;
+    config.set_application_protos(quiche::h3::APPLICATION_PROTOCOL)?;
+    config.set_max_idle_timeout(u64::try_from(limits.idle_timeout.as_millis()).unwrap_or(u64::MAX));
+    let (stream, connection) =
+        (u64::from(limits.stream_window_bytes), u64::from(limits.connection_window_bytes));
+    config.set_initial_max_data(connection.min(stream * 2));
+    config.set_initial_max_stream_data_bidi_remote(stream);
+    // Control and QPACK streams, which carry little.
+    config.set_initial_max_stream_data_uni(16 * 1024);
+    config.set_initial_max_streams_uni(8);
+    config.set_initial_max_streams_bidi(limits.concurrent_streams_max.into());
+    config.set_max_connection_window(connection);
+    config.set_max_stream_window(stream);
+    config.set_active_connection_id_limit(PATHS_MAX);
+    // The timer wheel is coarser than what pacing asks for.
+    config.enable_pacing(false);
+    Ok(config)
+}
+
+/// One UDP socket of a listener, and its connections.
+pub struct QuicListener {
+    proxy: Rc<Proxy>,
+    info: Rc<Listener>,
+    outlet: Rc<Outlet>,
+    table: Rc<Table>,
+    cids: Rc<Cids>,
+    is_closing: Cell<bool>,
+    /// Stateless resets in this second.
+    resets: Cell<(u64, u32)>,
+}
+
+impl QuicListener {
+    /// Takes over a bound socket, for `worker`.
+    ///
+    /// # Errors
+    /// The kernel lacks something, or the worker has too high a number.
+    pub fn adopt(
+        proxy: &Rc<Proxy>,
+        info: &Rc<Listener>,
+        fd: std::os::fd::OwnedFd,
+        keys: &QuicKeys,
+        worker: u32,
+    ) -> std::io::Result<Rc<Self>> {
+        let cids = Cids::new(keys.clone(), worker).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let socket = UdpSocket::adopt(&proxy.handle, fd, LANES)?;
+        Ok(Rc::new(Self {
+            proxy: Rc::clone(proxy),
+            info: Rc::clone(info),
+            outlet: Rc::new(Outlet::new(socket, proxy.rows.clone())),
+            table: Rc::default(),
+            cids: Rc::new(cids),
+            is_closing: Cell::new(false),
+            resets: Cell::default(),
+        }))
+    }
+
+    /// No new connections from now on; [`Self::serve`] ends with the last one.
+    pub fn close(&self) {
+        self.is_closing.set(true);
+    }
+
+    /// Takes what comes, until it was closed and no connection is left.
+    pub async fn serve(self: Rc<Self>) {
+        let mut buffer = ReceiveBuffer::new();
+        let mut ticks = crate::runtime::Deadline::new(&self.proxy.handle);
+        loop {
+            let received = poll_fn(|cx| self.poll(cx, &mut buffer, &mut ticks)).await;
+            match received {
+                Some(Ok(received)) => self.take(&mut buffer, &received),
+                // An ICMP error of somebody's path; QUIC finds out by itself.
+                Some(Err(error)) => log::debug!("{}/udp: {error}", self.info.address),
+                None => return,
+            }
+        }
+    }
+
+    fn poll(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReceiveBuffer,
+        ticks: &mut crate::runtime::Deadline,
+    ) -> Poll<Option<std::io::Result<Received>>> {
+        self.outlet.reap(cx);
+        if let Poll::Ready(received) = self.outlet.poll_receive(cx, buffer) {
+            return Poll::Ready(Some(received));
+        }
+        if self.is_closing.get() && self.table.is_empty() {
+            return Poll::Ready(None);
+        }
+        // The end of the last connection does not wake this task.
+        ticks.set_after(std::time::Duration::from_millis(100));
+        if ticks.poll_expired(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn take(self: &Rc<Self>, buffer: &mut ReceiveBuffer, received: &Received) {
+        let Some(from) = received.source else { return };
+        let Ok(bound) = self.outlet.local_address() else { return };
+        let to = SocketAddr::new(received.destination.unwrap_or(bound.ip()), bound.port());
+        self.proxy.rows.add(Metric::DownstreamReceivedBytes, received.len as u64);
+        for datagram in buffer.datagrams(received) {
+            let fate = self.datagram(datagram, from, to);
+            self.proxy.rows.add(fate, 1);
+        }
+    }
+
+    /// Gives a datagram to its connection; what became of it.
+    fn datagram(self: &Rc<Self>, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) -> Metric {
+        let Some(dcid) = destination(datagram) else { return Metric::QuicMalformed };
+        let Some(cid) = Cid::new(dcid) else { return self.long_cid(datagram, from, to) };
+        if let Some(conn) = self.table.find(&cid) {
+            let info = quiche::RecvInfo { from, to };
+            // A panic in here must end this connection only, and not the socket's task.
+            let outcome =
+                catch_unwind(AssertUnwindSafe(|| conn.state.borrow_mut().quic.recv(datagram, info)));
+            match outcome {
+                Ok(Ok(_) | Err(quiche::Error::Done)) => {}
+                Ok(Err(error)) => log::debug!("quic: {from}: {error}"),
+                Err(_) => {
+                    self.proxy.rows.add(Metric::Panics, 1);
+                    conn.is_broken.set(true);
+                }
+            }
+            conn.wake();
+            return Metric::QuicDelivered;
+        }
+        if datagram.first().is_some_and(|first| first & LONG != 0) {
+            return self.begin(datagram, from, to);
+        }
+        match self.cids.owner(dcid) {
+            Owner::Own => self.reset(&cid, datagram.len(), from, to),
+            Owner::Other => Metric::QuicStranger,
+            Owner::Nobody => Metric::QuicUnknown,
+        }
+    }
+
+    /// A version in which connection IDs may be longer is told which one is spoken.
+    fn long_cid(&self, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) -> Metric {
+        match quiche::Header::from_slice(datagram, CID_BYTES) {
+            Ok(header) if !quiche::version_is_supported(header.version) => {
+                self.negotiate(&header, datagram.len(), from, to)
+            }
+            _ => Metric::QuicMalformed,
+        }
+    }
+
+    /// A datagram with a long header of no connection that is known.
+    fn begin(self: &Rc<Self>, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) -> Metric {
+        let Ok(header) = quiche::Header::from_slice(datagram, CID_BYTES) else {
+            return Metric::QuicMalformed;
+        };
+        if header.ty == quiche::Type::VersionNegotiation {
+            return Metric::QuicMalformed;
+        }
+        if !quiche::version_is_supported(header.version) {
+            return self.negotiate(&header, datagram.len(), from, to);
+        }
+        if header.ty != quiche::Type::Initial || datagram.len() < INITIAL_BYTES_MIN {
+            return Metric::QuicUnknown;
+        }
+        let Some(acceptor) = self.info.quic().filter(|_| !self.is_closing.get() && !self.proxy.is_draining())
+        else {
+            return Metric::QuicRefused;
+        };
+        let (handshakes, now) = (self.info.handshakes(), self.proxy.handle.unix_seconds());
+        let key = self.cids.keys.retry();
+        let token = header.token.as_deref().unwrap_or_default();
+        let original = retry::check(key, now, from, &header.dcid, token);
+        if original.is_none() && acceptor.asks(handshakes) {
+            return self.ask(&header, now, from, to);
+        }
+        let original = original.map(|original| quiche::ConnectionId::from_ref(original).into_owned());
+        self.accept(datagram, &header, original, &acceptor, from, to)
+    }
+
+    fn accept(
+        self: &Rc<Self>,
+        datagram: &mut [u8],
+        header: &quiche::Header<'_>,
+        original: Option<quiche::ConnectionId<'static>>,
+        acceptor: &Rc<Acceptor>,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> Metric {
+        let proxy = &self.proxy;
+        let Some(permit) = self.info.begin_handshake(acceptor.handshakes_max) else {
+            proxy.note(&ProxyError::new(ErrorKind::Overload).with_detail("handshakes_max"));
+            proxy.rows.add(Metric::TlsFailedLimit, 1);
+            return Metric::QuicRefused;
+        };
+        // After a Retry its connection ID is a proven one of ours; still a fresh one is taken, as for the others.
+        let (Some(drawn), Some(chosen)) = (self.cids.draw(), Cid::new(&header.dcid)) else {
+            return Metric::QuicRefused;
+        };
+        let Some(own) = Cid::new(&drawn) else { return Metric::QuicRefused };
+        let scid = quiche::ConnectionId::from_ref(&drawn);
+        let mut config = acceptor.config.borrow_mut();
+        config.set_stateless_reset_token(Some(u128::from_be_bytes(self.cids.keys.reset_token(&drawn))));
+        let accepted = match &original {
+            None => quiche::accept(&scid, None, to, from, &mut config),
+            Some(original) => {
+                let cids = quiche::RetryConnectionIds {
+                    original_destination_cid: original,
+                    retry_source_cid: &header.dcid,
+                };
+                quiche::accept_with_retry(&scid, cids, to, from, &mut config)
+            }
+        };
+        drop(config);
+        let mut quic = match accepted {
+            Ok(quic) => quic,
+            Err(error) => {
+                log::debug!("quic: {from}: {error}");
+                return Metric::QuicRefused;
+            }
+        };
+        // Nothing is kept for what only looks like the begin of a connection: a packet that quiche cannot open is
+        // none of a client of version 1.
+        let info = quiche::RecvInfo { from, to };
+        let received = catch_unwind(AssertUnwindSafe(|| quic.recv(datagram, info)));
+        if !matches!(received, Ok(Ok(_))) {
+            return Metric::QuicMalformed;
+        }
+        let Some(open) = accept::admit_quic(proxy, &self.info, from, to) else { return Metric::QuicRefused };
+        let conn = Rc::new(Conn::new(quic));
+        // Until the client has heard of ours it goes on to use the one that it chose.
+        self.table.insert(chosen, &conn);
+        self.table.insert(own, &conn);
+        let session = Session {
+            service: Rc::clone(proxy),
+            conn,
+            connection: Rc::clone(open.connection()),
+            handle: proxy.handle.clone(),
+            outlet: Rc::clone(&self.outlet),
+            table: Rc::clone(&self.table),
+            cids: Rc::clone(&self.cids),
+            limits: acceptor.limits,
+            handshake: proxy.live().snapshot.config.timeouts.tls_handshake,
+            known_as: vec![chosen, own],
+        };
+        session.connection.set_carrier(Carrier::Tls);
+        session.connection.begin_exchange();
+        let handshaken = self.handshaken(permit, from, acceptor.is_tracing);
+        proxy.handle.spawn(run(open, session, handshaken));
+        Metric::QuicNew
+    }
+
+    /// Counts a handshake as under way until it is known how it ended.
+    fn handshaken(
+        &self,
+        permit: crate::proxy::connections::HandshakePermit,
+        client: SocketAddr,
+        is_tracing: bool,
+    ) -> Handshaken {
+        let rows = self.proxy.rows.clone();
+        rows.gauge_add(Metric::TlsHandshakesActive, 1);
+        let under_way = HandshakeUnderWay { rows, _permit: permit };
+        Box::new(move |quic| {
+            let rows = &under_way.rows;
+            let Some(quic) = quic else {
+                rows.add(Metric::TlsFailedOther, 1);
+                log::debug!("tls: {client} quic failed");
+                return;
+            };
+            rows.add(Metric::Tls13Full, 1);
+            rows.add(Metric::H3Connections, 1);
+            let level = if is_tracing { log::Level::Info } else { log::Level::Debug };
+            log::log!(level, "tls: {client} sni={} protocol=h3", quic.server_name().unwrap_or("-"));
+        })
+    }
+
+    fn negotiate(
+        &self,
+        header: &quiche::Header<'_>,
+        length: usize,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> Metric {
+        // Not for what is too short to begin a connection: the answer would be larger than the question.
+        if length >= INITIAL_BYTES_MIN {
+            self.answer(from, to, |out| quiche::negotiate_version(&header.scid, &header.dcid, out).ok());
+        }
+        Metric::QuicVersion
+    }
+
+    /// Asks for proof of the client's address (RFC 9000 section 8.1.2).
+    fn ask(&self, header: &quiche::Header<'_>, now: u64, from: SocketAddr, to: SocketAddr) -> Metric {
+        if let Some(drawn) = self.cids.draw() {
+            let token = retry::make(self.cids.keys.retry(), now, from, &drawn, &header.dcid);
+            let scid = quiche::ConnectionId::from_ref(&drawn);
+            self.answer(from, to, |out| {
+                quiche::retry(&header.scid, &header.dcid, &scid, &token, header.version, out).ok()
+            });
+        }
+        Metric::QuicRetry
+    }
+
+    /// Tells whoever speaks to a connection that is not there any more (RFC 9000 section 10.3). Shorter than what it
+    /// answers, so that two such ends cannot go on for ever.
+    fn reset(&self, cid: &Cid, length: usize, from: SocketAddr, to: SocketAddr) -> Metric {
+        let second = self.proxy.handle.now_ms() / 1000;
+        let (then, count) = self.resets.get();
+        let count = if then == second { count } else { 0 };
+        let length = (length.saturating_sub(1)).min(RESET_BYTES_MAX);
+        if length < RESET_BYTES_MIN || count >= RESETS_PER_SECOND {
+            return Metric::QuicUnknown;
+        }
+        self.resets.set((second, count + 1));
+        let token = self.cids.keys.reset_token(cid.bytes.get(..usize::from(cid.length)).unwrap_or_default());
+        self.answer(from, to, |out| {
+            let (random, tail) = out.get_mut(..length)?.split_at_mut(length - token.len());
+            for bytes in random.chunks_mut(8) {
+                let drawn = self.cids.random()?;
+                bytes.copy_from_slice(drawn.get(..bytes.len())?);
+            }
+            // A short header with its fixed bit.
+            *random.first_mut()? = random.first()? & 0x3f | 0x40;
+            tail.copy_from_slice(&token);
+            Some(length)
+        });
+        Metric::QuicReset
+    }
+
+    /// Sends one datagram that no connection stands behind, unless the socket is busy.
+    fn answer(&self, to: SocketAddr, from: SocketAddr, write: impl FnOnce(&mut [u8]) -> Option<usize>) {
+        let Some(mut lane) = self.outlet.lane() else { return };
+        let Some(length) = write(lane.buffer()) else { return };
+        let from = Some(from.ip()).filter(|ip| !ip.is_unspecified());
+        lane.send(length, 1, Transmit { to, from, segment: None });
+    }
+}
+
+/// Taken out of the counts when it is over, however it ended.
+struct HandshakeUnderWay {
+    rows: crate::segment::WorkerRows,
+    _permit: crate::proxy::connections::HandshakePermit,
+}
+
+impl Drop for HandshakeUnderWay {
+    fn drop(&mut self) {
+        self.rows.gauge_sub(Metric::TlsHandshakesActive, 1);
+    }
+}
+
+async fn run(open: Open, session: Session<Proxy>, handshaken: Handshaken) {
+    let ended = session.run(handshaken).await;
+    open.end(ended);
+}
+
+/// The first bit of a long header (RFC 8999 section 5.1).
+const LONG: u8 = 0x80;
+
+/// The destination connection ID of a datagram's first packet, as all versions have it (RFC 8999).
+fn destination(datagram: &[u8]) -> Option<&[u8]> {
+    let (first, rest) = datagram.split_first()?;
+    if first & LONG == 0 {
+        return rest.get(..CID_BYTES);
+    }
+    let (length, rest) = rest.get(4..)?.split_first()?;
+    rest.get(..usize::from(*length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_destination_is_found_in_every_version() {
+        let mut short = vec![0x40];
+        short.extend(0..20_u8);
+        assert_eq!(destination(&short), Some(&short[1..17]));
+        assert_eq!(destination(&short[..16]), None);
+        let long = [0xc0, 0xfa, 0xfa, 0xfa, 0xfa, 3, 7, 8, 9, 0];
+        assert_eq!(destination(&long), Some(&[7, 8, 9][..]));
+        for at in 0..8 {
+            assert_eq!(destination(&long[..at]), None, "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn connection_ids_of_other_lengths_are_other_ids() {
+        assert_ne!(Cid::new(&[0; 8]), Cid::new(&[0; 9]));
+        assert_eq!(Cid::new(&[0; 21]), None);
+    }
+}

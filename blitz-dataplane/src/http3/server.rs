@@ -1,0 +1,451 @@
+//! The life of a connection: packets out, requests in, connection IDs, deadlines, the end.
+//!
+//! Owns: the connection's task. Does not own: packets in (`listener.rs`), what happens to a request (`stream.rs`).
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use blitz_config::model::Http3Limits;
+use quiche::h3;
+
+use super::Code;
+use super::connection::{Conn, News};
+use super::keys::Cids;
+use super::listener::{Cid, Table};
+use super::outlet::{Lane, Outlet};
+use super::stream::Task;
+use crate::exchange::stream::Service;
+use crate::exchange::{ErrorKind, ProxyError};
+use crate::proxy::connections::{Connection, Ended};
+use crate::runtime::{Deadline, Handle, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
+
+/// Paths that a connection may use (count). quiche keeps each to the connection's end, about 70 KB, and drops packets
+/// from one more without a word; so the connection is closed, in plain words, when the last but one is used.
+pub(super) const PATHS_MAX: u64 = 8;
+
+/// Requests that the client resets may come so many seconds' worth at once.
+const BURST_SECONDS: u32 = 4;
+
+/// After the last answer of a connection that is to end: its packets may have to be sent again.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// Sends of one connection before others get their turn (count).
+const BURSTS_MAX: usize = 4;
+
+/// CONNECTION_REFUSED (RFC 9000 section 20.1).
+const CONNECTION_REFUSED: u64 = 0x2;
+
+/// What a connection's task needs.
+pub(super) struct Session<S> {
+    pub(super) service: Rc<S>,
+    pub(super) conn: Rc<Conn>,
+    pub(super) connection: Rc<Connection>,
+    pub(super) handle: Handle,
+    pub(super) outlet: Rc<Outlet>,
+    pub(super) table: Rc<Table>,
+    pub(super) cids: Rc<Cids>,
+    pub(super) limits: Http3Limits,
+    pub(super) handshake: Duration,
+    /// Connection IDs under which it is in the table.
+    pub(super) known_as: Vec<Cid>,
+}
+
+/// Told once how a handshake has ended; `None`: not well.
+pub(super) type Handshaken = Box<dyn FnOnce(Option<&quiche::Connection>)>;
+
+impl<S: Service + 'static> Session<S> {
+    /// Serves the connection to its end. `handshaken` is called when the handshake is over.
+    pub(super) async fn run(self, handshaken: Handshaken) -> Ended {
+        let deadline = Deadline::new(&self.handle);
+        let now = self.handle.now_ms();
+        let mut running = Running {
+            session: self,
+            deadline,
+            handshaken: Some(handshaken),
+            opened_ms: now,
+            pinged_ms: now,
+            closing: None,
+            said: false,
+            next_stream: 0,
+            resets: 0,
+            resets_at_ms: now,
+            paths: 1,
+            is_waiting: Cell::new(false),
+        };
+        poll_fn(|cx| running.poll(cx)).await
+    }
+}
+
+impl<S> Drop for Session<S> {
+    fn drop(&mut self) {
+        self.known_as.iter().for_each(|cid| self.table.remove(cid));
+        if let Ok(mut state) = self.conn.state.try_borrow_mut() {
+            state.gone();
+        }
+    }
+}
+
+struct Running<S> {
+    session: Session<S>,
+    deadline: Deadline,
+    handshaken: Option<Handshaken>,
+    opened_ms: u64,
+    /// When the client was last asked for a packet, or one of it was there.
+    pinged_ms: u64,
+    /// It was told to end: why, and when.
+    closing: Option<(Ended, u64)>,
+    /// CONNECTION_CLOSE was said.
+    said: bool,
+    /// The lowest request that has not come.
+    next_stream: u64,
+    /// Requests that the client has reset, in thousandths, less what has drained.
+    resets: u64,
+    resets_at_ms: u64,
+    paths: u64,
+    is_waiting: Cell<bool>,
+}
+
+impl<S: Service + 'static> Running<S> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        self.session.conn.register(cx);
+        // At most twice: the second time after a timer.
+        loop {
+            if self.session.conn.is_broken.get() {
+                return Poll::Ready(Ended::Error);
+            }
+            self.advance(cx);
+            let has_more = self.flush(cx);
+            if let Some(ended) = self.ended() {
+                return Poll::Ready(ended);
+            }
+            self.deadline.set_after(self.next_look());
+            if has_more {
+                cx.waker().wake_by_ref();
+            }
+            if self.deadline.poll_expired(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Everything but sending.
+    fn advance(&mut self, cx: &mut Context<'_>) {
+        let conn = Rc::clone(&self.session.conn);
+        let mut state = conn.state.borrow_mut();
+        if state.quic.timeout_instant().is_some_and(|at| at <= Instant::now()) {
+            state.quic.on_timeout();
+        }
+        if state.h3.is_none() && state.quic.is_established() && !self.said {
+            state.h3 = self.establish(&mut state.quic);
+        }
+        let news = state.pump();
+        self.follow_paths(&mut state.quic);
+        drop(state);
+        self.take(news);
+        if self.closing.is_none()
+            && let Poll::Ready(ended) = self.session.connection.poll_asked_to_close(cx)
+        {
+            self.close(ended);
+        }
+        self.check_deadlines();
+    }
+
+    /// The handshake is done.
+    fn establish(&mut self, quic: &mut quiche::Connection) -> Option<h3::Connection> {
+        let session = &self.session;
+        if let Some(handshaken) = self.handshaken.take() {
+            handshaken(Some(quic));
+        }
+        session.connection.set_idle(session.handle.now_ms());
+        let limits = session.service.limits();
+        let mut config = h3::Config::new().ok()?;
+        // What is larger than allowed, and not much, gets an answer; the rest ends the connection.
+        config.set_max_field_section_size(limits.head.head_bytes_max as u64 * 4);
+        match h3::Connection::with_transport(quic, &config) {
+            Ok(h3) => Some(h3),
+            Err(error) => {
+                log::debug!("h3: a connection could not begin: {error}");
+                let _closing = quic.close(true, Code::InternalError as u64, b"");
+                self.said = true;
+                None
+            }
+        }
+    }
+
+    /// Starts requests, and judges what the client has done.
+    fn take(&mut self, news: News) {
+        let session = &self.session;
+        for begun in news.begun {
+            if self.closing.is_some() && begun.id >= self.next_stream {
+                session.conn.state.borrow_mut().reject(begun.id);
+                continue;
+            }
+            self.next_stream = self.next_stream.max(begun.id + 4);
+            let task = Task {
+                service: Rc::clone(&session.service),
+                connection: Rc::clone(&session.connection),
+                handle: session.handle.clone(),
+                conn: Rc::clone(&session.conn),
+                _under_way: session.connection.under_way(&session.handle),
+            };
+            // In memory that is kept for the next one.
+            session.handle.spawn(Pooled::new(task.run(begun)));
+        }
+        if let Some(error) = news.failed {
+            log::debug!("h3: {error}");
+            self.fault("h3_connection_error");
+        }
+        if news.resets > 0 {
+            let now = self.session.handle.now_ms();
+            let per_second = u64::from(self.session.limits.resets_per_second);
+            let drained = now.saturating_sub(self.resets_at_ms).saturating_mul(per_second);
+            self.resets_at_ms = now;
+            self.resets = self.resets.saturating_sub(drained) + u64::from(news.resets) * 1000;
+            if self.resets > per_second * u64::from(BURST_SECONDS) * 1000 {
+                self.fault("rapid_reset");
+                self.say(true, Code::ExcessiveLoad as u64);
+            }
+        }
+    }
+
+    /// Accounts for a connection that ends for what its client did.
+    fn fault(&mut self, detail: &'static str) {
+        let error = ProxyError::new(ErrorKind::BadRequestFraming).with_detail(detail);
+        self.session.service.note(&error);
+        self.session.service.misconduct(&self.session.connection, &error);
+        self.closing = Some((Ended::Error, self.session.handle.now_ms()));
+    }
+
+    /// Connection IDs: given out as far as the client takes them, forgotten when it has retired them. Paths: counted.
+    fn follow_paths(&mut self, quic: &mut quiche::Connection) {
+        let session = &mut self.session;
+        while let Some(retired) = quic.retired_scid_next() {
+            if let Some(cid) = Cid::new(&retired) {
+                session.table.remove(&cid);
+                session.known_as.retain(|known| *known != cid);
+            }
+        }
+        if quic.is_established() {
+            while quic.scids_left() > 0 {
+                let Some(drawn) = session.cids.draw() else { break };
+                let token = u128::from_be_bytes(session.cids.keys.reset_token(&drawn));
+                let issued = quic.new_scid(&quiche::ConnectionId::from_ref(&drawn), token, false);
+                let (Ok(_), Some(cid)) = (issued, Cid::new(&drawn)) else { break };
+                session.table.insert(cid, &session.conn);
+                session.known_as.push(cid);
+            }
+        }
+        let before = self.paths;
+        while let Some(event) = quic.path_event_next() {
+            match event {
+                quiche::PathEvent::New(..) => self.paths += 1,
+                quiche::PathEvent::PeerMigrated(local, peer) => session.connection.set_addresses(peer, local),
+                _ => {}
+            }
+        }
+        if self.paths >= PATHS_MAX && before < PATHS_MAX {
+            log::debug!("quic: a connection has used {} paths and is closed", self.paths);
+            self.closing = Some((Ended::Error, session.handle.now_ms()));
+            let _closing = quic.close(true, Code::NoError as u64, b"paths");
+            self.said = true;
+        }
+    }
+
+    /// Lets the requests under way end, and takes no new ones (RFC 9114 section 5.2).
+    fn close(&mut self, ended: Ended) {
+        self.closing = Some((ended, self.session.handle.now_ms()));
+        let mut state = self.session.conn.state.borrow_mut();
+        let super::connection::State { quic, h3, .. } = &mut *state;
+        if let Some(h3) = h3
+            && let Err(error) = h3.send_goaway(quic, self.next_stream)
+        {
+            // The client learns it from the requests that are rejected.
+            log::debug!("h3: GOAWAY: {error}");
+        }
+    }
+
+    /// Says CONNECTION_CLOSE, once.
+    fn say(&mut self, is_application: bool, code: u64) {
+        if !std::mem::replace(&mut self.said, true) {
+            // Closed already.
+            let _closed = self.session.conn.state.borrow_mut().quic.close(is_application, code, b"");
+        }
+    }
+
+    fn check_deadlines(&mut self) {
+        let session = &self.session;
+        let now = session.handle.now_ms();
+        let is_up = |since: u64, limit: Duration| Duration::from_millis(now.saturating_sub(since)) >= limit;
+        if self.handshaken.is_some() {
+            if is_up(self.opened_ms, session.handshake) && self.closing.is_none() {
+                session.service.note(&ProxyError::new(ErrorKind::TlsHandshakeTimeout));
+                self.closing = Some((Ended::Deadline, now));
+                self.say(false, CONNECTION_REFUSED);
+            } else if self.closing.is_some() {
+                self.say(false, CONNECTION_REFUSED);
+            }
+            return;
+        }
+        if session.connection.active() > 0 {
+            // The upstream may take longer than the client's silence is borne.
+            if is_up(self.pinged_ms, self.session.limits.idle_timeout / 3) {
+                self.pinged_ms = now;
+                let _closed = self.session.conn.state.borrow_mut().quic.send_ack_eliciting();
+            }
+            return;
+        }
+        let idle_since = session.connection.idle_since_ms();
+        if self.closing.is_some() {
+            if is_up(idle_since, CLOSING) {
+                self.say(true, Code::NoError as u64);
+            }
+            return;
+        }
+        let limits = session.service.limits();
+        let is_first = session.connection.requests() == 0;
+        if is_up(idle_since, if is_first { limits.request_head } else { limits.keep_alive }) {
+            self.close(Ended::Idle);
+            self.say(true, Code::NoError as u64);
+        }
+    }
+
+    /// When to look again at the latest.
+    fn next_look(&self) -> Duration {
+        let session = &self.session;
+        let quic = session.conn.state.borrow().quic.timeout();
+        let now = session.handle.now_ms();
+        let until = |since: u64, limit: Duration| {
+            limit.saturating_sub(Duration::from_millis(now.saturating_sub(since)))
+        };
+        let own = if self.handshaken.is_some() {
+            until(self.opened_ms, session.handshake)
+        } else if session.connection.active() > 0 {
+            until(self.pinged_ms, session.limits.idle_timeout / 3)
+        } else if self.closing.is_some() {
+            until(session.connection.idle_since_ms(), CLOSING)
+        } else {
+            let limits = session.service.limits();
+            let is_first = session.connection.requests() == 0;
+            until(
+                session.connection.idle_since_ms(),
+                if is_first { limits.request_head } else { limits.keep_alive },
+            )
+        };
+        // Once it was said, only quiche's own time matters.
+        let own = if self.said { Duration::from_secs(1) } else { own };
+        quic.map_or(own, |quic| quic.min(own))
+    }
+
+    /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
+    fn flush(&self, cx: &Context<'_>) -> bool {
+        let session = &self.session;
+        for _ in 0..BURSTS_MAX {
+            let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
+            self.is_waiting.set(false);
+            let mut state = session.conn.state.borrow_mut();
+            let Some(burst) = Burst::fill(&mut state.quic, &mut lane) else { return false };
+            drop(state);
+            burst.send(lane, &session.outlet, cx, &self.is_waiting);
+        }
+        true
+    }
+
+    fn ended(&mut self) -> Option<Ended> {
+        let state = self.session.conn.state.borrow();
+        let quic = &state.quic;
+        let is_over = quic.is_closed();
+        let is_leaving = quic.is_draining() || quic.local_error().is_some();
+        let (is_timed_out, is_by_peer) = (quic.is_timed_out(), quic.peer_error().is_some());
+        drop(state);
+        if is_leaving || is_over {
+            // The tasks of its streams have nobody to talk to.
+            self.session.conn.state.borrow_mut().gone();
+        }
+        if !is_over {
+            return None;
+        }
+        if let Some(handshaken) = self.handshaken.take() {
+            handshaken(None);
+        }
+        Some(match self.closing {
+            Some((ended, _)) => ended,
+            None if is_by_peer => Ended::ByClient,
+            None if is_timed_out => Ended::Idle,
+            None => Ended::Error,
+        })
+    }
+}
+
+/// Datagrams to one address, all of one size but the last.
+struct Burst {
+    len: usize,
+    count: u64,
+    transmit: Transmit,
+    /// One that did not fit into this send: where it goes, and its bytes behind the others.
+    odd: Option<(usize, Transmit)>,
+}
+
+impl Burst {
+    /// Fills the lane's buffer with what quiche has to send now; `None` when that is nothing.
+    fn fill(quic: &mut quiche::Connection, lane: &mut Lane<'_>) -> Option<Self> {
+        let quantum = quic.send_quantum();
+        let largest = quic.max_send_udp_payload_size();
+        let buffer = lane.buffer();
+        let mut burst: Option<Self> = None;
+        loop {
+            let at = burst.as_ref().map_or(0, |burst| burst.len);
+            let room =
+                buffer.get_mut(at..(at + largest).min(SEND_BYTES_MAX)).filter(|room| room.len() == largest);
+            // What quiche cannot encode, it closes the connection for.
+            let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
+            let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
+            let Some(current) = &mut burst else {
+                burst = Some(Self { len: written, count: 1, transmit, odd: None });
+                continue;
+            };
+            let segment = current.transmit.segment.map_or(current.len, usize::from);
+            if written > segment
+                || transmit.to != current.transmit.to
+                || transmit.from != current.transmit.from
+            {
+                current.odd = Some((written, transmit));
+                return burst;
+            }
+            current.transmit.segment = u16::try_from(segment).ok();
+            current.len += written;
+            current.count += 1;
+            let is_full = current.count as usize >= SEGMENTS_MAX || current.len >= quantum;
+            if written < segment || is_full {
+                return burst;
+            }
+        }
+    }
+
+    fn send(self, lane: Lane<'_>, outlet: &Outlet, cx: &Context<'_>, is_waiting: &Cell<bool>) {
+        let Self { len, count, transmit, odd } = self;
+        let Some((extra, other)) = odd else {
+            lane.send(len, count, transmit);
+            return;
+        };
+        let mut lane = lane;
+        let copy = lane.buffer().get(len..len + extra).map(<[u8]>::to_vec);
+        lane.send(len, count, transmit);
+        // When there is no other lane it is lost, and sent again.
+        if let (Some(copy), Poll::Ready(mut lane)) = (copy, outlet.poll_lane(cx, is_waiting)) {
+            is_waiting.set(false);
+            if let Some(room) = lane.buffer().get_mut(..extra) {
+                room.copy_from_slice(&copy);
+                lane.send(extra, 1, other);
+            }
+        }
+    }
+}
+
+/// The address to send from; unspecified when the kernel has not said.
+fn source(from: SocketAddr) -> Option<std::net::IpAddr> {
+    Some(from.ip()).filter(|ip| !ip.is_unspecified())
+}
