@@ -36,6 +36,30 @@ struct Tool {
 const TEST_TOOLS: &[Tool] = &[
     Tool { program: "cc", why: "linking", apt: "gcc libc6-dev", dnf: "gcc", pacman: "gcc", service: None },
     Tool {
+        program: "c++",
+        why: "building BoringSSL, which HTTP/3 needs",
+        apt: "g++",
+        dnf: "gcc-c++",
+        pacman: "gcc",
+        service: None,
+    },
+    Tool {
+        program: "cmake",
+        why: "building BoringSSL",
+        apt: "cmake make",
+        dnf: "cmake make",
+        pacman: "cmake make",
+        service: None,
+    },
+    Tool {
+        program: "clang",
+        why: "reading the headers of BoringSSL (its library libclang)",
+        apt: "clang",
+        dnf: "clang",
+        pacman: "clang",
+        service: None,
+    },
+    Tool {
         program: "curl",
         why: "a client of the tests",
         apt: "curl",

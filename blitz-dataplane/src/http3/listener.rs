@@ -186,9 +186,11 @@ impl QuicListener {
         }))
     }
 
-    /// No new connections from now on; [`Self::serve`] ends with the last one.
+    /// No new connections from now on, and those that are there end after their requests: nobody else can have the
+    /// address before. [`Self::serve`] ends with the last one.
     pub fn close(&self) {
         self.is_closing.set(true);
+        self.proxy.connections.close_of(&self.info);
     }
 
     /// Takes what comes, until it was closed and no connection is left.

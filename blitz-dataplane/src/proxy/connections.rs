@@ -446,6 +446,13 @@ impl Connections {
         }
     }
 
+    /// Asks the connections of a listener to end after their exchanges.
+    pub fn close_of(&self, listener: &Rc<Listener>) {
+        let open = self.open.borrow();
+        let of = open.iter().filter(|connection| Rc::ptr_eq(&connection.listener, listener));
+        of.for_each(|connection| connection.ask_to_close(Ended::Drain));
+    }
+
     /// Asks every idle connection to end; the others do so after their exchange.
     pub fn drain(&self) {
         for connection in self.open.borrow().iter() {

@@ -1,0 +1,363 @@
+//! A client of HTTP/3 that does as it is told.
+//!
+//! Owns: a connection over one UDP socket, what came on each of its streams. Does not own: what is expected. The
+//! protocol is quiche's, which has no checks of what a request may say, so that wrong ones can be sent.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use quiche::h3::{self, NameValue};
+
+use crate::PATIENCE;
+
+/// Codes of HTTP/3 (RFC 9114 section 8.1).
+pub mod code {
+    /// H3_NO_ERROR.
+    pub const NO_ERROR: u64 = 0x100;
+    /// H3_EXCESSIVE_LOAD.
+    pub const EXCESSIVE_LOAD: u64 = 0x107;
+    /// H3_REQUEST_REJECTED.
+    pub const REQUEST_REJECTED: u64 = 0x10b;
+    /// H3_REQUEST_CANCELLED.
+    pub const REQUEST_CANCELLED: u64 = 0x10c;
+    /// H3_MESSAGE_ERROR.
+    pub const MESSAGE_ERROR: u64 = 0x10e;
+}
+
+/// Fields, pseudo-header fields among them.
+pub type Fields<'a> = &'a [(&'a str, &'a str)];
+
+/// What came on a stream.
+#[derive(Clone, Debug, Default)]
+pub struct Got {
+    /// The statuses of its heads, in order.
+    pub statuses: Vec<u16>,
+    /// The fields of the last head.
+    pub fields: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+    /// Fields behind the body.
+    pub trailers: Vec<(String, String)>,
+    /// It has ended in order.
+    pub is_whole: bool,
+    /// It was reset, with this code.
+    pub reset: Option<u64>,
+}
+
+impl Got {
+    /// The final status.
+    #[track_caller]
+    pub fn status(&self) -> u16 {
+        *self.statuses.last().expect("a head has come")
+    }
+
+    /// A field of the last head.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// A connection.
+pub struct H3 {
+    socket: UdpSocket,
+    peer: SocketAddr,
+    /// The transport.
+    pub quic: quiche::Connection,
+    /// The protocol on it, once the handshake is done.
+    pub h3: Option<h3::Connection>,
+    streams: HashMap<u64, Got>,
+    /// Streams whose body is left unread.
+    held: HashSet<u64>,
+    /// What GOAWAY said.
+    pub goaway: Option<u64>,
+    /// Datagrams received.
+    pub datagrams: u64,
+}
+
+/// The usual client: trusts anybody, takes much at once.
+///
+/// # Panics
+/// Never.
+pub fn config() -> quiche::Config {
+    let mut config = quiche::Config::new(quiche::PROTOCOL_VERSION).expect("version 1");
+    config.verify_peer(false);
+    config.set_application_protos(h3::APPLICATION_PROTOCOL).expect("a name");
+    config.set_max_idle_timeout(60_000);
+    config.set_initial_max_data(16 << 20);
+    config.set_initial_max_stream_data_bidi_local(4 << 20);
+    config.set_initial_max_stream_data_uni(1 << 20);
+    config.set_initial_max_streams_uni(16);
+    config.set_initial_max_streams_bidi(16);
+    config.set_active_connection_id_limit(4);
+    config
+}
+
+impl H3 {
+    /// Connects and asks for `name`.
+    ///
+    /// # Panics
+    /// When the handshake does not end well.
+    #[track_caller]
+    pub fn connect(address: SocketAddr, name: &str) -> Self {
+        Self::try_connect(address, name, &mut config()).expect("a handshake")
+    }
+
+    /// Connects as `config` has it.
+    ///
+    /// # Errors
+    /// How the handshake ended.
+    ///
+    /// # Panics
+    /// When there is no socket.
+    pub fn try_connect(address: SocketAddr, name: &str, config: &mut quiche::Config) -> Result<Self, String> {
+        let socket = UdpSocket::bind((address.ip(), 0)).expect("a socket");
+        let local = socket.local_addr().expect("it is bound");
+        let scid: Vec<u8> = local.port().to_be_bytes().into_iter().chain(*b"a-test's-client").collect();
+        let scid = quiche::ConnectionId::from_ref(&scid);
+        let quic = quiche::connect(Some(name), &scid, local, address, config).expect("a connection");
+        let mut client = Self {
+            socket,
+            peer: address,
+            quic,
+            h3: None,
+            streams: HashMap::new(),
+            held: HashSet::new(),
+            goaway: None,
+            datagrams: 0,
+        };
+        let begun = Instant::now();
+        while !client.quic.is_established() {
+            if client.quic.is_closed() || begun.elapsed() > PATIENCE {
+                return Err(format!("{:?} {:?}", client.quic.peer_error(), client.quic.local_error()));
+            }
+            client.turn();
+        }
+        let config = h3::Config::new().expect("a configuration");
+        let h3 = h3::Connection::with_transport(&mut client.quic, &config);
+        client.h3 = Some(h3.map_err(|error| error.to_string())?);
+        Ok(client)
+    }
+
+    /// Sends what there is to be sent, takes what has come or comes within a few milliseconds.
+    pub fn turn(&mut self) {
+        self.flush();
+        let wait = self
+            .quic
+            .timeout()
+            .unwrap_or(Duration::MAX)
+            .clamp(Duration::from_millis(1), Duration::from_millis(5));
+        self.socket.set_read_timeout(Some(wait)).expect("a timeout");
+        let mut buffer = [0; 65_536];
+        let local = self.socket.local_addr().expect("it is bound");
+        match self.socket.recv_from(&mut buffer) {
+            Ok((length, from)) => {
+                self.datagrams += 1;
+                // What is not ours, or comes after the end, is no matter.
+                let _ignored = self.quic.recv(&mut buffer[..length], quiche::RecvInfo { from, to: local });
+            }
+            Err(_) if self.quic.timeout().is_some_and(|left| left.is_zero()) => self.quic.on_timeout(),
+            Err(_) => {}
+        }
+        self.take();
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let mut out = [0; 1500];
+        while let Ok((length, info)) = self.quic.send(&mut out) {
+            // The peer may be gone.
+            let _refused = self.socket.send_to(&out[..length], info.to);
+        }
+    }
+
+    fn take(&mut self) {
+        let Some(h3) = &mut self.h3 else { return };
+        loop {
+            let (id, event) = match h3.poll(&mut self.quic) {
+                Ok(event) => event,
+                Err(_) => break,
+            };
+            if let h3::Event::GoAway = event {
+                self.goaway = Some(id);
+                continue;
+            }
+            let got = self.streams.entry(id).or_default();
+            match event {
+                h3::Event::Headers { list, .. } => {
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    let list: Vec<_> =
+                        list.iter().map(|field| (text(field.name()), text(field.value()))).collect();
+                    match list.iter().find(|(name, _)| name == ":status") {
+                        Some((_, status)) => {
+                            got.statuses.push(status.parse().expect("a status is a number"));
+                            got.fields = list;
+                        }
+                        None => got.trailers = list,
+                    }
+                }
+                h3::Event::Finished => got.is_whole = true,
+                h3::Event::Reset(code) => got.reset = Some(code),
+                _ => {}
+            }
+        }
+        for (id, got) in &mut self.streams {
+            if self.held.contains(id) {
+                continue;
+            }
+            let mut piece = [0; 65_536];
+            while let Ok(count) = h3.recv_body(&mut self.quic, *id, &mut piece) {
+                got.body.extend_from_slice(&piece[..count]);
+            }
+        }
+    }
+
+    /// Begins a request; its stream.
+    ///
+    /// # Panics
+    /// When it cannot be begun.
+    #[track_caller]
+    pub fn begin(&mut self, fields: Fields<'_>, is_end: bool) -> u64 {
+        let begun = Instant::now();
+        loop {
+            let h3 = self.h3.as_mut().expect("the handshake is done");
+            match h3.send_request(&mut self.quic, fields, is_end) {
+                Ok(id) => {
+                    self.streams.insert(id, Got::default());
+                    self.flush();
+                    return id;
+                }
+                Err(h3::Error::StreamBlocked) if begun.elapsed() < PATIENCE => self.turn(),
+                Err(error) => panic!("a request cannot be begun: {error}"),
+            }
+        }
+    }
+
+    /// Begins a GET; its stream.
+    #[track_caller]
+    pub fn begin_get(&mut self, path: &str) -> u64 {
+        self.begin(&request("GET", path), true)
+    }
+
+    /// Sends a part of a body; false when the stream takes none any more.
+    #[track_caller]
+    pub fn send(&mut self, id: u64, mut body: &[u8], is_end: bool) -> bool {
+        let begun = Instant::now();
+        loop {
+            let h3 = self.h3.as_mut().expect("the handshake is done");
+            match h3.send_body(&mut self.quic, id, body, is_end) {
+                Ok(count) => {
+                    body = &body[count..];
+                    if body.is_empty() {
+                        self.flush();
+                        return true;
+                    }
+                }
+                Err(h3::Error::Done) => assert!(begun.elapsed() < 6 * PATIENCE, "the body is not taken"),
+                Err(_) => return false,
+            }
+            self.turn();
+        }
+    }
+
+    /// Sends as much of a body as is taken at once.
+    pub fn send_some(&mut self, id: u64, body: &[u8]) -> usize {
+        let h3 = self.h3.as_mut().expect("the handshake is done");
+        let count = h3.send_body(&mut self.quic, id, body, false).unwrap_or(0);
+        self.turn();
+        count
+    }
+
+    /// Sends trailers.
+    #[track_caller]
+    pub fn send_trailers(&mut self, id: u64, fields: Fields<'_>) {
+        let h3 = self.h3.as_mut().expect("the handshake is done");
+        h3.send_additional_headers(&mut self.quic, id, fields, true, true).expect("room for trailers");
+        self.flush();
+    }
+
+    /// Gives a request up, in both directions.
+    pub fn cancel(&mut self, id: u64) {
+        for direction in [quiche::Shutdown::Write, quiche::Shutdown::Read] {
+            // It may be over already.
+            let _over = self.quic.stream_shutdown(id, direction, code::REQUEST_CANCELLED);
+        }
+        self.flush();
+    }
+
+    /// Leaves the body of a stream unread, or reads on.
+    pub fn hold(&mut self, id: u64, is_held: bool) {
+        if is_held {
+            self.held.insert(id)
+        } else {
+            self.held.remove(&id)
+        };
+    }
+
+    /// Turns until `is_done`.
+    #[track_caller]
+    pub fn until(&mut self, what: &str, is_done: impl Fn(&Self) -> bool) {
+        let begun = Instant::now();
+        while !is_done(self) {
+            assert!(
+                begun.elapsed() < 6 * PATIENCE,
+                "{what}: not within a minute; {:?} {:?}",
+                self.quic.peer_error(),
+                self.quic.local_error()
+            );
+            self.turn();
+        }
+    }
+
+    /// What has come on a stream so far.
+    pub fn got(&self, id: u64) -> &Got {
+        &self.streams[&id]
+    }
+
+    /// What came on a stream until its end.
+    #[track_caller]
+    pub fn outcome(&mut self, id: u64) -> Got {
+        self.until("the stream ends", |client| {
+            let got = client.got(id);
+            got.is_whole || got.reset.is_some() || client.quic.is_closed() || client.quic.is_draining()
+        });
+        self.got(id).clone()
+    }
+
+    /// A GET and its answer.
+    #[track_caller]
+    pub fn get(&mut self, path: &str) -> Got {
+        let id = self.begin_get(path);
+        self.outcome(id)
+    }
+
+    /// A request with a body and its answer.
+    #[track_caller]
+    pub fn post(&mut self, path: &str, body: &[u8]) -> Got {
+        let id = self.begin(&request("POST", path), false);
+        self.send(id, body, true);
+        self.outcome(id)
+    }
+
+    /// The code of the peer's CONNECTION_CLOSE, and whether it is HTTP/3's.
+    #[track_caller]
+    pub fn close_code(&mut self) -> (bool, u64) {
+        self.until("the peer closes", |client| client.quic.peer_error().is_some());
+        self.quic.peer_error().map(|error| (error.is_app, error.error_code)).expect("it has come")
+    }
+
+    /// Goes on from another port.
+    #[track_caller]
+    pub fn move_on(&mut self) {
+        let socket = UdpSocket::bind((self.peer.ip(), 0)).expect("a socket");
+        let local = socket.local_addr().expect("it is bound");
+        self.until("there is a connection ID to spare", |client| client.quic.available_dcids() > 0);
+        self.quic.migrate_source(local).expect("the connection can move");
+        self.socket = socket;
+    }
+}
+
+/// The fields of a request.
+pub fn request<'a>(method: &'a str, path: &'a str) -> [(&'a str, &'a str); 4] {
+    [(":method", method), (":scheme", "https"), (":authority", "edge.test"), (":path", path)]
+}
