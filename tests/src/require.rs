@@ -25,6 +25,20 @@ pub fn program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
+/// A Python that has `module`, by what `cargo xtask setup` has put beside the build: an interpreter's command line is
+/// still to be added.
+pub fn python(module: &str) -> Option<std::process::Command> {
+    let test = std::env::current_exe().ok()?;
+    // target/debug/deps/test-1234 -> target/python
+    let modules = test.ancestors().nth(3)?.join("python");
+    if !modules.join(module).is_dir() {
+        return None;
+    }
+    let mut command = std::process::Command::new(program("python3")?);
+    command.env("PYTHONPATH", modules);
+    Some(command)
+}
+
 /// Whether this process is root.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)

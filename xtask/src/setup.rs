@@ -117,6 +117,14 @@ const TEST_TOOLS: &[Tool] = &[
         service: None,
     },
     Tool {
+        program: "pip3",
+        why: "installing clients of HTTP/3 for the tests",
+        apt: "python3 python3-pip",
+        dnf: "python3-pip",
+        pacman: "python-pip",
+        service: None,
+    },
+    Tool {
         program: "setpriv",
         why: "running the daemon with its four capabilities only",
         apt: "util-linux",
@@ -198,7 +206,7 @@ pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
     if missing.is_empty() {
         let names: Vec<_> = wanted().map(|tool| tool.program).collect();
         println!("setup: all here: {}", names.join(", "));
-        return Ok(Vec::new());
+        return Ok(python_modules());
     }
     for tool in &missing {
         println!("setup: {} is missing ({})", tool.program, tool.why);
@@ -208,11 +216,34 @@ pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
     } else {
         println!("setup: to install them, type\n\n    {}\n", command_to_type(&missing));
     }
-    let missing: Vec<_> = absent().into_iter().map(|tool| tool.program).collect();
+    let mut missing: Vec<_> = absent().into_iter().map(|tool| tool.program).collect();
     if missing.contains(&"cc") {
         return Err("nothing can be built without a C compiler".to_owned());
     }
+    missing.extend(python_modules());
     Ok(missing)
+}
+
+/// Modules of Python with clients of HTTP/3, which few distributions have: name and what pip installs.
+const PYTHON_MODULES: &[(&str, &str)] = &[("curl_cffi", "curl_cffi==0.17.0"), ("aioquic", "aioquic==1.7.2")];
+
+/// Installs the modules beside the build, where they are in nobody's way. The names of what is still missing.
+fn python_modules() -> Vec<&'static str> {
+    let folder = sh::target_dir().join("python");
+    let mut missing = Vec::new();
+    for (module, wanted) in PYTHON_MODULES {
+        if folder.join(module).is_dir() {
+            continue;
+        }
+        println!("setup: {module} is missing (HTTP/3 clients of the tests)");
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "-q", "--upgrade", "--target"]).arg(&folder).arg(wanted);
+        if let Err(error) = sh::run(&mut pip) {
+            println!("setup: {error}");
+            missing.push(*module);
+        }
+    }
+    missing
 }
 
 /// The line for a person who must install by hand.

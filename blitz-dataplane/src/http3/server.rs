@@ -30,6 +30,10 @@ pub(super) const PATHS_MAX: u64 = 8;
 /// Requests that the client resets may come so many seconds' worth at once.
 const BURST_SECONDS: u32 = 4;
 
+/// Requests of one connection (count), after which its client is sent for another: quiche keeps a little of each whose
+/// body was not read to its end.
+const REQUESTS_MAX: u64 = 100_000;
+
 /// After the last answer of a connection that is to end: its packets may have to be sent again.
 const CLOSING: Duration = Duration::from_secs(1);
 
@@ -194,6 +198,9 @@ impl<S: Service + 'static> Running<S> {
             };
             // In memory that is kept for the next one.
             session.handle.spawn(Pooled::new(task.run(begun)));
+        }
+        if self.next_stream >= REQUESTS_MAX * 4 && self.closing.is_none() {
+            self.close(Ended::AfterAnswer);
         }
         if let Some(error) = news.failed {
             log::debug!("h3: {error}");
