@@ -1,15 +1,19 @@
-//! HTTP/2 (RFC 9113): the downstream end of a connection on the h2 crate.
+//! HTTP/2 (RFC 9113): both ends of a connection on the h2 crate.
 //!
 //! The crate frames, decompresses and keeps windows. In front of it stands the frame meter ([`Meter`]), which sees
 //! every frame header in both directions; behind it each request is a task of its own that speaks to the proxy
 //! through the same traits as HTTP/1.
 //!
 //! Owns: telling HTTP/2 from HTTP/1 ([`detect`]), the byte stream under the crate (`io.rs`), the meter, the life of a
-//! connection ([`server`]), a request and its answer (`stream.rs`), heads (`head.rs`). Does not own: what a request
+//! connection ([`server`]), a request and its answer (`stream.rs`), heads (`head.rs`); and the upstream end ([`client`]
+//! and its `client_io.rs`, `client_head.rs`). Does not own: what a request
 //! means (`proxy`), what an error means (`exchange/error.rs`; its HTTP/2 codes are in `error.rs`).
 
 #![forbid(unsafe_code)]
 
+pub mod client;
+mod client_head;
+mod client_io;
 pub mod detect;
 mod error;
 pub mod frame;

@@ -103,7 +103,7 @@ fn read_target(uri: &http::Uri, limits: &HeadLimits, out: &mut RequestHead) -> R
 }
 
 /// Fields within the limits; the crumbs of a cookie are joined (RFC 9113 section 8.2.3).
-fn read_fields(
+pub(super) fn read_fields(
     headers: &HeaderMap,
     size: usize,
     limits: &HeadLimits,
@@ -154,7 +154,7 @@ fn read_host(out: &mut RequestHead) -> Result<(), ProxyError> {
 
 /// The crate compares the length with what DATA brings; it takes several equal ones, which are refused here as in
 /// HTTP/1.
-fn read_length(has_ended: bool, fields: &mut Fields) -> Result<BodyLength, ProxyError> {
+pub(super) fn read_length(has_ended: bool, fields: &mut Fields) -> Result<BodyLength, ProxyError> {
     let declared = match fields.occurrence(Known::ContentLength) {
         Occurrence::Absent => None,
         Occurrence::Repeated => return Err(malformed("duplicate_length")),

@@ -2,7 +2,8 @@
 //!
 //! A request is tried again only when no byte of its body was taken and either no connection came
 //! about (any method), or a pooled connection ended before a byte of the answer came and the method is
-//! idempotent (RFC 9110 section 9.2.2): then the endpoint may have closed it while it was idle.
+//! idempotent (RFC 9110 section 9.2.2): then the endpoint may have closed it while it was idle; and when an HTTP/2
+//! endpoint says that it did not act on it (any method), as long as what was taken of the body is still there.
 //!
 //! Owns: attempts and the two directions of an exchange. Does not own: wire formats (`http1/`),
 //! which fields pass (`exchange::forward`), health (`balance`).
@@ -15,17 +16,18 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use super::acquire::{Acquired, acquire};
 use super::balance::{Group, Member, Verdict};
-use super::connect::{Connected, Offer, connect};
+use super::connect::Offer;
+use super::replay::Replay;
 use super::snapshot::Live;
 use super::{Proxy, trace};
 use crate::exchange::stream::{Answer, AnswerSource, BodySink, BodySource, Origin, UpstreamExchange};
 use crate::exchange::{
-    ErrorKind, Forwarding, MaxForwards, Method, ProxyError, RequestHead, Side, VIA_PSEUDONYM, add_forwarding,
-    max_forwards, strip_hop_by_hop,
+    ErrorKind, Forwarding, MaxForwards, Method, ProxyError, RequestHead, Retry, Side, VIA_PSEUDONYM,
+    add_forwarding, max_forwards, strip_hop_by_hop,
 };
 use crate::fields::{FieldError, Known};
-use crate::http1::client::ClientConnection;
 use crate::logging::TRACE_TARGET;
 use crate::metrics::names::{Histogram, Metric};
 use crate::runtime::Deadline;
@@ -58,6 +60,7 @@ pub async fn forward<B: BodySource, A: Answer>(
     let mut tried = 0u64;
     let mut attempts = 0;
     let mut may_reuse = true;
+    let mut body = Replay::new(body);
     loop {
         let now_ms = proxy.handle.now_ms();
         let Some((index, member)) =
@@ -69,7 +72,8 @@ pub async fn forward<B: BodySource, A: Answer>(
         attempts += 1;
         let mut was_reused = may_reuse;
         let outcome = {
-            let attempt = attempt(proxy, live, member, request, body, answer, &body_taken, &mut was_reused);
+            let attempt =
+                attempt(proxy, live, member, request, &mut body, answer, &body_taken, &mut was_reused);
             let mut attempt = pin!(attempt);
             poll_fn(|cx| match attempt.as_mut().poll(cx) {
                 Poll::Ready(outcome) => Poll::Ready(outcome),
@@ -79,8 +83,14 @@ pub async fn forward<B: BodySource, A: Answer>(
             })
             .await
         };
+        // The endpoint goes away in order, or has no room for the stream: not a word about its health, and it may
+        // take the request over another connection.
+        let is_unprocessed = |error: &ProxyError| {
+            error.kind == ErrorKind::UpstreamClosedBeforeAnswer && error.retry == Retry::Yes
+        };
         let verdict = match &outcome {
             Ok(()) => Verdict::Succeeded,
+            Err(error) if is_unprocessed(error) => Verdict::Unknown,
             // A pooled connection that the endpoint had closed says nothing about its health.
             Err(error) if was_reused && error.may_retry(true) => Verdict::Unknown,
             Err(error) if error.side() == Side::Upstream => Verdict::Failed,
@@ -93,7 +103,7 @@ pub async fn forward<B: BodySource, A: Answer>(
         };
         let is_safe = error.may_retry(false) || request.method.is_idempotent();
         let again = !answer.has_begun()
-            && !body_taken.get()
+            && (!body_taken.get() || (is_unprocessed(&error) && body.is_whole()))
             && is_safe
             && error.may_retry(was_reused)
             && attempts < ATTEMPTS_MAX;
@@ -105,12 +115,13 @@ pub async fn forward<B: BodySource, A: Answer>(
         // What ended one pooled connection may have ended all of them.
         may_reuse &= !was_reused;
         // The same address may serve a fresh connection; one that cannot be reached goes last.
-        if !was_reused && index < 64 && group.len() > 1 {
+        let may_serve = was_reused || is_unprocessed(&error);
+        if !may_serve && index < 64 && group.len() > 1 {
             tried |= 1 << index;
             if tried.count_ones() as usize >= group.len().min(64) {
                 return Err(error);
             }
-        } else if !was_reused {
+        } else if !may_serve {
             return Err(error);
         }
     }
@@ -153,52 +164,43 @@ async fn attempt<B: BodySource, A: Answer>(
     live: &Live,
     member: &Member,
     request: &RequestHead,
-    body: &mut B,
+    body: &mut Replay<'_, B>,
     answer: &mut A,
     body_taken: &Cell<bool>,
     was_reused: &mut bool,
 ) -> Result<(), ProxyError> {
-    let pooled = if std::mem::take(was_reused) { member.pool.take() } else { None };
-    let mut connection = match pooled {
-        Some(mut connection) => {
-            *was_reused = true;
-            connection.set_limits(live.client);
-            proxy.rows.add(Metric::UpstreamReuses, 1);
-            connection
-        }
-        None => {
-            let limit = live.snapshot.config.timeouts.upstream_connect;
-            let Connected { carrier, .. } = connect(proxy, member, Offer::Any, limit).await?;
-            proxy.rows.gauge_add(Metric::UpstreamActive, 1);
-            ClientConnection::new(carrier, live.client)
-        }
-    };
+    let acquired = acquire(proxy, live, member, Offer::Any, std::mem::take(was_reused)).await?;
+    *was_reused = acquired.is_reused();
+    if *was_reused {
+        proxy.rows.add(Metric::UpstreamReuses, 1);
+    }
     proxy.rows.add(Metric::UpstreamRequests, 1);
     let in_flight = member.begin(&proxy.rows, *was_reused);
-    // Closed, and counted as closed, however this attempt ends, unless the pool takes it.
-    let open = OpenConnection(proxy);
-    let outcome = converse(proxy, &mut connection, request, body, answer, body_taken).await;
-    drop(in_flight);
-    if outcome.is_ok() && connection.is_reusable() {
-        open.keep();
-        member.pool.put(connection, proxy.handle.now_ms());
-    }
-    outcome
-}
-
-/// An upstream connection that counts as open until dropped.
-struct OpenConnection<'a>(&'a Proxy);
-
-impl OpenConnection<'_> {
-    /// It stays open, in the pool.
-    fn keep(self) {
-        let _kept = std::mem::ManuallyDrop::new(self);
-    }
-}
-
-impl Drop for OpenConnection<'_> {
-    fn drop(&mut self) {
-        self.0.rows.gauge_sub(Metric::UpstreamActive, 1);
+    // Only HTTP/2 can say that it did not act on a request of which some has come.
+    body.begin(matches!(acquired, Acquired::Shared { .. }));
+    match acquired {
+        // Closed, and counted as closed, however this attempt ends, unless the pool takes it.
+        Acquired::Own { mut connection, open, .. } => {
+            let outcome = converse(proxy, &mut connection, request, body, answer, body_taken).await;
+            drop(in_flight);
+            if outcome.is_ok() && connection.is_reusable() {
+                open.keep();
+                member.pool.put(connection, proxy.handle.now_ms());
+            }
+            outcome
+        }
+        Acquired::Shared { place, scheme } => {
+            let mut stream = place.stream(live.client, scheme, member.pool.address);
+            let outcome = converse(proxy, &mut stream, request, body, answer, body_taken).await;
+            if let Err(error) = &outcome
+                && error.kind.row().status == 504
+                && place.is_silent()
+            {
+                // Perhaps nobody is there any more: nobody else shall wait for that.
+                place.retire(&member.pool.shared);
+            }
+            outcome
+        }
     }
 }
 
@@ -327,7 +329,7 @@ async fn relay_answer<S: AnswerSource, A: Answer>(
         log::info!(target: TRACE_TARGET, "< {}", trace::response(&head));
     }
     strip_hop_by_hop(&mut head.fields);
-    let via: [&[u8]; 2] = [b"1.1 ", VIA_PSEUDONYM.as_bytes()];
+    let via: [&[u8]; 3] = [source.version().as_bytes(), b" ", VIA_PSEUDONYM.as_bytes()];
     head.fields
         .push_known_parts(Known::Via, &via)
         .map_err(|_| ProxyError::new(ErrorKind::UpstreamHeadTooLarge))?;

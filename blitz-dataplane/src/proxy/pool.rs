@@ -4,7 +4,8 @@
 //! on an idle connection: its armed receive notes when the endpoint closes it, which is looked at when
 //! it is taken and at each sweep.
 //!
-//! Owns: the idle connections. Does not own: those in use, or which address is used (`balance.rs`).
+//! Owns: the idle connections. Does not own: those in use, those that many requests share (`shared.rs`), or which
+//! address is used (`balance.rs`).
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
@@ -14,6 +15,7 @@ use std::rc::{Rc, Weak};
 
 use super::carrier::Carrier;
 use super::connect::Link;
+use super::shared::Shared;
 use crate::http1::client::ClientConnection;
 use crate::metrics::names::Metric;
 use crate::segment::WorkerRows;
@@ -24,6 +26,8 @@ pub struct Pool {
     pub address: SocketAddr,
     /// How they are made, and what is spoken on them.
     pub link: Rc<Link>,
+    /// Those that many requests share.
+    pub(super) shared: Shared,
     idle: RefCell<Vec<Idle>>,
     idle_max: Cell<usize>,
     rows: WorkerRows,
@@ -70,6 +74,7 @@ impl Pool {
     }
 
     fn sweep(&self, now_ms: u64, idle_ms_max: u64) {
+        self.shared.sweep(now_ms, idle_ms_max, self.idle_max.get());
         let mut idle = self.idle.borrow_mut();
         let expired = |entry: &Idle| now_ms.saturating_sub(entry.since_ms) >= idle_ms_max;
         for entry in idle.extract_if(.., |entry| expired(entry) || entry.connection.is_stale()) {
@@ -95,10 +100,14 @@ impl Drop for Pool {
     }
 }
 
+/// What tells pools apart: upstream, address, and the name that the endpoint's certificate has to be for (empty: none).
+/// Endpoints of several names may be at one address.
+type Place = (String, SocketAddr, String);
+
 /// The pools of a worker. A pool lives while a configuration in use knows its address.
 pub struct Pools {
     /// Ordered, so that a sweep closes in the same order in every run of a simulation.
-    by_address: RefCell<BTreeMap<(String, SocketAddr), Weak<Pool>>>,
+    by_address: RefCell<BTreeMap<Place, Weak<Pool>>>,
     rows: WorkerRows,
 }
 
@@ -112,11 +121,13 @@ impl Pools {
     /// share: they may differ in how they speak to the same address.
     pub fn of(&self, upstream: &str, address: SocketAddr, idle_max: usize, link: &Rc<Link>) -> Rc<Pool> {
         let mut pools = self.by_address.borrow_mut();
-        let slot = pools.entry((upstream.to_owned(), address)).or_default();
+        let name = link.name().unwrap_or_default().into_owned();
+        let slot = pools.entry((upstream.to_owned(), address, name)).or_default();
         let pool = slot.upgrade().filter(|pool| pool.link == *link).unwrap_or_else(|| {
             let pool = Rc::new(Pool {
                 address,
                 link: Rc::clone(link),
+                shared: Shared::default(),
                 idle: RefCell::new(Vec::new()),
                 idle_max: Cell::new(idle_max),
                 rows: self.rows.clone(),
