@@ -9,6 +9,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, request};
 
+use super::values;
 use crate::date::IMF_FIXDATE_BYTES;
 use crate::exchange::{
     BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Scheme, authority,
@@ -221,7 +222,7 @@ pub(super) fn write_response(
     let mut response = write_head(head.status, &head.fields)?;
     let fields = response.headers_mut();
     if !head.fields.contains(Known::Date)
-        && let Ok(value) = HeaderValue::from_bytes(date)
+        && let Ok(value) = values::value(Known::Date, date)
     {
         fields.insert(header::DATE, value);
     }
@@ -233,17 +234,17 @@ pub(super) fn write_response(
         {
             fields.insert(header::CONTENT_LENGTH, value);
         } else if is_head_request && let BodyLength::Exact(length) = length {
-            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            fields.insert(header::CONTENT_LENGTH, values::length(length));
         }
         return Ok((response, AnswerBody::None));
     }
     let body = match length {
         BodyLength::Empty => {
-            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+            fields.insert(header::CONTENT_LENGTH, values::length(0));
             AnswerBody::None
         }
         BodyLength::Exact(length) => {
-            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            fields.insert(header::CONTENT_LENGTH, values::length(length));
             if length == 0 { AnswerBody::None } else { AnswerBody::Data }
         }
         BodyLength::Unknown => AnswerBody::Data,
@@ -273,7 +274,7 @@ pub(super) fn write_fields(fields: &Fields) -> Result<HeaderMap, ProxyError> {
             Known::Via => header::VIA,
             _ => HeaderName::from_bytes(name).map_err(|_| bad())?,
         };
-        headers.append(name, HeaderValue::from_bytes(value).map_err(|_| bad())?);
+        headers.append(name, values::value(known, value).map_err(|_| bad())?);
     }
     Ok(headers)
 }

@@ -137,6 +137,7 @@ impl<S: Service> Active<S> {
         };
         let mut answer = StreamAnswer {
             service: &**service,
+            shared,
             handle,
             line: &line,
             is_head_request: head.method == Method::Head,
@@ -320,6 +321,7 @@ impl BodySource for RequestBody<'_> {
 /// The answer on its way to the client.
 struct StreamAnswer<'a, S> {
     service: &'a S,
+    shared: &'a Shared,
     handle: &'a Handle,
     line: &'a Line,
     is_head_request: bool,
@@ -360,6 +362,7 @@ impl<S: Service> StreamAnswer<'_, S> {
         // It may wait for long, and is counted by its length: it holds no slot that others need, and no more memory.
         chunk.spill();
         chunk.compact();
+        self.shared.give(chunk.len());
         match &mut self.line.sender.borrow_mut().stream {
             Some(stream) => stream.send_data(ChunkBuf(chunk), is_last).map_err(gone),
             None => Err(ProxyError::new(ErrorKind::Internal)),

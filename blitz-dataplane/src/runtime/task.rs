@@ -30,6 +30,8 @@ struct Scheduler {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
     ready: RefCell<VecDeque<u32>>,
+    /// Tasks that wait until nothing else is to be done, each with the turns that it waits at most.
+    later: RefCell<Vec<(u8, Waker)>>,
     main_woken: Cell<bool>,
     panics: Cell<u64>,
     /// Zero: first in, first out. Otherwise the state of a generator that picks the next task, so
@@ -44,6 +46,7 @@ thread_local! {
             slots: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
             ready: RefCell::new(VecDeque::new()),
+            later: RefCell::new(Vec::new()),
             main_woken: Cell::new(false),
             panics: Cell::new(0),
             shuffle: Cell::new(0),
@@ -94,6 +97,26 @@ impl Tasks {
         SCHEDULER.with(|s| s.main_woken.get() || !s.ready.borrow().is_empty())
     }
 
+    /// Whether a task waits until nothing else is to be done.
+    pub(super) fn has_later(&self) -> bool {
+        SCHEDULER.with(|s| !s.later.borrow().is_empty())
+    }
+
+    /// A turn is over: wakes those who waited for this, all of them when it has brought no work.
+    pub(super) fn wake_later(&self) {
+        let is_quiet = !self.has_work();
+        SCHEDULER.with(|s| {
+            s.later.borrow_mut().retain_mut(|(turns, waker)| {
+                *turns = turns.saturating_sub(1);
+                let waits_on = *turns > 0 && !is_quiet;
+                if !waits_on {
+                    waker.wake_by_ref();
+                }
+                waits_on
+            });
+        });
+    }
+
     /// Polls at most `budget` ready tasks.
     pub(super) fn run_ready(&self, budget: usize) {
         SCHEDULER.with(|s| {
@@ -123,6 +146,7 @@ impl Tasks {
             }
             s.ready.borrow_mut().clear();
             s.slots.borrow_mut().clear();
+            s.later.borrow_mut().clear();
             s.free.borrow_mut().clear();
             s.main_woken.set(false);
         });
@@ -217,6 +241,11 @@ pub(super) fn spawn(future: TaskFuture) {
         slot.queued = true;
         s.ready.borrow_mut().push_back(index);
     });
+}
+
+/// Wakes the task once a turn has brought no work, or after so many turns.
+pub(super) fn wake_later(waker: &Waker, turns: u8) {
+    SCHEDULER.with(|s| s.later.borrow_mut().push((turns, waker.clone())));
 }
 
 /// Tasks of this thread that ended by a panic.
