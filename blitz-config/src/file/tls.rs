@@ -134,7 +134,8 @@ pub struct UpstreamTlsFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub key_path: Option<String>,
-    /// Lowest version of TLS. Default: `1.3`. Reloadable, for new connections.
+    /// Lowest version of TLS; endpoints that speak 1.3 are spoken to in 1.3 whatever it is. Default: `1.2`,
+    /// since many servers inside a network know no other. Reloadable, for new connections.
     pub min_version: TlsVersionFile,
 }
 
@@ -146,7 +147,7 @@ impl Default for UpstreamTlsFile {
             server_name: None,
             cert_path: None,
             key_path: None,
-            min_version: TlsVersionFile::default(),
+            min_version: TlsVersionFile::V12,
         }
     }
 }

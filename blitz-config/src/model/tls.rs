@@ -86,9 +86,9 @@ impl UpstreamTls {
 }
 
 impl Default for UpstreamTls {
-    /// The system's authorities, the endpoint's own name, no certificate of ours, TLS 1.3.
+    /// The system's authorities, the endpoint's own name, no certificate of ours, TLS 1.2 or better.
     fn default() -> Self {
-        Self { verify: true, ca_path: None, server_name: None, identity: None, allows_tls12: false }
+        Self { verify: true, ca_path: None, server_name: None, identity: None, allows_tls12: true }
     }
 }
 
