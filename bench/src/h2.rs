@@ -11,6 +11,9 @@ use crate::rounds::{Contestant, Run, compete, measure};
 use crate::servers::{Scratch, Server, die_with_us};
 use crate::{Options, Result, h2load, machine};
 
+/// How often h2load is tried in one round.
+const TRIES: usize = 4;
+
 pub(crate) fn run(options: &Options) -> Result<Value> {
     let cores = machine::two_cores()?;
     let facts = machine::facts_of_tls_peers(&options.programs);
@@ -46,8 +49,8 @@ fn scenario(name: &str, options: &Options, (server_core, load_core): (usize, usi
         .map(|server| Contestant {
             name: server.name.clone(),
             run: Box::new(|| {
-                h2load::run(&server.url, options.warm_up_seconds, load_core)?;
-                measure(server, || h2load::run(&server.url, options.seconds, load_core))
+                run_once(server, options.warm_up_seconds, load_core)?;
+                run_once(server, options.seconds, load_core)
             }),
         })
         .collect();
@@ -56,6 +59,24 @@ fn scenario(name: &str, options: &Options, (server_core, load_core): (usize, usi
         contestants.push(Contestant { name: label.to_owned(), run: Box::new(run) });
     }
     compete(name, "requests", &mut contestants, options.pairs)
+}
+
+/// One measured run of h2load; again where it did not end.
+fn run_once(server: &Server, seconds: u64, core: usize) -> Result<Run> {
+    for _ in 0..TRIES {
+        let mut ended = true;
+        let run = measure(server, || {
+            h2load::run(&server.url, seconds, core)?.ok_or_else(|| {
+                ended = false;
+                String::new()
+            })
+        });
+        if ended {
+            return run;
+        }
+        println!("h2load on {} did not end in time, again", server.name);
+    }
+    Err(format!("h2load on {} did not end in time, {TRIES} times", server.name))
 }
 
 /// The gateway and every peer that is installed.

@@ -1,8 +1,9 @@
 //! The handshake generator: TLS 1.3 handshakes in a closed loop, full or resumed, and what became of them.
 //!
 //! `handshakes ADDRESS GROUP full|resumed SECONDS`. Sixteen connections at a time, each: connect, shake hands, say
-//! close_notify, end the sending side, wait until the server has ended the connection, so that it has seen all of it. A resumed handshake
-//! presents a ticket that an earlier connection has brought; requests before the begin bring the first ones.
+//! close_notify, end the sending side, wait until the server has ended the connection, so that it has seen all of it.
+//! A resumed handshake presents a ticket that an earlier connection has brought; requests before the begin bring the
+//! first ones.
 //!
 //! Prints `RESULT done seconds bad mean_us`; `bad`: broken, or not of the kind that was asked for.
 

@@ -1,7 +1,7 @@
 //! Field values as the crate wants them, shared where they repeat.
 //!
-//! The crate's type owns its bytes: a value is an allocation, a copy and a check. Most answers of a worker say the same in
-//! a few fields, so the last value of each of these is kept, and given out again by reference.
+//! The crate's type owns its bytes: a value is an allocation, a copy and a check. Most answers of a worker say the same
+//! in a few fields, so the last value of each of these is kept, and given out again by reference.
 //!
 //! Owns: that memory, one short value for each of these fields and worker. Does not own: which fields a head has
 //! (`head.rs`). Nothing that could be a secret is kept.

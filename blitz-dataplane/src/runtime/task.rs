@@ -293,3 +293,42 @@ fn wake_bits(data: *const ()) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_quiet_turn_waits_no_longer_than_asked() {
+        let tasks = Tasks::install(0);
+        let count = Arc::new(Count::default());
+        let woken = || count.0.load(Ordering::Relaxed);
+        // A turn without work.
+        wake_later(&Arc::clone(&count).into(), 4);
+        assert!(tasks.has_later());
+        tasks.wake_later();
+        assert_eq!((woken(), tasks.has_later()), (1, false));
+        // Work all the time.
+        wake_later(&Arc::clone(&count).into(), 3);
+        tasks.wake_main();
+        for expected in [1, 1, 2] {
+            tasks.wake_later();
+            assert_eq!(woken(), expected);
+        }
+        assert!(!tasks.has_later());
+        tasks.clear();
+    }
+}
