@@ -57,9 +57,7 @@ pub(super) async fn acquire<'a>(
     let pool = &member.pool;
     let may_share = offer == Offer::Any && pool.link.may_be_shared();
     loop {
-        if may_share
-            && let Some(place) = pool.shared.take(&proxy.handle)
-        {
+        if may_share && let Some(place) = pool.shared.take(&proxy.handle) {
             return Ok(Acquired::Shared { place, scheme: pool.link.scheme() });
         }
         if may_reuse && let Some(mut connection) = pool.take() {

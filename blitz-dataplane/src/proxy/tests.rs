@@ -23,6 +23,7 @@ use crate::process::messages::FromWorker;
 use crate::runtime::sim::{Profile, World};
 use crate::runtime::{Handle, Runtime, TcpListener, TcpStream};
 use crate::segment::{Segment, Shape};
+use crate::tls::Diagnosis;
 
 const GATEWAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 9)), 80);
 const ENDPOINT: SocketAddr =
@@ -123,7 +124,14 @@ fn run_with<F: Future<Output = ()>>(
     let segment = Segment::create(Shape { workers: 1, endpoints: 4 }).unwrap();
     let snapshot = Snapshot::compile(&config, &Default::default(), &resolved, 1).unwrap();
     let (outbox, outgoing) = std::sync::mpsc::channel();
-    let proxy = Proxy::new(handle.clone(), segment.worker(0).unwrap(), snapshot, false, Reports::new(outbox));
+    let proxy = Proxy::new(
+        handle.clone(),
+        segment.worker(0).unwrap(),
+        snapshot,
+        false,
+        Reports::new(outbox),
+        Diagnosis::default(),
+    );
     let listener = Rc::new(Listener::new(GATEWAY, true));
     let info = Rc::clone(&listener);
     let bench =
