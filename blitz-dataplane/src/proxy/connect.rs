@@ -59,7 +59,7 @@ pub(super) async fn connect(
     let protocol = match member.pool.link.protocol {
         UpstreamProtocol::H2 if offer == Offer::Any => Protocol::H2,
         UpstreamProtocol::H2 => {
-            return Err(ProxyError::new(ErrorKind::UpstreamUpgradeFailed).with_detail("h2_upstream"));
+            return Err(ProxyError::new(ErrorKind::Configuration).with_detail("upgrade_needs_h1"));
         }
         UpstreamProtocol::Auto | UpstreamProtocol::H1 => Protocol::H1,
     };

@@ -18,17 +18,18 @@ use std::time::Duration;
 use super::balance::{Group, Member, Verdict};
 use super::connect::{Connected, Offer, connect};
 use super::snapshot::Live;
+use super::tunnel::Tunnel;
 use super::{Proxy, trace};
 use crate::exchange::stream::{Answer, AnswerSource, BodySink, BodySource, Origin, UpstreamExchange};
 use crate::exchange::{
-    ErrorKind, Forwarding, MaxForwards, Method, ProxyError, RequestHead, Side, VIA_PSEUDONYM, add_forwarding,
-    max_forwards, strip_hop_by_hop,
+    BodyLength, ErrorKind, Forwarding, MaxForwards, ProxyError, RequestHead, Side, VIA_PSEUDONYM,
+    add_forwarding, max_forwards, restore_upgrade, strip_hop_by_hop, upgrade,
 };
 use crate::fields::{FieldError, Known};
 use crate::http1::client::ClientConnection;
 use crate::logging::TRACE_TARGET;
 use crate::metrics::names::{Histogram, Metric};
-use crate::runtime::Deadline;
+use crate::runtime::{Chunk, Deadline};
 
 /// Attempts for one request (count): the first, and two elsewhere.
 const ATTEMPTS_MAX: u32 = 3;
@@ -40,19 +41,20 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// Interim answers (1xx) to one request (count). Beyond it the endpoint is broken: 502.
 const INTERIMS_MAX: u32 = 64;
 
-/// Forwards a request to a member of `group` and the answer back.
+/// Forwards a request to a member of `group` and the answer back. When that switches protocols, what is left to do is
+/// returned.
 ///
 /// # Errors
 /// What went wrong in the last attempt, or on the client's side.
-pub async fn forward<B: BodySource, A: Answer>(
-    proxy: &Proxy,
+pub(super) async fn forward<'a, B: BodySource, A: Answer>(
+    proxy: &'a Proxy,
     live: &Rc<Live>,
     group: &Group,
     origin: &Origin<'_>,
     request: &mut RequestHead,
     body: &mut B,
     answer: &mut A,
-) -> Result<(), ProxyError> {
+) -> Result<Option<Tunnel<'a>>, ProxyError> {
     prepare(live, origin, request)?;
     let body_taken = Cell::new(false);
     let mut tried = 0u64;
@@ -80,7 +82,7 @@ pub async fn forward<B: BodySource, A: Answer>(
             .await
         };
         let verdict = match &outcome {
-            Ok(()) => Verdict::Succeeded,
+            Ok(_) => Verdict::Succeeded,
             // A pooled connection that the endpoint had closed says nothing about its health.
             Err(error) if was_reused && error.may_retry(true) => Verdict::Unknown,
             Err(error) if error.side() == Side::Upstream => Verdict::Failed,
@@ -88,7 +90,7 @@ pub async fn forward<B: BodySource, A: Answer>(
         };
         group.note(&proxy.rows, index, verdict, proxy.handle.now_ms());
         let error = match outcome {
-            Ok(()) => return Ok(()),
+            Ok(tunnel) => return Ok(tunnel),
             Err(error) => error,
         };
         let is_safe = error.may_retry(false) || request.method.is_idempotent();
@@ -127,7 +129,10 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
         }
     }
     let hop = strip_hop_by_hop(&mut request.fields);
-    if hop.accepts_trailers {
+    if let Some(upgrade) = request.upgrade {
+        restore_upgrade(&mut request.fields, upgrade.token()).map_err(too_large)?;
+        upgrade::ensure_key(&mut request.fields)?;
+    } else if hop.accepts_trailers {
         request.fields.push_known(Known::Te, b"trailers").map_err(too_large)?;
         request.fields.push_known(Known::Connection, b"te").map_err(too_large)?;
     }
@@ -148,8 +153,8 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
 /// One attempt on one address. `was_reused` says whether a pooled connection may be used, and then
 /// whether one was.
 #[allow(clippy::too_many_arguments, reason = "the parts of one exchange; a struct would only rename them")]
-async fn attempt<B: BodySource, A: Answer>(
-    proxy: &Proxy,
+async fn attempt<'a, B: BodySource, A: Answer>(
+    proxy: &'a Proxy,
     live: &Live,
     member: &Member,
     request: &RequestHead,
@@ -157,7 +162,7 @@ async fn attempt<B: BodySource, A: Answer>(
     answer: &mut A,
     body_taken: &Cell<bool>,
     was_reused: &mut bool,
-) -> Result<(), ProxyError> {
+) -> Result<Option<Tunnel<'a>>, ProxyError> {
     let pooled = if std::mem::take(was_reused) { member.pool.take() } else { None };
     let mut connection = match pooled {
         Some(mut connection) => {
@@ -168,7 +173,8 @@ async fn attempt<B: BodySource, A: Answer>(
         }
         None => {
             let limit = live.snapshot.config.timeouts.upstream_connect;
-            let Connected { carrier, .. } = connect(proxy, member, Offer::Any, limit).await?;
+            let offer = if request.upgrade.is_some() { Offer::H1 } else { Offer::Any };
+            let Connected { carrier, .. } = connect(proxy, member, offer, limit).await?;
             proxy.rows.gauge_add(Metric::UpstreamActive, 1);
             ClientConnection::new(carrier, live.client)
         }
@@ -178,16 +184,28 @@ async fn attempt<B: BodySource, A: Answer>(
     // Closed, and counted as closed, however this attempt ends, unless the pool takes it.
     let open = OpenConnection(proxy);
     let outcome = converse(proxy, &mut connection, request, body, answer, body_taken).await;
+    if let Ok(Relayed::Switched) = outcome {
+        return Ok(Some(Tunnel::new(connection, open, in_flight, &live.snapshot.config.timeouts)));
+    }
     drop(in_flight);
     if outcome.is_ok() && connection.is_reusable() {
         open.keep();
         member.pool.put(connection, proxy.handle.now_ms());
     }
-    outcome
+    outcome.map(|_| None)
+}
+
+/// How an answer was relayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Relayed {
+    /// To its end.
+    Whole,
+    /// It was a 101: what follows is no HTTP.
+    Switched,
 }
 
 /// An upstream connection that counts as open until dropped.
-struct OpenConnection<'a>(&'a Proxy);
+pub(super) struct OpenConnection<'a>(&'a Proxy);
 
 impl OpenConnection<'_> {
     /// It stays open, in the pool.
@@ -211,14 +229,17 @@ async fn converse<U: UpstreamExchange, B: BodySource, A: Answer>(
     body: &mut B,
     answer: &mut A,
     body_taken: &Cell<bool>,
-) -> Result<(), ProxyError> {
-    let (sink, source) = upstream.open(request, body.length())?;
-    if body.is_complete() {
-        return relay_answer(proxy, source, request.method, answer, None).await;
+) -> Result<Relayed, ProxyError> {
+    if request.upgrade.is_some() || body.is_complete() {
+        // What the client sends before a switch stays where it is.
+        let length = if request.upgrade.is_some() { BodyLength::Empty } else { body.length() };
+        let (_sink, source) = upstream.open(request, length)?;
+        return relay_answer(proxy, source, request, answer, None).await;
     }
+    let (sink, source) = upstream.open(request, body.length())?;
     let gate = Gate::new(request.expects_continue);
     let upload = relay_body(proxy, &gate, body, sink, body_taken);
-    let download = relay_answer(proxy, source, request.method, answer, Some(&gate));
+    let download = relay_answer(proxy, source, request, answer, Some(&gate));
     let mut upload = pin!(upload);
     let mut download = pin!(download);
     let mut uploading = true;
@@ -289,23 +310,40 @@ async fn relay_body<B: BodySource, S: BodySink>(
     taken.set(true);
     while let Some(chunk) = body.next().await? {
         proxy.rows.add(Metric::RequestBodyBytes, chunk.len() as u64);
-        sink.data(chunk).await?;
+        send(chunk, &mut sink, body).await?;
     }
     sink.end(body.trailers())
+}
+
+/// Sends a piece, and lets its source take in what comes meanwhile.
+pub(super) async fn send<S: BodySink, B: BodySource>(
+    chunk: Chunk,
+    sink: &mut S,
+    source: &mut B,
+) -> Result<(), ProxyError> {
+    let mut sending = pin!(sink.data(chunk));
+    poll_fn(|cx| {
+        let sent = sending.as_mut().poll(cx);
+        if sent.is_pending() {
+            source.absorb(cx);
+        }
+        sent
+    })
+    .await
 }
 
 async fn relay_answer<S: AnswerSource, A: Answer>(
     proxy: &Proxy,
     mut source: S,
-    method: Method,
+    request: &RequestHead,
     answer: &mut A,
     gate: Option<&Gate>,
-) -> Result<(), ProxyError> {
+) -> Result<Relayed, ProxyError> {
     let asked_ns = proxy.handle.now_ns();
     let mut head = proxy.take_response();
     let mut interims = 0;
     loop {
-        source.head(method, &mut head).await?;
+        source.head(request.method, &mut head).await?;
         if !head.is_interim() {
             break;
         }
@@ -327,10 +365,15 @@ async fn relay_answer<S: AnswerSource, A: Answer>(
         log::info!(target: TRACE_TARGET, "< {}", trace::response(&head));
     }
     strip_hop_by_hop(&mut head.fields);
+    let too_large = |_: FieldError| ProxyError::new(ErrorKind::UpstreamHeadTooLarge);
     let via: [&[u8]; 2] = [b"1.1 ", VIA_PSEUDONYM.as_bytes()];
-    head.fields
-        .push_known_parts(Known::Via, &via)
-        .map_err(|_| ProxyError::new(ErrorKind::UpstreamHeadTooLarge))?;
+    head.fields.push_known_parts(Known::Via, &via).map_err(too_large)?;
+    if let (101, Some(upgrade)) = (head.status, request.upgrade) {
+        restore_upgrade(&mut head.fields, upgrade.token()).map_err(too_large)?;
+        answer.head(&head, BodyLength::Unknown)?;
+        proxy.put_response(head);
+        return Ok(Relayed::Switched);
+    }
     answer.head(&head, source.length())?;
     proxy.put_response(head);
     while let Some(chunk) = source.next().await? {
@@ -339,5 +382,6 @@ async fn relay_answer<S: AnswerSource, A: Answer>(
             answer.data(chunk).await?;
         }
     }
-    answer.end(source.trailers())
+    answer.end(source.trailers())?;
+    Ok(Relayed::Whole)
 }
