@@ -1,4 +1,4 @@
-//! HTTP/2 (RFC 9113): the downstream end of a connection on the h2 crate.
+//! HTTP/2 (RFC 9113): both ends of a connection on the h2 crate.
 //!
 //! The crate frames, decompresses and keeps windows. In front of it stands the frame meter ([`Meter`]), which sees
 //! every frame header in both directions; behind it each request is a task of its own that speaks to the proxy
@@ -10,6 +10,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client;
+mod client_head;
+mod client_io;
 pub mod detect;
 mod error;
 pub mod frame;

@@ -1,7 +1,8 @@
 //! A raw HTTP/2 client: frames out, frames in, a deadline on everything.
 //!
-//! Owns: building frames and HPACK blocks byte by byte, right or wrong, and reading what comes back as far as a test
-//! asks (frames, status codes). It keeps no rule of RFC 9113 by itself. Does not own: load, or a real client.
+//! Owns: building frames and HPACK blocks byte by byte, right or wrong, and reading what comes back. It keeps no rule
+//! of RFC 9113 by itself. Does not own: reading HPACK ([`crate::hpack`]), the other side ([`crate::h2endpoint`]), load,
+//! or a real client.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -9,6 +10,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::PATIENCE;
+use crate::hpack::{Decoder, List, find};
 
 /// The client connection preface (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -120,6 +122,11 @@ pub fn reset(stream: u32, code: u32) -> Vec<u8> {
     frame(kind::RST_STREAM, 0, stream, &code.to_be_bytes())
 }
 
+/// GOAWAY.
+pub fn goaway(last_stream: u32, code: u32) -> Vec<u8> {
+    frame(kind::GOAWAY, 0, 0, &[last_stream.to_be_bytes(), code.to_be_bytes()].concat())
+}
+
 /// PING.
 pub fn ping(payload: &[u8; 8]) -> Vec<u8> {
     frame(kind::PING, 0, 0, payload)
@@ -202,7 +209,7 @@ pub struct Timeout;
 pub struct H2 {
     stream: TcpStream,
     received: VecDeque<u8>,
-    statuses: Statuses,
+    decoder: Decoder,
     /// Heads begun that are not complete.
     block: Vec<u8>,
     /// The settings that the server announced.
@@ -215,14 +222,27 @@ impl H2 {
     pub fn bare(address: SocketAddr) -> Self {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)
             .unwrap_or_else(|error| panic!("{address} does not take connections: {error}"));
+        Self::over(stream)
+    }
+
+    /// Takes a connection over, on either side of it, and sends nothing.
+    pub(crate) fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("a socket can be set");
         Self {
             stream,
             received: VecDeque::new(),
-            statuses: Statuses::default(),
+            decoder: Decoder::default(),
             block: Vec::new(),
             settings: Vec::new(),
         }
+    }
+
+    /// Takes so many bytes that are no frame; `None` when the connection ends before.
+    pub(crate) fn bytes(&mut self, count: usize) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("a socket can be set");
+        self.stream.read_exact(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     /// Connects, exchanges prefaces and acknowledges the server's settings.
@@ -254,8 +274,18 @@ impl H2 {
 
     /// Sends what the peer still takes; whether that was all.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        let _ = self.stream.set_write_timeout(Some(Duration::from_secs(1)));
+        self.send_within(bytes, Duration::from_secs(1))
+    }
+
+    /// The same with a limit on how long nothing is taken.
+    pub fn send_within(&mut self, bytes: impl AsRef<[u8]>, limit: Duration) -> bool {
+        let _ = self.stream.set_write_timeout(Some(limit));
         self.stream.write_all(bytes.as_ref()).is_ok()
+    }
+
+    /// Closes with a reset of TCP.
+    pub fn abort(self) {
+        crate::sys::reset_on_close(&self.stream);
     }
 
     /// Says that no more will be sent.
@@ -275,7 +305,7 @@ impl H2 {
     /// When none comes in time.
     pub fn frame_within(&mut self, limit: Duration) -> Result<Option<Frame>, Timeout> {
         let deadline = Instant::now() + limit;
-        let mut room = vec![0; 64 * 1024];
+        let mut room = Vec::new();
         loop {
             if let Some(frame) = self.take_frame() {
                 if frame.kind == kind::SETTINGS && !frame.has(flag::ACK) {
@@ -297,6 +327,7 @@ impl H2 {
                 return Err(Timeout);
             }
             self.stream.set_read_timeout(Some(left)).expect("a socket can be set");
+            room.resize(64 * 1024, 0);
             match self.stream.read(&mut room) {
                 Ok(0) => return Ok(None),
                 Ok(count) => self.received.extend(&room[..count]),
@@ -323,9 +354,9 @@ impl H2 {
         Some(Frame { kind, flags, stream, payload })
     }
 
-    /// The status of the head that this frame completes, if it completes one. Every HEADERS and CONTINUATION frame has
-    /// to pass here in order.
-    pub fn status(&mut self, frame: &Frame) -> Option<u16> {
+    /// The fields of the head or of the trailers that this frame completes, if it completes any. Every HEADERS and
+    /// CONTINUATION frame has to pass here in order.
+    pub fn fields(&mut self, frame: &Frame) -> Option<List> {
         if !matches!(frame.kind, kind::HEADERS | kind::CONTINUATION) {
             return None;
         }
@@ -334,7 +365,13 @@ impl H2 {
             return None;
         }
         let block = std::mem::take(&mut self.block);
-        self.statuses.read(&block)
+        Some(self.decoder.block(&block).expect("the peer writes field blocks right"))
+    }
+
+    /// The status of the head that this frame completes, as [`Self::fields`].
+    pub fn status(&mut self, frame: &Frame) -> Option<u16> {
+        let fields = self.fields(frame)?;
+        find(&fields, ":status")?.parse().ok()
     }
 
     /// Reads until a stream has its final answer's head or a reset, or the connection ends.
@@ -410,105 +447,4 @@ impl H2 {
         while self.frame().is_some() {}
         true
     }
-}
-
-/// As much of an HPACK decoder as finds `:status`: entries of the dynamic table are kept, names and Huffman codes
-/// other than digits are not read.
-#[derive(Debug, Default)]
-struct Statuses {
-    /// Newest first: whether it is a `:status`, its value, its size.
-    table: VecDeque<(bool, Option<u16>)>,
-}
-
-impl Statuses {
-    /// The first `:status` of a block.
-    fn read(&mut self, block: &[u8]) -> Option<u16> {
-        let mut at = 0;
-        let mut found = None;
-        while let Some(&first) = block.get(at) {
-            let field = if first & 0x80 != 0 {
-                self.entry(number(block, &mut at, 7)?)
-            } else if first & 0xe0 == 0x20 {
-                number(block, &mut at, 5)?;
-                continue;
-            } else {
-                let is_indexed = first & 0xc0 == 0x40;
-                let name = number(block, &mut at, if is_indexed { 6 } else { 4 })?;
-                let is_status = if name == 0 {
-                    text(block, &mut at);
-                    false
-                } else {
-                    self.entry(name).0
-                };
-                let field = (is_status, text(block, &mut at));
-                if is_indexed {
-                    self.table.push_front(field);
-                }
-                field
-            };
-            if field.0 && found.is_none() {
-                found = field.1;
-            }
-        }
-        found
-    }
-
-    fn entry(&self, index: usize) -> (bool, Option<u16>) {
-        const STATUSES: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
-        match index {
-            8..=14 => (true, Some(STATUSES[index - 8])),
-            0..=61 => (false, None),
-            _ => self.table.get(index - 62).copied().unwrap_or((false, None)),
-        }
-    }
-}
-
-fn number(block: &[u8], at: &mut usize, bits: u32) -> Option<usize> {
-    let most = (1_usize << bits) - 1;
-    let mut value = usize::from(*block.get(*at)?) & most;
-    *at += 1;
-    let mut shift = 0;
-    if value == most {
-        loop {
-            let byte = usize::from(*block.get(*at)?);
-            *at += 1;
-            value += (byte & 0x7f) << shift;
-            shift += 7;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
-    }
-    Some(value)
-}
-
-/// A string, as a number when it is one of three digits.
-fn text(block: &[u8], at: &mut usize) -> Option<u16> {
-    let is_huffman = block.get(*at)? & 0x80 != 0;
-    let length = number(block, at, 7)?;
-    let bytes = block.get(*at..*at + length)?;
-    *at += length;
-    if !is_huffman {
-        return std::str::from_utf8(bytes).ok()?.parse().ok();
-    }
-    // RFC 7541 appendix B: 0, 1 and 2 have five bits, 3 to 9 six.
-    let bits: Vec<u8> = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect();
-    let mut rest = bits.as_slice();
-    let mut digits = Vec::new();
-    let fold = |bits: &[u8]| bits.iter().fold(0_u16, |value, bit| value << 1 | u16::from(*bit));
-    while digits.len() < 3 {
-        let five = fold(rest.get(..5)?);
-        if five <= 2 {
-            digits.push(five);
-            rest = &rest[5..];
-            continue;
-        }
-        let six = fold(rest.get(..6)?);
-        if !(0b01_1001..=0b01_1111).contains(&six) {
-            return None;
-        }
-        digits.push(six - 0b01_1001 + 3);
-        rest = &rest[6..];
-    }
-    Some(digits.iter().fold(0, |value, digit| value * 10 + digit))
 }

@@ -125,6 +125,9 @@ pub trait AnswerSource: BodySource {
     /// A closed connection (told apart: before the first byte, or within the head), a deadline, a head that breaks
     /// the rules or the limits.
     async fn head(&mut self, request_method: Method, head: &mut ResponseHead) -> Result<(), ProxyError>;
+
+    /// The received protocol version as `Via` writes it (RFC 9110 section 7.6.3): `1.1`, `2`.
+    fn version(&self) -> &'static str;
 }
 
 /// Where a request came from.

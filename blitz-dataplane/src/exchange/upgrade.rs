@@ -174,13 +174,16 @@ mod tests {
 
     #[test]
     fn a_handshake_is_as_the_rfc_wants_it() {
-        let refusal = |lines: &[(&str, &str)], has_key| refuse(&fields(lines), has_key).map(|error| error.detail);
+        let refusal =
+            |lines: &[(&str, &str)], has_key| refuse(&fields(lines), has_key).map(|error| error.detail);
         let (key, version) = (("Sec-WebSocket-Key", SAMPLE), ("Sec-WebSocket-Version", "13"));
         assert_eq!(refusal(&[key, version], true), None);
         assert_eq!(refusal(&[version], false), None);
         assert_eq!(refusal(&[version], true), Some("websocket_key"));
         assert_eq!(refusal(&[key, key, version], true), Some("websocket_key"));
-        for bad in ["", "dGhlIHNhbXBsZSBub25jZQ=", "dGhlIHNhbXBsZSBub25jZ!==", "dGhlIHNhbXBsZSBub25jZQAA", "a"] {
+        for bad in
+            ["", "dGhlIHNhbXBsZSBub25jZQ=", "dGhlIHNhbXBsZSBub25jZ!==", "dGhlIHNhbXBsZSBub25jZQAA", "a"]
+        {
             assert_eq!(refusal(&[("Sec-WebSocket-Key", bad), version], true), Some("websocket_key"), "{bad}");
         }
         for bad in ["8", "13, 8", "013", ""] {

@@ -297,6 +297,10 @@ impl<T: Transport> AnswerSource for ResponseSource<'_, T> {
         *self.has_answer = true;
         Ok(())
     }
+
+    fn version(&self) -> &'static str {
+        "1.1"
+    }
 }
 
 impl<T: Transport> BodySource for ResponseSource<'_, T> {

@@ -81,11 +81,7 @@ fn read_upgrade(length: BodyLength, out: &mut RequestHead) -> Result<BodyLength,
     if matches!(length, BodyLength::Exact(_)) {
         return Err(malformed("bad_length"));
     }
-    out.fields.remove_set(KnownSet::of(&[
-        Known::SecWebSocketKey,
-        Known::SecWebSocketAccept,
-        Known::Expect,
-    ]));
+    out.fields.remove_set(KnownSet::of(&[Known::SecWebSocketKey, Known::SecWebSocketAccept, Known::Expect]));
     Ok(BodyLength::Empty)
 }
 
@@ -132,7 +128,7 @@ fn read_target(uri: &http::Uri, limits: &HeadLimits, out: &mut RequestHead) -> R
 }
 
 /// Fields within the limits; the crumbs of a cookie are joined (RFC 9113 section 8.2.3).
-fn read_fields(
+pub(super) fn read_fields(
     headers: &HeaderMap,
     size: usize,
     limits: &HeadLimits,
@@ -183,7 +179,7 @@ fn read_host(out: &mut RequestHead) -> Result<(), ProxyError> {
 
 /// The crate compares the length with what DATA brings; it takes several equal ones, which are refused here as in
 /// HTTP/1.
-fn read_length(has_ended: bool, fields: &mut Fields) -> Result<BodyLength, ProxyError> {
+pub(super) fn read_length(has_ended: bool, fields: &mut Fields) -> Result<BodyLength, ProxyError> {
     let declared = match fields.occurrence(Known::ContentLength) {
         Occurrence::Absent => None,
         Occurrence::Repeated => return Err(malformed("duplicate_length")),

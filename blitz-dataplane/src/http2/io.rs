@@ -115,16 +115,7 @@ impl<'a, T: Transport> MeteredIo<'a, T> {
                 bytes = &renamed;
             }
         }
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            self.stream.write_with(|out| {
-                // No more than the buffer has room for: it would move, and grow for ever.
-                let room = (out.capacity() - out.len()).max(1).min(rest.len());
-                let (now, later) = rest.split_at(room);
-                out.extend_from_slice(now);
-                rest = later;
-            })?;
-        }
+        append(self.stream, bytes)?;
         let now_ms = self.stream.handle().now_ms();
         let taken = self.shared.taken.borrow();
         let mut fault = None;
@@ -232,6 +223,21 @@ impl<T: Transport> AsyncWrite for MeteredIo<'_, T> {
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
+}
+
+/// Appends bytes to what will be sent at the end of the turn.
+pub(super) fn append(stream: &impl Transport, bytes: &[u8]) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        stream.write_with(|out| {
+            // No more than the buffer has room for: it would move, and grow for ever.
+            let room = (out.capacity() - out.len()).max(1).min(rest.len());
+            let (now, later) = rest.split_at(room);
+            out.extend_from_slice(now);
+            rest = later;
+        })?;
+    }
+    Ok(())
 }
 
 /// A GOAWAY among whole frames.

@@ -37,6 +37,12 @@ use crate::runtime::{Chunk, Deadline, Handle};
 /// A chunk as the crate wants it.
 pub(super) struct ChunkBuf(Chunk);
 
+impl ChunkBuf {
+    pub(super) fn new(chunk: Chunk) -> Self {
+        Self(chunk)
+    }
+}
+
 impl Buf for ChunkBuf {
     fn remaining(&self) -> usize {
         self.0.len()
@@ -48,6 +54,26 @@ impl Buf for ChunkBuf {
 
     fn advance(&mut self, count: usize) {
         self.0.advance(count);
+    }
+}
+
+/// Ready when the windows and the crate's buffer have room for some of `wanted` bytes; with `None` when the stream or
+/// the connection is gone.
+pub(super) fn poll_room(
+    stream: &mut SendStream<ChunkBuf>,
+    wanted: usize,
+    cx: &mut Context<'_>,
+) -> Poll<Option<usize>> {
+    stream.reserve_capacity(wanted);
+    loop {
+        // What was assigned before is not reported again.
+        if stream.capacity() > 0 {
+            return Poll::Ready(Some(stream.capacity()));
+        }
+        match std::task::ready!(stream.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return Poll::Ready(None),
+        }
     }
 }
 
@@ -394,19 +420,8 @@ impl<S: Service> StreamAnswer<'_, S> {
             let Some(stream) = &mut sender.stream else {
                 return Poll::Ready(Err(ProxyError::new(ErrorKind::Internal)));
             };
-            stream.reserve_capacity(chunk.len());
-            loop {
-                // What was assigned before is not reported again.
-                if stream.capacity() > 0 {
-                    return Poll::Ready(Ok(stream.capacity()));
-                }
-                match stream.poll_capacity(cx) {
-                    Poll::Ready(Some(Ok(_))) => {}
-                    Poll::Ready(Some(Err(_)) | None) => {
-                        return Poll::Ready(Err(ProxyError::new(ErrorKind::DownstreamClosed)));
-                    }
-                    Poll::Pending => break,
-                }
+            if let Poll::Ready(room) = poll_room(stream, chunk.len(), cx) {
+                return Poll::Ready(room.ok_or(ProxyError::new(ErrorKind::DownstreamClosed)));
             }
             // It waits for the client: others need the pool's slot.
             chunk.spill();

@@ -12,7 +12,7 @@ use blitz_config::model::{self, UpstreamProtocol};
 use super::Proxy;
 use super::balance::Member;
 use super::carrier::Carrier;
-use crate::exchange::{ErrorKind, Protocol, ProxyError};
+use crate::exchange::{ErrorKind, Protocol, ProxyError, Scheme};
 use crate::metrics::names::Metric;
 use crate::runtime::{Deadline, TcpStream};
 
@@ -27,6 +27,11 @@ impl Link {
     /// What a configuration says.
     pub fn new(model: &model::Link) -> Self {
         Self { protocol: model.protocol }
+    }
+
+    /// The scheme of requests over such connections (RFC 9110 section 4.2).
+    pub(super) fn scheme(&self) -> Scheme {
+        Scheme::Http
     }
 }
 

@@ -15,18 +15,18 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use super::acquire::{Acquired, acquire};
 use super::balance::{Group, Member, Verdict};
-use super::connect::{Connected, Offer, connect};
+use super::connect::Offer;
 use super::snapshot::Live;
 use super::tunnel::Tunnel;
 use super::{Proxy, trace};
 use crate::exchange::stream::{Answer, AnswerSource, BodySink, BodySource, Origin, UpstreamExchange};
 use crate::exchange::{
-    BodyLength, ErrorKind, Forwarding, MaxForwards, ProxyError, RequestHead, Side, VIA_PSEUDONYM,
+    BodyLength, ErrorKind, Forwarding, MaxForwards, ProxyError, RequestHead, Retry, Side, VIA_PSEUDONYM,
     add_forwarding, max_forwards, restore_upgrade, strip_hop_by_hop, upgrade,
 };
 use crate::fields::{FieldError, Known};
-use crate::http1::client::ClientConnection;
 use crate::logging::TRACE_TARGET;
 use crate::metrics::names::{Histogram, Metric};
 use crate::runtime::{Chunk, Deadline};
@@ -81,8 +81,14 @@ pub(super) async fn forward<'a, B: BodySource, A: Answer>(
             })
             .await
         };
+        // The endpoint goes away in order, or has no room for the stream: not a word about its health, and it may
+        // take the request over another connection.
+        let is_unprocessed = |error: &ProxyError| {
+            error.kind == ErrorKind::UpstreamClosedBeforeAnswer && error.retry == Retry::Yes
+        };
         let verdict = match &outcome {
             Ok(_) => Verdict::Succeeded,
+            Err(error) if is_unprocessed(error) => Verdict::Unknown,
             // A pooled connection that the endpoint had closed says nothing about its health.
             Err(error) if was_reused && error.may_retry(true) => Verdict::Unknown,
             Err(error) if error.side() == Side::Upstream => Verdict::Failed,
@@ -107,12 +113,13 @@ pub(super) async fn forward<'a, B: BodySource, A: Answer>(
         // What ended one pooled connection may have ended all of them.
         may_reuse &= !was_reused;
         // The same address may serve a fresh connection; one that cannot be reached goes last.
-        if !was_reused && index < 64 && group.len() > 1 {
+        let may_serve = was_reused || is_unprocessed(&error);
+        if !may_serve && index < 64 && group.len() > 1 {
             tried |= 1 << index;
             if tried.count_ones() as usize >= group.len().min(64) {
                 return Err(error);
             }
-        } else if !was_reused {
+        } else if !may_serve {
             return Err(error);
         }
     }
@@ -163,36 +170,42 @@ async fn attempt<'a, B: BodySource, A: Answer>(
     body_taken: &Cell<bool>,
     was_reused: &mut bool,
 ) -> Result<Option<Tunnel<'a>>, ProxyError> {
-    let pooled = if std::mem::take(was_reused) { member.pool.take() } else { None };
-    let mut connection = match pooled {
-        Some(mut connection) => {
-            *was_reused = true;
-            connection.set_limits(live.client);
-            proxy.rows.add(Metric::UpstreamReuses, 1);
-            connection
-        }
-        None => {
-            let limit = live.snapshot.config.timeouts.upstream_connect;
-            let offer = if request.upgrade.is_some() { Offer::H1 } else { Offer::Any };
-            let Connected { carrier, .. } = connect(proxy, member, offer, limit).await?;
-            proxy.rows.gauge_add(Metric::UpstreamActive, 1);
-            ClientConnection::new(carrier, live.client)
-        }
-    };
+    let offer = if request.upgrade.is_some() { Offer::H1 } else { Offer::Any };
+    let acquired = acquire(proxy, live, member, offer, std::mem::take(was_reused)).await?;
+    *was_reused = acquired.is_reused();
+    if *was_reused {
+        proxy.rows.add(Metric::UpstreamReuses, 1);
+    }
     proxy.rows.add(Metric::UpstreamRequests, 1);
     let in_flight = member.begin(&proxy.rows, *was_reused);
-    // Closed, and counted as closed, however this attempt ends, unless the pool takes it.
-    let open = OpenConnection(proxy);
-    let outcome = converse(proxy, &mut connection, request, body, answer, body_taken).await;
-    if let Ok(Relayed::Switched) = outcome {
-        return Ok(Some(Tunnel::new(connection, open, in_flight, &live.snapshot.config.timeouts)));
+    match acquired {
+        // Closed, and counted as closed, however this attempt ends, unless the pool takes it.
+        Acquired::Own { mut connection, open, .. } => {
+            let outcome = converse(proxy, &mut connection, request, body, answer, body_taken).await;
+            if let Ok(Relayed::Switched) = outcome {
+                let timeouts = &live.snapshot.config.timeouts;
+                return Ok(Some(Tunnel::new(connection, open, in_flight, timeouts)));
+            }
+            drop(in_flight);
+            if outcome.is_ok() && connection.is_reusable() {
+                open.keep();
+                member.pool.put(connection, proxy.handle.now_ms());
+            }
+            outcome.map(|_| None)
+        }
+        Acquired::Shared { place, scheme } => {
+            let mut stream = place.stream(live.client, scheme, member.pool.address);
+            let outcome = converse(proxy, &mut stream, request, body, answer, body_taken).await;
+            if let Err(error) = &outcome
+                && error.kind.row().status == 504
+                && place.is_silent()
+            {
+                // Perhaps nobody is there any more: nobody else shall wait for that.
+                place.retire(&member.pool.shared);
+            }
+            outcome.map(|_| None)
+        }
     }
-    drop(in_flight);
-    if outcome.is_ok() && connection.is_reusable() {
-        open.keep();
-        member.pool.put(connection, proxy.handle.now_ms());
-    }
-    outcome.map(|_| None)
 }
 
 /// How an answer was relayed.
@@ -202,22 +215,6 @@ enum Relayed {
     Whole,
     /// It was a 101: what follows is no HTTP.
     Switched,
-}
-
-/// An upstream connection that counts as open until dropped.
-pub(super) struct OpenConnection<'a>(&'a Proxy);
-
-impl OpenConnection<'_> {
-    /// It stays open, in the pool.
-    fn keep(self) {
-        let _kept = std::mem::ManuallyDrop::new(self);
-    }
-}
-
-impl Drop for OpenConnection<'_> {
-    fn drop(&mut self) {
-        self.0.rows.gauge_sub(Metric::UpstreamActive, 1);
-    }
 }
 
 /// Sends the request and relays the answer. Request and answer flow at the same time: an endpoint
@@ -366,7 +363,7 @@ async fn relay_answer<S: AnswerSource, A: Answer>(
     }
     strip_hop_by_hop(&mut head.fields);
     let too_large = |_: FieldError| ProxyError::new(ErrorKind::UpstreamHeadTooLarge);
-    let via: [&[u8]; 2] = [b"1.1 ", VIA_PSEUDONYM.as_bytes()];
+    let via: [&[u8]; 3] = [source.version().as_bytes(), b" ", VIA_PSEUDONYM.as_bytes()];
     head.fields.push_known_parts(Known::Via, &via).map_err(too_large)?;
     if let (101, Some(upgrade)) = (head.status, request.upgrade) {
         restore_upgrade(&mut head.fields, upgrade.token()).map_err(too_large)?;

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accept;
+mod acquire;
 pub mod balance;
 pub mod builtin;
 pub mod carrier;
@@ -19,6 +20,7 @@ pub mod misconduct;
 pub mod pool;
 mod relay;
 pub mod router;
+mod shared;
 pub mod snapshot;
 mod tunnel;
 

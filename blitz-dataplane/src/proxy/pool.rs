@@ -4,7 +4,8 @@
 //! on an idle connection: its armed receive notes when the endpoint closes it, which is looked at when
 //! it is taken and at each sweep.
 //!
-//! Owns: the idle connections. Does not own: those in use, or which address is used (`balance.rs`).
+//! Owns: the idle connections. Does not own: those in use, those that many requests share (`shared.rs`), or which address
+//! is used (`balance.rs`).
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
@@ -14,6 +15,7 @@ use std::rc::{Rc, Weak};
 
 use super::carrier::Carrier;
 use super::connect::Link;
+use super::shared::Shared;
 use crate::http1::client::ClientConnection;
 use crate::metrics::names::Metric;
 use crate::segment::WorkerRows;
@@ -24,6 +26,8 @@ pub struct Pool {
     pub address: SocketAddr,
     /// How they are made, and what is spoken on them.
     pub link: Rc<Link>,
+    /// Those that many requests share.
+    pub(super) shared: Shared,
     idle: RefCell<Vec<Idle>>,
     idle_max: Cell<usize>,
     rows: WorkerRows,
@@ -70,6 +74,7 @@ impl Pool {
     }
 
     fn sweep(&self, now_ms: u64, idle_ms_max: u64) {
+        self.shared.sweep(now_ms, idle_ms_max, self.idle_max.get());
         let mut idle = self.idle.borrow_mut();
         let expired = |entry: &Idle| now_ms.saturating_sub(entry.since_ms) >= idle_ms_max;
         for entry in idle.extract_if(.., |entry| expired(entry) || entry.connection.is_stale()) {
@@ -117,6 +122,7 @@ impl Pools {
             let pool = Rc::new(Pool {
                 address,
                 link: Rc::clone(link),
+                shared: Shared::default(),
                 idle: RefCell::new(Vec::new()),
                 idle_max: Cell::new(idle_max),
                 rows: self.rows.clone(),

@@ -17,9 +17,10 @@ use std::time::Duration;
 use blitz_config::model::Timeouts;
 
 use super::Proxy;
+use super::acquire::OpenConnection;
 use super::balance::InFlight;
 use super::carrier::Carrier;
-use super::forward::{OpenConnection, send};
+use super::forward::send;
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin};
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::http1::client::ClientConnection;
@@ -71,7 +72,8 @@ impl<'a> Tunnel<'a> {
         let (up_bytes, down_bytes) = (Cell::new(0), Cell::new(0));
         let (mut sink, mut source) = self.connection.tunnel();
         let outcome = {
-            let up = Flow { handle, last_ms: &last_ms, bytes: &up_bytes, proxy, metric: Metric::TunnelBytesUp };
+            let up =
+                Flow { handle, last_ms: &last_ms, bytes: &up_bytes, proxy, metric: Metric::TunnelBytesUp };
             let down = Flow { bytes: &down_bytes, metric: Metric::TunnelBytesDown, ..up };
             let mut up = pin!(up.pass(body, &mut sink));
             let mut down = pin!(down.pass(&mut source, answer));

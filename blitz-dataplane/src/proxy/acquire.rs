@@ -1,0 +1,154 @@
+//! A connection to an endpoint for one exchange: pooled, shared or new.
+//!
+//! Owns: the order in which these are tried. Does not own: pools (`pool.rs`, `shared.rs`), how a connection is made
+//! (`connect.rs`), or which address is used (`balance.rs`).
+#![forbid(unsafe_code)]
+
+use super::Proxy;
+use super::balance::Member;
+use super::carrier::Carrier;
+use super::connect::{Connected, Offer, connect};
+use super::shared::{Opener, Place};
+use super::snapshot::Live;
+use crate::exchange::{Protocol, ProxyError, Scheme};
+use crate::http1::client::ClientConnection;
+use crate::http2;
+use crate::metrics::names::Metric;
+use crate::segment::WorkerRows;
+
+/// What an exchange runs on.
+pub(super) enum Acquired<'a> {
+    /// HTTP/1.1: the connection is the exchange's own.
+    Own {
+        connection: ClientConnection<Carrier>,
+        /// It counts as open until this is dropped.
+        open: OpenConnection<'a>,
+        is_reused: bool,
+    },
+    /// HTTP/2: a stream of a connection that others use too.
+    Shared { place: Place, scheme: Scheme },
+}
+
+impl Acquired<'_> {
+    /// Whether the connection has served an exchange before.
+    pub(super) fn is_reused(&self) -> bool {
+        match self {
+            Self::Own { is_reused, .. } => *is_reused,
+            Self::Shared { place, .. } => place.is_reused,
+        }
+    }
+}
+
+/// Gives a connection to `member` that can carry one more exchange. Unless `may_reuse`, none that has been idle in the
+/// pool; a shared one notices by itself when its endpoint closes it.
+///
+/// # Errors
+/// Why there is no connection; nothing was sent.
+///
+/// # Cancel safety
+/// Safe: a connection that is being made for others too is made by the next of them.
+pub(super) async fn acquire<'a>(
+    proxy: &'a Proxy,
+    live: &Live,
+    member: &Member,
+    offer: Offer,
+    may_reuse: bool,
+) -> Result<Acquired<'a>, ProxyError> {
+    let pool = &member.pool;
+    loop {
+        if offer == Offer::Any
+            && let Some(place) = pool.shared.take(&proxy.handle)
+        {
+            return Ok(Acquired::Shared { place, scheme: pool.link.scheme() });
+        }
+        if may_reuse && let Some(mut connection) = pool.take() {
+            connection.set_limits(live.client);
+            let open = OpenConnection(&proxy.rows);
+            return Ok(Acquired::Own { connection, open, is_reused: true });
+        }
+        if offer == Offer::H1 || pool.shared.is_unshared() {
+            let connected = make(proxy, live, member, offer).await?;
+            return begin(proxy, live, member, connected).await;
+        }
+        match pool.shared.open() {
+            Ok(opener) => return open(proxy, live, member, opener).await,
+            // Then there is room on it, or it has turned out that each needs a connection of its own.
+            Err(waiting) => waiting.ended().await?,
+        }
+    }
+}
+
+/// Makes a connection for which others wait.
+async fn open<'a>(
+    proxy: &'a Proxy,
+    live: &Live,
+    member: &Member,
+    opener: Opener<'_>,
+) -> Result<Acquired<'a>, ProxyError> {
+    let made = async {
+        let connected = make(proxy, live, member, Offer::Any).await?;
+        let protocol = connected.protocol;
+        Ok((begin(proxy, live, member, connected).await?, protocol))
+    };
+    match made.await {
+        Ok((acquired, protocol)) => {
+            opener.opened(protocol);
+            Ok(acquired)
+        }
+        Err(error) => {
+            opener.failed(error);
+            Err(error)
+        }
+    }
+}
+
+async fn make(proxy: &Proxy, live: &Live, member: &Member, offer: Offer) -> Result<Connected, ProxyError> {
+    connect(proxy, member, offer, live.snapshot.config.timeouts.upstream_connect).await
+}
+
+/// Puts a new connection to use.
+async fn begin<'a>(
+    proxy: &'a Proxy,
+    live: &Live,
+    member: &Member,
+    connected: Connected,
+) -> Result<Acquired<'a>, ProxyError> {
+    let Connected { carrier, protocol } = connected;
+    match protocol {
+        Protocol::H1 => {
+            let connection = ClientConnection::new(carrier, live.client);
+            Ok(Acquired::Own { connection, open: OpenConnection::new(&proxy.rows), is_reused: false })
+        }
+        Protocol::H2 => {
+            let (requests, driver) = http2::client::handshake(carrier, &live.client.head).await?;
+            let rows = proxy.rows.clone();
+            proxy.handle.spawn(async move {
+                let _open = OpenConnection::new(&rows);
+                driver.run().await;
+            });
+            let place = member.pool.shared.add(requests, &proxy.rows, &proxy.handle);
+            Ok(Acquired::Shared { place, scheme: member.pool.link.scheme() })
+        }
+    }
+}
+
+/// An upstream connection that counts as open until dropped.
+pub(super) struct OpenConnection<'a>(&'a WorkerRows);
+
+impl<'a> OpenConnection<'a> {
+    fn new(rows: &'a WorkerRows) -> Self {
+        rows.gauge_add(Metric::UpstreamActive, 1);
+        Self(rows)
+    }
+
+    /// It stays open, in the pool.
+    pub(super) fn keep(self) {
+        let _kept = std::mem::ManuallyDrop::new(self);
+    }
+}
+
+impl Drop for OpenConnection<'_> {
+    fn drop(&mut self) {
+        self.0.gauge_sub(Metric::UpstreamActive, 1);
+    }
+}
