@@ -38,8 +38,7 @@ pub(crate) fn endpoint(text: &str, weight: u32) -> Result<Endpoint, String> {
     let port = decimal::<u16>(port)
         .filter(|&port| port != 0)
         .ok_or_else(|| format!("{} has the port {}; accepted: 1 to 65535", quoted(text), quoted(port)))?;
-    refuse_tls_port(port)?;
-    Ok(Endpoint { host, port, weight })
+    Ok(Endpoint { host, port, weight, is_tls: port == Upstream::TLS_PORT })
 }
 
 /// Parses host and port of the short form.
@@ -49,18 +48,15 @@ pub(crate) fn backend(host: &str, port: u16, weight: u32) -> Result<Endpoint, St
     let host = bare.or_else(|_| endpoint_host(host)).map_err(|why| {
         format!("{} {why}; accepted: a host such as localhost, 192.0.2.1 or ::1", quoted(host))
     })?;
-    refuse_tls_port(port)?;
-    Ok(Endpoint { host, port, weight })
+    Ok(Endpoint { host, port, weight, is_tls: port == Upstream::TLS_PORT })
 }
 
-/// Clear text to a TLS port would fail at best and leak at worst.
-fn refuse_tls_port(port: u16) -> Result<(), String> {
-    if port == Upstream::TLS_PORT {
-        return Err("port 443 means TLS to the upstream, which is known, but not in this release; \
-                    accepted: any other port from 1 to 65535"
-            .to_owned());
-    }
-    Ok(())
+/// Parses the name that a certificate has to be for.
+pub(crate) fn server_name(text: &str) -> Result<EndpointHost, String> {
+    let bare =
+        text.parse::<Ipv6Addr>().map(|address| EndpointHost::Address(IpAddr::V6(address).to_canonical()));
+    bare.or_else(|_| endpoint_host(text))
+        .map_err(|why| format!("{} {why}; accepted: a name such as example.com, or an address", quoted(text)))
 }
 
 /// A host without port: an IPv4 address, an IPv6 address in brackets, or a name.

@@ -27,7 +27,8 @@ pub use policy::{
 pub(crate) use shape::key_text;
 pub use syntax::{Format, TEXT_BYTES_MAX, parse};
 pub use tls::{
-    CERTIFICATES_MAX, CertificateFile, ClientAuthFile, ClientAuthModeFile, PlainFile, TlsFile, TlsVersionFile,
+    CERTIFICATES_MAX, CertificateFile, ClientAuthFile, ClientAuthModeFile, PlainFile, TlsFile,
+    TlsVersionFile, UpstreamTlsFile,
 };
 
 use crate::model::{Admin, HttpLimits, PassiveHealth, Timeouts, Upstream};
@@ -170,6 +171,11 @@ pub struct UpstreamFile {
     /// What is spoken to the endpoints. Default: `auto`. Reloadable, for new connections.
     #[serde(default)]
     pub protocol: UpstreamProtocolFile,
+    /// TLS to all its endpoints. Default: absent, so that only endpoints on port 443 are spoken to over
+    /// TLS, with the defaults of this table. Reloadable, for new connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "UpstreamTlsFile")]
+    pub tls: Option<UpstreamTlsFile>,
     /// Where the upstream is reached; host and port are unique within it. Required. 1 to 1024.
     /// Reloadable.
     #[schemars(length(min = 1, max = UPSTREAM_ENDPOINTS_MAX))]
@@ -212,8 +218,7 @@ pub enum UpstreamProtocolFile {
 #[serde(deny_unknown_fields)]
 pub struct EndpointFile {
     /// `host:port`: an IPv4 address, an IPv6 address in brackets or an ASCII name, and a port from 1
-    /// to 65535. Port 443 means TLS and is refused in this release. A name may stand for several
-    /// addresses. Required. Reloadable.
+    /// to 65535. Port 443 means TLS. A name may stand for several addresses. Required. Reloadable.
     pub address: String,
     /// Share of the requests relative to the siblings. Default: 1. Range: 1 to 1000. Reloadable.
     #[serde(default = "default_weight")]
@@ -284,8 +289,8 @@ pub struct BackendFile {
     /// Address or ASCII name, without port; an IPv6 address with or without brackets. Required.
     /// Reloadable.
     pub host: String,
-    /// TCP port. 443 means TLS and is refused in this release. Required. Range: 1 to 65535.
-    /// Reloadable.
+    /// TCP port. 443 means TLS, verified against the system's authorities. Required. Range: 1 to
+    /// 65535. Reloadable.
     pub port: Bounded<1, 65_535>,
     /// Share of the requests relative to the siblings. Default: 1. Range: 1 to 1000. Reloadable.
     #[serde(default = "default_weight")]
@@ -311,7 +316,8 @@ pub struct TimeoutsFile {
     /// How long a peer may take no byte of what is to be sent, in milliseconds. Default: 30000.
     /// Range: 1 to 86400000. Reloadable.
     pub send_progress_ms: Milliseconds,
-    /// TCP connect to an endpoint, in milliseconds. Default: 2000. Range: 1 to 86400000. Reloadable.
+    /// TCP connect to an endpoint and the TLS handshake with it, in milliseconds. Default: 2000.
+    /// Range: 1 to 86400000. Reloadable.
     pub upstream_connect_ms: Milliseconds,
     /// From the end of the request to the first byte of the final answer's head, in milliseconds.
     /// Then 504. Default: 60000. Range: 1 to 86400000. Reloadable.

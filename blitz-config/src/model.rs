@@ -8,7 +8,7 @@ mod policy;
 mod tls;
 
 pub use policy::{Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpService};
-pub use tls::{Certificate, ClientAuth, Plain, Tls};
+pub use tls::{Certificate, ClientAuth, Plain, Tls, UpstreamTls};
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -88,6 +88,8 @@ pub struct Upstream {
 pub struct Link {
     /// What is spoken.
     pub protocol: UpstreamProtocol,
+    /// How TLS is spoken to those of its endpoints that have it ([`Endpoint::is_tls`]); `None` when none has.
+    pub tls: Option<UpstreamTls>,
 }
 
 /// What is spoken to the endpoints of an upstream.
@@ -118,6 +120,8 @@ pub struct Endpoint {
     pub port: u16,
     /// Share of the traffic relative to its siblings, 1..=1000.
     pub weight: u32,
+    /// Whether it is spoken to over TLS: the upstream says so, or its port is 443.
+    pub is_tls: bool,
 }
 
 /// How an endpoint names its machine.
@@ -223,7 +227,7 @@ pub struct Timeouts {
     pub keep_alive: Duration,
     /// The peer takes no byte of what we have to send.
     pub send_progress: Duration,
-    /// TCP connect to an endpoint.
+    /// TCP connect to an endpoint, and the TLS handshake with it.
     pub upstream_connect: Duration,
     /// From the end of the request to the first byte of the final answer's head.
     pub upstream_first_byte: Duration,

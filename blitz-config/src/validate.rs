@@ -18,7 +18,7 @@ use crate::file::{
 };
 use crate::model::{
     Admin, Balance, Cidr, Config, Endpoint, HostPattern, HttpLimits, Link, Listener, PassiveHealth,
-    PathPattern, PathSegment, Protocol, Route, Timeouts, Upstream, UpstreamProtocol,
+    PathPattern, PathSegment, Protocol, Route, Timeouts, Upstream, UpstreamProtocol, UpstreamTls,
 };
 use crate::pattern;
 use crate::suggest;
@@ -54,6 +54,8 @@ pub struct Overrides {
     pub port: Option<u16>,
     /// `--admin ADDR`. Replaces `admin.address`.
     pub admin: Option<String>,
+    /// `-k`. No endpoint's certificate is verified, whatever the file says.
+    pub is_insecure: bool,
     /// The reader wants the kernel stage only, which may stand in front of another server: a file without
     /// listeners is complete.
     pub is_for_stage: bool,
@@ -70,7 +72,7 @@ pub fn from_command_line(backends: &[String], port: u16, admin: Option<&str>) ->
         backends: backends.to_vec(),
         port: Some(port),
         admin: admin.map(str::to_owned),
-        is_for_stage: false,
+        ..Overrides::default()
     })
 }
 
@@ -152,6 +154,12 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
         let backends = overrides.backends.iter().map(|backend| address::endpoint(backend, 1));
         upstreams = vec![default_upstream(backends, |_| "-b".to_owned(), &mut flags)];
         routes = vec![catch_all()];
+    }
+    if overrides.is_insecure {
+        upstreams
+            .iter_mut()
+            .filter_map(|upstream| upstream.link.tls.as_mut())
+            .for_each(|tls| tls.verify = false);
     }
     if let Some(port) = overrides.port {
         listeners = vec![main_listener(port)];
@@ -327,12 +335,17 @@ fn upstreams(file: &BTreeMap<String, UpstreamFile>, issues: &mut Issues) -> Vec<
             .endpoints
             .iter()
             .map(|endpoint| address::endpoint(&endpoint.address, narrow(endpoint.weight.value())));
-        let endpoints = endpoints(parsed, |index| format!("{path}.endpoints[{index}].address"), issues);
+        let mut endpoints = endpoints(parsed, |index| format!("{path}.endpoints[{index}].address"), issues);
+        let tls = upstream.tls.as_ref().map(|it| tls::upstream(it, &format!("{path}.tls"), issues));
+        if tls.is_some() {
+            endpoints.iter_mut().for_each(|endpoint| endpoint.is_tls = true);
+        }
         let passive = &upstream.health.passive;
         upstreams.push(Upstream {
             name: name.clone(),
             // Both words of the file mean the one way there is.
             balance: Balance::RoundRobin,
+            link: link(upstream.protocol, tls, &endpoints),
             endpoints,
             passive: PassiveHealth {
                 consecutive_failures: narrow(passive.consecutive_failures.value()),
@@ -340,7 +353,6 @@ fn upstreams(file: &BTreeMap<String, UpstreamFile>, issues: &mut Issues) -> Vec<
                 ejection: duration(passive.ejection_ms),
             },
             idle_connections_max: narrow(upstream.pool.idle_connections_max.value()),
-            link: link(upstream),
         });
     }
     if total > ENDPOINTS_MAX {
@@ -349,14 +361,15 @@ fn upstreams(file: &BTreeMap<String, UpstreamFile>, issues: &mut Issues) -> Vec<
     upstreams
 }
 
-/// How the endpoints are spoken to.
-fn link(file: &UpstreamFile) -> Link {
+/// How the endpoints are spoken to; `tls` is what the file says of it, if anything.
+fn link(protocol: UpstreamProtocolFile, tls: Option<UpstreamTls>, endpoints: &[Endpoint]) -> Link {
     Link {
-        protocol: match file.protocol {
+        protocol: match protocol {
             UpstreamProtocolFile::Auto => UpstreamProtocol::Auto,
             UpstreamProtocolFile::H1 => UpstreamProtocol::H1,
             UpstreamProtocolFile::H2 => UpstreamProtocol::H2,
         },
+        tls: tls.or_else(|| endpoints.iter().any(|endpoint| endpoint.is_tls).then(UpstreamTls::default)),
     }
 }
 
@@ -390,13 +403,14 @@ fn default_upstream(
     path: impl Fn(usize) -> String,
     issues: &mut Issues,
 ) -> Upstream {
+    let endpoints = endpoints(parsed, path, issues);
     Upstream {
         name: DEFAULT_UPSTREAM.to_owned(),
         balance: Balance::RoundRobin,
-        endpoints: endpoints(parsed, path, issues),
+        link: link(UpstreamProtocolFile::default(), None, &endpoints),
+        endpoints,
         passive: PassiveHealth::RECOMMENDED,
         idle_connections_max: Upstream::IDLE_CONNECTIONS_RECOMMENDED,
-        link: Link::default(),
     }
 }
 

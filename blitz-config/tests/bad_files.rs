@@ -111,10 +111,6 @@ const TOML_MORE: &[(&str, &str)] = &[
     ),
     // Known, but later.
     (
-        "[upstreams.api.tls]",
-        "f.toml: upstreams.api.tls: known, but not in this release: TLS to an upstream; remove the key",
-    ),
-    (
         "[upstreams.api.health.active]\npath = \"/health\"",
         "f.toml: upstreams.api.health.active: known, but not in this release: active health checks; remove the key",
     ),
@@ -272,9 +268,30 @@ const TOML_MORE: &[(&str, &str)] = &[
         "[upstreams.b]\nendpoints = [{ address = \"münchen.example:80\" }]",
         "f.toml: upstreams.b.endpoints[0].address: \"münchen.example:80\" is not ASCII: write an internationalised name in its xn-- form; accepted: host:port such as localhost:9001, 192.0.2.1:80 or [::1]:80",
     ),
+    // TLS to upstreams.
     (
-        "[upstreams.b]\nendpoints = [{ address = \"a:443\" }]",
-        "f.toml: upstreams.b.endpoints[0].address: port 443 means TLS to the upstream, which is known, but not in this release; accepted: any other port from 1 to 65535",
+        "[upstreams.api.tls]\nverify = \"no\"",
+        "f.toml: upstreams.api.tls.verify: \"no\" is not accepted; accepted: true or false",
+    ),
+    (
+        "[upstreams.api.tls]\ncert_path = \"a.crt\"",
+        "f.toml: upstreams.api.tls.key_path: missing; a certificate needs its key",
+    ),
+    (
+        "[upstreams.api.tls]\nkey_path = \"a.key\"",
+        "f.toml: upstreams.api.tls.cert_path: missing; a key needs its certificate",
+    ),
+    (
+        "[upstreams.api.tls]\nca_path = \"\"",
+        "f.toml: upstreams.api.tls.ca_path: empty; accepted: the path of a file",
+    ),
+    (
+        "[upstreams.api.tls]\nserver_name = \"a:443\"",
+        "f.toml: upstreams.api.tls.server_name: \"a:443\" has \":\" in its host, where letters, digits, -, _ and . may stand; accepted: a name such as example.com, or an address",
+    ),
+    (
+        "[upstreams.api.tls]\nmin_version = \"1.1\"",
+        "f.toml: upstreams.api.tls.min_version: \"1.1\" is not accepted; did you mean \"1.2\"? accepted: \"1.2\", \"1.3\"",
     ),
     (
         "[upstreams.b]\nendpoints = [{ address = \"a:1\" }, { address = \"A:1\" }]",
@@ -283,7 +300,7 @@ const TOML_MORE: &[(&str, &str)] = &[
     // Trusted proxies.
     (
         "trusted_proxies_ = []",
-        "f.toml: upstreams.api.trusted_proxies_: unknown key; accepted: balance, endpoints, health, pool, protocol",
+        "f.toml: upstreams.api.trusted_proxies_: unknown key; accepted: balance, endpoints, health, pool, protocol, tls",
     ),
     // Routes.
     (
@@ -417,10 +434,6 @@ const JSON: &[(&str, &str)] = &[
         "f.json: backends[0].port: \"80\" is not accepted; accepted: a whole number, 1 to 65535",
     ),
     (
-        "{\"backends\": [{\"host\": \"a\", \"port\": 443}]}",
-        "f.json: backends[0]: port 443 means TLS to the upstream, which is known, but not in this release; accepted: any other port from 1 to 65535",
-    ),
-    (
         "{\"backends\": [{\"host\": \"a:80\", \"port\": 80}]}",
         "f.json: backends[0]: \"a:80\" has \":\" in its host, where letters, digits, -, _ and . may stand; accepted: a host such as localhost, 192.0.2.1 or ::1",
     ),
@@ -511,7 +524,6 @@ protocols = ["h1", "h2", "h3"]
 [upstreams.api]
 balance = "least_request"
 endpoints = [{ address = "127.0.0.1:9001" }]
-  [upstreams.api.tls]
   [upstreams.api.health.active]
   path = "/health"
 [[routes]]
@@ -522,8 +534,7 @@ filters = ["jwt:staff"]
     let expected = r#"f.toml: listeners[0].protocols[2]: "h3" is known, but not in this release: HTTP/3; accepted: "h1", "h2"
 f.toml: routes[0].filters: known, but not in this release: filters on a route; remove the key
 f.toml: upstreams.api.balance: "least_request" is known, but not in this release: balancing by requests in flight; accepted: "round_robin", "weighted"
-f.toml: upstreams.api.health.active: known, but not in this release: active health checks; remove the key
-f.toml: upstreams.api.tls: known, but not in this release: TLS to an upstream; remove the key"#;
+f.toml: upstreams.api.health.active: known, but not in this release: active health checks; remove the key"#;
     assert_eq!(error.to_string(), expected);
 }
 

@@ -1,7 +1,8 @@
 //! The command line without a file, and over one.
 
 use blitz_config::model::{
-    Config, Endpoint, EndpointHost, HostPattern, Listener, PathPattern, PathSegment, Protocol, Route,
+    Certificate, Config, Endpoint, EndpointHost, HostPattern, Listener, PathPattern, PathSegment, Protocol,
+    Route, UpstreamTls,
 };
 use blitz_config::{Format, Overrides, from_command_line, load, without_file};
 
@@ -23,11 +24,11 @@ address = "127.0.0.1:9999"
 "#;
 
 fn named(host: &str, port: u16) -> Endpoint {
-    Endpoint { host: EndpointHost::Name(host.to_owned()), port, weight: 1 }
+    Endpoint { host: EndpointHost::Name(host.to_owned()), port, weight: 1, is_tls: port == 443 }
 }
 
 fn literal(host: &str, port: u16) -> Endpoint {
-    Endpoint { host: EndpointHost::Address(host.parse().unwrap()), port, weight: 1 }
+    Endpoint { host: EndpointHost::Address(host.parse().unwrap()), port, weight: 1, is_tls: port == 443 }
 }
 
 fn catch_all() -> Route {
@@ -81,14 +82,12 @@ fn a_port_alone_serves_the_builtin_answers() {
 
 #[test]
 fn bad_command_lines_name_the_flag() {
-    let backends = ["localhost", "a:80", "a:80", "b:443"].map(str::to_owned);
+    let backends = ["localhost", "a:80", "a:80"].map(str::to_owned);
     let error = from_command_line(&backends, 8080, Some("localhost")).unwrap_err();
     assert_eq!(
         error.to_string(),
         "command line: -b: \"localhost\" has no port; accepted: host:port such as localhost:9001, 192.0.2.1:80 or [::1]:80\n\
          command line: -b: a:80 is there twice, at 1 and 2; give one of them more weight\n\
-         command line: -b: port 443 means TLS to the upstream, which is known, \
-         but not in this release; accepted: any other port from 1 to 65535\n\
          command line: --admin: \"localhost\" is not an address with a port; \
          accepted: such as 0.0.0.0:8080, 127.0.0.1:8080 or [::]:8080"
     );
@@ -130,6 +129,50 @@ fn the_command_line_replaces_what_it_names_and_no_more() {
     let admin = with_file(&Overrides { admin: Some("[::1]:7".to_owned()), ..Overrides::default() });
     assert_eq!(admin.admin.address, "[::1]:7".parse().unwrap());
     assert_eq!(admin, Config { admin: admin.admin, ..file });
+}
+
+#[test]
+fn port_443_means_tls_with_the_defaults() {
+    let backends = ["a:443", "a:80"].map(str::to_owned);
+    let config = from_command_line(&backends, 8080, None).unwrap();
+    let upstream = &config.upstreams[0];
+    assert_eq!(upstream.endpoints.iter().map(|it| it.is_tls).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(upstream.link.tls, Some(UpstreamTls::default()));
+    assert!(UpstreamTls::default().uses_system_store());
+    let text = r#"{"backends": [{"host": "::1", "port": 443}]}"#;
+    let overrides = Overrides { port: Some(8080), ..Overrides::default() };
+    let short = load(text, Format::Json, "f.json", &overrides).unwrap();
+    assert_eq!(short.upstreams[0].link.tls, Some(UpstreamTls::default()));
+    let clear = from_command_line(&["a:80".to_owned()], 8080, None).unwrap();
+    assert_eq!(clear.upstreams[0].link.tls, None);
+}
+
+#[test]
+fn a_table_of_tls_is_for_every_endpoint() {
+    let tls = "[upstreams.api.tls]\nserver_name = \"API.example\"\nca_path = \"ca.pem\"\n\
+               cert_path = \"c.pem\"\nkey_path = \"k.pem\"\nmin_version = \"1.2\"\n";
+    let load =
+        |overrides: &Overrides| load(&format!("{FILE}{tls}"), Format::Toml, "f.toml", overrides).unwrap();
+    let config = load(&Overrides::default());
+    let expected = UpstreamTls {
+        verify: true,
+        ca_path: Some("ca.pem".to_owned()),
+        server_name: Some(EndpointHost::Name("api.example".to_owned())),
+        identity: Some(Certificate {
+            cert_path: "c.pem".to_owned(),
+            key_path: "k.pem".to_owned(),
+            ocsp_path: None,
+        }),
+        allows_tls12: true,
+    };
+    assert_eq!(config.upstreams[0].link.tls, Some(expected.clone()));
+    assert!(config.upstreams[0].endpoints.iter().all(|it| it.is_tls));
+    let files: Vec<_> = config.files().collect();
+    let named = |key: &str, path| (format!("upstreams.api.tls.{key}"), path);
+    assert_eq!(files, [named("ca_path", "ca.pem"), named("cert_path", "c.pem"), named("key_path", "k.pem")]);
+    // `-k` has the last word.
+    let insecure = load(&Overrides { is_insecure: true, ..Overrides::default() });
+    assert_eq!(insecure.upstreams[0].link.tls, Some(UpstreamTls { verify: false, ..expected }));
 }
 
 #[test]

@@ -176,10 +176,8 @@ fn config() -> impl Strategy<Value = Config> {
         proxy_protocol_from: None,
         tls: None,
     });
-    let endpoint = ("[a-c]", 1_u16..4, 1_u32..3).prop_map(|(host, port, weight)| Endpoint {
-        host: EndpointHost::Name(host),
-        port,
-        weight,
+    let endpoint = ("[a-c]", 1_u16..4, 1_u32..3, any::<bool>()).prop_map(|(host, port, weight, is_tls)| {
+        Endpoint { host: EndpointHost::Name(host), port, weight, is_tls }
     });
     let upstream = ("[a-e]", vec(endpoint, 0..5), 1_u32..3, 0_u32..3, any::<bool>()).prop_map(
         |(name, endpoints, consecutive_failures, idle_connections_max, is_h2)| Upstream {
@@ -188,7 +186,10 @@ fn config() -> impl Strategy<Value = Config> {
             endpoints,
             passive: PassiveHealth { consecutive_failures, ..PassiveHealth::RECOMMENDED },
             idle_connections_max,
-            link: Link { protocol: if is_h2 { UpstreamProtocol::H2 } else { UpstreamProtocol::Auto } },
+            link: Link {
+                protocol: if is_h2 { UpstreamProtocol::H2 } else { UpstreamProtocol::Auto },
+                tls: (idle_connections_max == 2).then(UpstreamTls::default),
+            },
         },
     );
     let route = ("[a-c]", 0_usize..3).prop_map(|(literal, upstream)| Route {

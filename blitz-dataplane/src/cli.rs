@@ -55,6 +55,10 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t)]
     io: IoMode,
 
+    /// Take any certificate of an upstream: for development
+    #[arg(short = 'k', long)]
+    insecure: bool,
+
     /// What goes to the log, on standard error
     #[arg(short, long = "log-level", value_enum, value_name = "LEVEL", default_value_t)]
     log_level: LogLevel,
@@ -219,6 +223,11 @@ fn execute<C: WorkerCode>(arguments: Arguments) -> Result<(), Failure> {
     {
         log::warn!("{workers} workers share {} processors and are not pinned", allowed.len());
     }
+    if arguments.insecure {
+        log::warn!(
+            "-k: certificates of upstreams are not verified; whoever is on the way can be any of them"
+        );
+    }
     let tls = TlsDiagnosis { trace: arguments.tls_trace, key_log: key_log(&arguments)? };
     let options = Options {
         origin,
@@ -277,6 +286,7 @@ fn origin(arguments: &Arguments) -> (ConfigOrigin, AdminChoice) {
         backends: arguments.backends.clone(),
         port: arguments.port,
         admin: arguments.admin.clone().filter(|_| !is_off),
+        is_insecure: arguments.insecure,
         is_for_stage: false,
     };
     let choice = if is_off { AdminChoice::Off } else { AdminChoice::Configured };
@@ -347,7 +357,9 @@ fn describe(
         let shown: Vec<String> = upstream.endpoints.iter().take(ENDPOINTS_SHOWN).map(endpoint).collect();
         let more = upstream.endpoints.len().saturating_sub(ENDPOINTS_SHOWN);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        writeln!(text, "upstream {}: {}{more}", upstream.name, shown.join(", "))?;
+        let unverified = upstream.link.tls.as_ref().is_some_and(|tls| !tls.verify);
+        let unverified = if unverified { ", certificates not verified" } else { "" };
+        writeln!(text, "upstream {}: {}{more}{unverified}", upstream.name, shown.join(", "))?;
     }
     writeln!(text, "routes: {}", config.routes.len())?;
     for limit in &config.limits {
@@ -380,7 +392,12 @@ fn endpoint(endpoint: &Endpoint) -> String {
         EndpointHost::Address(address) => std::net::SocketAddr::new(*address, port).to_string(),
         EndpointHost::Name(name) => format!("{name}:{port}"),
     };
-    if endpoint.weight == 1 { host } else { format!("{host} (weight {})", endpoint.weight) }
+    let tls = if endpoint.is_tls { " (TLS)" } else { "" };
+    if endpoint.weight == 1 {
+        format!("{host}{tls}")
+    } else {
+        format!("{host}{tls} (weight {})", endpoint.weight)
+    }
 }
 
 #[cfg(test)]
@@ -396,13 +413,15 @@ mod tests {
     #[test]
     fn the_flags_are_those_of_the_design() {
         Arguments::command().debug_assert();
-        let arguments =
-            parse("blitz -b 127.0.0.1:9001 -b localhost:9002 -p 8080 -w 2 --mode sp --io epoll -t -l warn")
-                .expect("flags");
+        let arguments = parse(
+            "blitz -b 127.0.0.1:9001 -b localhost:9002 -p 8080 -w 2 --mode sp --io epoll -t -l warn -k",
+        )
+        .expect("flags");
         assert_eq!(log_level(&arguments), LogLevel::Info, "traces are lines of level info");
         let (origin, admin) = origin(&arguments);
         assert_eq!(origin.overrides.backends, ["127.0.0.1:9001", "localhost:9002"]);
         assert_eq!((origin.overrides.port, origin.path, admin), (Some(8080), None, AdminChoice::Configured));
+        assert!(origin.overrides.is_insecure);
         let arguments = parse("blitz -c edge.toml --admin off -v --secret-file s --check").expect("flags");
         assert_eq!(log_level(&arguments), LogLevel::Debug);
         assert_eq!(super::origin(&arguments).1, AdminChoice::Off);
@@ -418,7 +437,7 @@ mod tests {
             "blitz -p 70000",
             "blitz --mode x",
             "blitz -l loud",
-            "blitz -k",
+            "blitz -x",
             "blitz -v -l err",
             "blitz --print-schema -p 1",
             "blitz stray",

@@ -1,26 +1,36 @@
 //! TLS: everything that is said to rustls is said here.
 //!
-//! Owns: certificates and who gets which ([`material`], [`certificates`]), the files that they come from
-//! ([`files`]), session tickets ([`tickets`]), the server's handshake ([`handshake`]) and the sealed stream
-//! ([`stream`]). Does not own: which listener has TLS (`blitz_config`), or what is spoken inside (`http1/`).
+//! Owns: certificates and who gets which ([`material`], [`certificates`]), whom endpoints have to be ([`upstream`]),
+//! the files that all this comes from ([`files`]), session tickets ([`tickets`]), the handshake of either end
+//! ([`handshake`], [`connector`]) and the sealed stream ([`stream`]). Does not own: which listener or endpoint has TLS
+//! (`blitz_config`), or what is spoken inside (`http1/`, `http2/`).
 //!
 //! A connection uses rustls without its buffers: bytes are opened from where they were received and sealed into
 //! what will be sent, so that an idle connection holds keys and nothing else.
 #![forbid(unsafe_code)]
 
+mod agreed;
 pub mod certificates;
+pub mod connector;
 pub mod files;
 pub mod handshake;
 pub mod key_log;
 pub mod material;
 pub mod stream;
+mod system_store;
 pub mod tickets;
+pub mod upstream;
 mod validity;
 
+#[cfg(test)]
+mod testing;
+
+pub use connector::Connector;
 pub use files::Files;
-pub use handshake::{Acceptor, Context, HandshakeError, Handshaken};
+pub use handshake::{Acceptor, Context, Diagnosis, HandshakeError, Handshaken};
 pub use material::TlsMaterial;
-pub use stream::TlsStream;
+pub use stream::{TlsClientStream, TlsStream};
+pub use upstream::UpstreamTls;
 
 use std::sync::Arc;
 

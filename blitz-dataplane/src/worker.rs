@@ -31,7 +31,7 @@ use crate::runtime::{self, Handle, Runtime, Sizes, Stats, TcpListener};
 use crate::segment::WorkerState;
 use crate::tls::key_log::KeyLogFile;
 use crate::tls::tickets::TicketRoot;
-use crate::tls::{self, Acceptor, Files, KeyLog};
+use crate::tls::{self, Acceptor, Diagnosis, Files, KeyLog};
 
 /// How often counters are published, idle pools swept and the sign of life given.
 const TICK: Duration = Duration::from_millis(250);
@@ -88,13 +88,13 @@ impl WorkerCode for DataPlane {
 
 async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) -> Result<(), WorkerError> {
     let generation = boot.generation;
-    let tls = tls::Context {
-        tickets: TicketRoot::new(&boot.secret),
+    let diagnosis = Diagnosis {
         is_tracing: boot.tls.trace,
         key_log: boot.tls.key_log.as_deref().map(key_log).transpose()?,
     };
+    let tls = tls::Context { tickets: TicketRoot::new(&boot.secret), diagnosis: diagnosis.clone() };
     drop(boot.secret);
-    let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace, boot.reports);
+    let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace, boot.reports, diagnosis);
     let mut listeners = Listeners { proxy: Rc::clone(&proxy), tls, open: Vec::new() };
     for listener in boot.listeners {
         listeners.open(listener)?;

@@ -120,6 +120,12 @@ impl Setup {
         self.config(&toml.replace("[\"h1\"]", "[\"h1\", \"h2\"]"))
     }
 
+    /// The same with endpoints that speak HTTP/2 (prior knowledge).
+    pub fn h2_to_h2(self, endpoints: &[SocketAddr], more: &str) -> Self {
+        let toml = one_upstream(endpoints, more).replace("[\"h1\"]", "[\"h1\", \"h2\"]");
+        self.config(&toml.replace("[upstreams.pool]", "[upstreams.pool]\nprotocol = \"h2\""))
+    }
+
     /// Adds a flag or its value.
     pub fn flag(mut self, word: &str) -> Self {
         self.flags.push(word.to_owned());

@@ -7,12 +7,13 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::{PATIENCE, Upstream, free_port, process, require, sys, wait_until};
+use crate::{PATIENCE, Pki, Upstream, free_port, process, require, sys, wait_until};
 
 /// A running nginx. Dropping it ends it.
 ///
 /// `/` answers with 1 KiB, `/file/NAME` from its folder, `/sink` takes any body unbuffered and answers
-/// with the number of bytes that arrived, `/echo` with the request line.
+/// with the number of bytes that arrived, `/echo` with the request line, `/version` with the protocol, `/tls` with what
+/// was agreed on: version, name, `r` for a resumed session, what became of the client's certificate.
 #[derive(Debug)]
 pub struct Nginx {
     /// Where it listens.
@@ -27,13 +28,31 @@ impl Nginx {
     /// Starts it. Call `require!("nginx")` before.
     #[track_caller]
     pub fn start() -> Self {
+        Self::start_with("", "")
+    }
+
+    /// Starts it with TLS, 1.2 and 1.3 unless `more`, which goes into its server, says otherwise: shows the certificate
+    /// `NAME.crt`.
+    #[track_caller]
+    pub fn start_tls(pki: &Pki, name: &str, more: &str) -> Self {
+        Self::start_with("ssl", &tls(pki, name, more))
+    }
+
+    /// The same with HTTP/2 besides HTTP/1.1.
+    #[track_caller]
+    pub fn start_tls_h2(pki: &Pki, name: &str) -> Self {
+        Self::start_with("ssl http2", &tls(pki, name, ""))
+    }
+
+    #[track_caller]
+    fn start_with(listen: &str, more: &str) -> Self {
         let program = require::program("nginx").expect("require!(\"nginx\") stands before");
         let dir = tempfile::tempdir().expect("a scratch folder can be made");
         let sink = Upstream::counting();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         fs::create_dir(dir.path().join("file")).expect("a folder can be made");
         let conf = dir.path().join("nginx.conf");
-        fs::write(&conf, configuration(&dir.path().to_string_lossy(), address, sink.address))
+        fs::write(&conf, configuration(&dir.path().to_string_lossy(), address, sink.address, listen, more))
             .expect("can be written");
         let log = File::create(dir.path().join("stderr.log")).expect("a log can be made");
         let mut command = Command::new(program);
@@ -63,7 +82,18 @@ impl Drop for Nginx {
     }
 }
 
-fn configuration(dir: &str, address: SocketAddr, sink: SocketAddr) -> String {
+fn tls(pki: &Pki, name: &str, more: &str) -> String {
+    let (certificate, key) = (pki.path(&format!("{name}.crt")), pki.path(&format!("{name}.key")));
+    // Old ones do not speak 1.3 unasked.
+    let versions = if more.contains("ssl_protocols") { "" } else { "ssl_protocols TLSv1.2 TLSv1.3;" };
+    format!(
+        "ssl_certificate {}; ssl_certificate_key {}; {versions} ssl_session_cache shared:sessions:1m; {more}",
+        certificate.display(),
+        key.display()
+    )
+}
+
+fn configuration(dir: &str, address: SocketAddr, sink: SocketAddr, listen: &str, more: &str) -> String {
     let body = "x".repeat(1024);
     // As root, a worker would run as another user, who cannot enter the scratch folder. One process is enough:
     // a killed master would leave its worker.
@@ -80,9 +110,12 @@ http {{
   client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy;
   fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
   server {{
-    listen {address} backlog=4096;
+    listen {address} {listen} backlog=4096;
+    {more}
     location / {{ return 200 \"{body}\"; }}
     location /echo {{ return 200 \"$request\\n\"; }}
+    location /version {{ return 200 \"$server_protocol\n\"; }}
+    location /tls {{ return 200 \"$ssl_protocol $ssl_server_name $ssl_session_reused $ssl_client_verify\\n\"; }}
     location /file/ {{ root {dir}; }}
     location /sink {{
       proxy_pass http://{sink}; proxy_http_version 1.1; proxy_request_buffering off; proxy_buffering off;

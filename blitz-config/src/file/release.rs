@@ -16,11 +16,8 @@ pub(super) fn later_value(place: &str, value: &str) -> Option<&'static str> {
     LATER_VALUES.iter().find(|(key, word, _)| *key == place && *word == value).map(|&(_, _, feature)| feature)
 }
 
-const LATER_KEYS: &[(&str, &str)] = &[
-    ("upstreams.*.tls", "TLS to an upstream"),
-    ("upstreams.*.health.active", "active health checks"),
-    ("routes[].filters", "filters on a route"),
-];
+const LATER_KEYS: &[(&str, &str)] =
+    &[("upstreams.*.health.active", "active health checks"), ("routes[].filters", "filters on a route")];
 
 const LATER_VALUES: &[(&str, &str, &str)] = &[
     ("listeners[].protocols[]", "h3", "HTTP/3"),

@@ -1,11 +1,11 @@
-//! `[listeners.tls]` as it is written.
+//! `[listeners.tls]` and `[upstreams.NAME.tls]` as they are written.
 //!
 //! Owns: the keys, their documentation, defaults and ranges. Does not own: what they mean together (see
 //! `validate`), or what is in the files that they name (the data plane reads them).
 #![forbid(unsafe_code)]
 
 use super::Bounded;
-use crate::model::Tls;
+use crate::model::{Tls, UpstreamTls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +104,52 @@ pub enum PlainFile {
     Redirect,
     /// It is served like any other.
     Serve,
+}
+
+/// TLS to the endpoints of an upstream. Paths are relative to the directory of this file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamTlsFile {
+    /// Whether an endpoint has to show a valid certificate for its name. Off, anybody on the way can
+    /// be the endpoint: for development. Default: true. Reloadable, for new connections.
+    pub verify: bool,
+    /// PEM file of the authorities that endpoints' certificates come from. Default: absent, which
+    /// takes those of the system. Reloadable, for new connections; a reload reads the file again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub ca_path: Option<String>,
+    /// Name that endpoints are asked for (SNI) and that their certificates have to be for; an address
+    /// is verified and not asked for. Default: absent, which takes the host of the endpoint.
+    /// Reloadable, for new connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub server_name: Option<String>,
+    /// PEM file of the certificate and its chain that an endpoint is shown when it asks for one.
+    /// Default: absent, which shows none. Goes with `key_path`. Reloadable, for new connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub cert_path: Option<String>,
+    /// PEM file of its private key (PKCS#8, PKCS#1 or SEC1, not encrypted). Default: absent. Goes
+    /// with `cert_path`. Reloadable, for new connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub key_path: Option<String>,
+    /// Lowest version of TLS; endpoints that speak 1.3 are spoken to in 1.3 whatever it is. Default: `1.2`,
+    /// since many servers inside a network know no other. Reloadable, for new connections.
+    pub min_version: TlsVersionFile,
+}
+
+impl Default for UpstreamTlsFile {
+    fn default() -> Self {
+        Self {
+            verify: UpstreamTls::default().verify,
+            ca_path: None,
+            server_name: None,
+            cert_path: None,
+            key_path: None,
+            min_version: TlsVersionFile::V12,
+        }
+    }
 }
 
 fn default_handshakes() -> Bounded<1, 1_000_000> {

@@ -1,4 +1,7 @@
-//! TLS on a listener.
+//! TLS on a listener, and towards the endpoints of an upstream.
+
+use super::{Config, EndpointHost, Upstream};
+use crate::file::key_text;
 
 /// TLS on a listener. Paths are as written: relative ones start at the directory of the configuration
 /// file.
@@ -17,7 +20,7 @@ pub struct Tls {
 }
 
 /// A certificate with its key, by path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Certificate {
     /// PEM: the certificate and its chain.
     pub cert_path: String,
@@ -47,6 +50,68 @@ pub enum Plain {
     Redirect,
     /// Served like any other.
     Serve,
+}
+
+/// TLS to the endpoints of an upstream. Paths are as written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UpstreamTls {
+    /// Whether an endpoint has to show a certificate for its name from an authority that is trusted.
+    pub verify: bool,
+    /// PEM: the authorities; `None`: those of the system.
+    pub ca_path: Option<String>,
+    /// What endpoints are asked for (SNI) and their certificates have to be for; `None`: the endpoint's host.
+    pub server_name: Option<EndpointHost>,
+    /// What is shown to an endpoint that asks for a client's certificate.
+    pub identity: Option<Certificate>,
+    /// Whether TLS 1.2 is spoken besides 1.3.
+    pub allows_tls12: bool,
+}
+
+impl UpstreamTls {
+    /// Whether endpoints are verified against the authorities of the system.
+    pub fn uses_system_store(&self) -> bool {
+        self.verify && self.ca_path.is_none()
+    }
+
+    /// Every file that is named, with the key below `tls` that names it.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let identity = self.identity.iter();
+        let identity = identity.flat_map(|it| [("cert_path", &it.cert_path), ("key_path", &it.key_path)]);
+        self.ca_path
+            .iter()
+            .map(|path| ("ca_path", path))
+            .chain(identity)
+            .map(|(key, path)| (key, path.as_str()))
+    }
+}
+
+impl Default for UpstreamTls {
+    /// The system's authorities, the endpoint's own name, no certificate of ours, TLS 1.2 or better.
+    fn default() -> Self {
+        Self { verify: true, ca_path: None, server_name: None, identity: None, allows_tls12: true }
+    }
+}
+
+impl Config {
+    /// Every file that is named, with the key path that names it.
+    pub fn files(&self) -> impl Iterator<Item = (String, &str)> {
+        let listeners = self.listeners.iter().enumerate().flat_map(|(index, listener)| {
+            let paths = listener.tls.iter().flat_map(Tls::paths);
+            paths.map(move |(key, path)| (format!("listeners[{index}].tls.{key}"), path))
+        });
+        let upstreams = self.upstreams.iter().flat_map(|upstream| {
+            let paths = upstream.link.tls.iter().flat_map(UpstreamTls::paths);
+            paths.map(|(key, path)| (format!("{}.tls.{key}", upstream.key_path()), path))
+        });
+        listeners.chain(upstreams)
+    }
+}
+
+impl Upstream {
+    /// Its place in a configuration file.
+    pub fn key_path(&self) -> String {
+        format!("upstreams.{}", key_text(&self.name))
+    }
 }
 
 impl Tls {

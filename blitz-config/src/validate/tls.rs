@@ -1,13 +1,16 @@
-//! `[listeners.tls]`: from the file's words to the model.
+//! `[listeners.tls]` and `[upstreams.NAME.tls]`: from the file's words to the model.
 //!
-//! Owns: that there is a certificate, and that paths are not empty. Does not own: what is in the files (the data
-//! plane reads them).
+//! Owns: that there is a certificate, that a certificate has its key, that paths are not empty. Does not own: what is
+//! in the files (the data plane reads them).
 #![forbid(unsafe_code)]
 
 use super::narrow;
+use crate::address;
 use crate::error::Issues;
-use crate::file::{CERTIFICATES_MAX, ClientAuthModeFile, PlainFile, TlsFile, TlsVersionFile};
-use crate::model::{Certificate, ClientAuth, Plain, Tls};
+use crate::file::{
+    CERTIFICATES_MAX, ClientAuthModeFile, PlainFile, TlsFile, TlsVersionFile, UpstreamTlsFile,
+};
+use crate::model::{Certificate, ClientAuth, Plain, Tls, UpstreamTls};
 
 /// The TLS of one listener; `path` is its place in the file.
 pub(super) fn tls(file: &TlsFile, path: &str, issues: &mut Issues) -> Tls {
@@ -40,6 +43,38 @@ pub(super) fn tls(file: &TlsFile, path: &str, issues: &mut Issues) -> Tls {
             PlainFile::Serve => Plain::Serve,
         },
         handshakes_max: narrow(file.handshakes_max.value()),
+    };
+    for (key, _) in tls.paths().filter(|(_, file)| file.is_empty()) {
+        issues.add(format!("{path}.{key}"), "empty; accepted: the path of a file");
+    }
+    tls
+}
+
+/// The TLS of one upstream; `path` is its place in the file.
+pub(super) fn upstream(file: &UpstreamTlsFile, path: &str, issues: &mut Issues) -> UpstreamTls {
+    let server_name = file.server_name.as_deref().and_then(|name| {
+        address::server_name(name).map_err(|why| issues.add(format!("{path}.server_name"), why)).ok()
+    });
+    let identity = match (&file.cert_path, &file.key_path) {
+        (Some(cert_path), Some(key_path)) => {
+            Some(Certificate { cert_path: cert_path.clone(), key_path: key_path.clone(), ocsp_path: None })
+        }
+        (Some(_), None) => {
+            issues.add(format!("{path}.key_path"), "missing; a certificate needs its key");
+            None
+        }
+        (None, Some(_)) => {
+            issues.add(format!("{path}.cert_path"), "missing; a key needs its certificate");
+            None
+        }
+        (None, None) => None,
+    };
+    let tls = UpstreamTls {
+        verify: file.verify,
+        ca_path: file.ca_path.clone(),
+        server_name,
+        identity,
+        allows_tls12: file.min_version == TlsVersionFile::V12,
     };
     for (key, _) in tls.paths().filter(|(_, file)| file.is_empty()) {
         issues.add(format!("{path}.{key}"), "empty; accepted: the path of a file");

@@ -21,7 +21,7 @@ use crate::tls::Files;
 pub struct ConfigOrigin {
     /// `-c FILE`.
     pub path: Option<PathBuf>,
-    /// `-b`, `-p`, `--admin`.
+    /// `-b`, `-p`, `--admin`, `-k`.
     pub overrides: Overrides,
 }
 
@@ -45,6 +45,7 @@ pub struct ConfigHead {
     backends: Vec<String>,
     port: Option<u16>,
     admin: Option<String>,
+    is_insecure: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +78,7 @@ impl ConfigOrigin {
             backends: self.overrides.backends.clone(),
             port: self.overrides.port,
             admin: self.overrides.admin.clone(),
+            is_insecure: self.overrides.is_insecure,
         };
         Ok(ConfigText { head, text, files: Files::default() })
     }
@@ -88,9 +90,14 @@ impl ConfigText {
     /// # Errors
     /// What `blitz_config` says: file, key, value, accepted range; one line per issue.
     pub fn parse(&self) -> Result<Config, String> {
-        let ConfigHead { name, format, backends, port, admin, text_bytes: _ } = &self.head;
-        let overrides =
-            Overrides { backends: backends.clone(), port: *port, admin: admin.clone(), is_for_stage: false };
+        let ConfigHead { name, format, backends, port, admin, is_insecure, text_bytes: _ } = &self.head;
+        let overrides = Overrides {
+            backends: backends.clone(),
+            port: *port,
+            admin: admin.clone(),
+            is_insecure: *is_insecure,
+            is_for_stage: false,
+        };
         let format = match format {
             TextFormat::None => None,
             TextFormat::Json => Some(Format::Json),
@@ -217,13 +224,14 @@ mod tests {
     #[test]
     fn a_command_line_alone_is_a_configuration() {
         let overrides = Overrides {
-            backends: vec!["127.0.0.1:9001".to_owned()],
+            backends: vec!["127.0.0.1:9001".to_owned(), "127.0.0.1:443".to_owned()],
             port: Some(0),
-            admin: None,
-            is_for_stage: false,
+            is_insecure: true,
+            ..Overrides::default()
         };
         let text = ConfigOrigin { path: None, overrides }.read().expect("read");
         let config = text.parse().expect("config");
+        assert!(config.upstreams.iter().all(|it| it.link.tls.as_ref().is_some_and(|tls| !tls.verify)));
         let copy = ConfigText::from_parts(text.head().clone(), text.to_fd().expect("memfd")).expect("text");
         assert_eq!(copy.parse().expect("config"), config);
     }

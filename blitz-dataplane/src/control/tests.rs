@@ -189,7 +189,7 @@ fn command_line(backends: &[&str]) -> ConfigOrigin {
         backends: backends.iter().map(|backend| (*backend).to_owned()).collect(),
         port: Some(0),
         admin: Some("127.0.0.1:0".to_owned()),
-        is_for_stage: false,
+        ..Overrides::default()
     };
     ConfigOrigin { path: None, overrides }
 }

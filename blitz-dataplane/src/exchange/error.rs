@@ -137,6 +137,12 @@ error_table! {
     UpstreamUnreachable: "upstream_unreachable", Upstream, 502, Some("destination_ip_unroutable"), Yes, false;
     /// Connecting failed for another reason.
     UpstreamConnectFailed: "upstream_connect_failed", Upstream, 502, Some("destination_unavailable"), Yes, false;
+    /// The TLS handshake with the endpoint failed, or led to another protocol than the configured one.
+    UpstreamTlsHandshake: "upstream_tls_handshake", Upstream, 502, Some("tls_protocol_error"), Yes, false;
+    /// The endpoint's certificate is not valid, not for its name, or not from an authority that is trusted.
+    UpstreamCertificate: "upstream_certificate", Upstream, 502, Some("tls_certificate_error"), Yes, false;
+    /// The endpoint refused the TLS handshake with an alert.
+    UpstreamTlsAlert: "upstream_tls_alert", Upstream, 502, Some("tls_alert_received"), Yes, false;
     /// The endpoint closed or reset before the first byte of its answer.
     UpstreamClosedBeforeAnswer:
         "upstream_closed_before_answer", Upstream, 502, Some("connection_terminated"), IfReused, false;

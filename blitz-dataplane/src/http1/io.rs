@@ -10,9 +10,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::Step;
-use crate::exchange::{ErrorKind, ProxyError};
+use crate::exchange::{ErrorKind, ProxyError, Side};
 use crate::http1::H1Error;
 use crate::runtime::{Chunk, Deadline, Transport};
+use crate::tls;
 
 /// Why nothing could be read.
 #[derive(Debug)]
@@ -282,5 +283,10 @@ async fn wait_for_room(
 
 /// An error of the connection, with the system's number.
 pub(super) fn broken(kind: ErrorKind, error: &io::Error) -> ProxyError {
-    ProxyError::new(kind).with_os_error(error.raw_os_error().unwrap_or(0))
+    let broken = ProxyError::new(kind).with_os_error(error.raw_os_error().unwrap_or(0));
+    match tls::connector::alert(error) {
+        // An endpoint that wants a certificate may say so only now (TLS 1.3).
+        Some(alert) if broken.side() == Side::Upstream => broken.with_detail(alert),
+        _ => broken,
+    }
 }

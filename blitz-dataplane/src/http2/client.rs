@@ -41,8 +41,8 @@ const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 /// slowly never stop the others.
 const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 
-/// Bytes of a request's body that the crate holds for a stream, beside the 64 KiB that the connection's outbox may hold.
-/// Full: the sink waits.
+/// Bytes of a request's body that the crate holds for a stream, beside the 64 KiB that the connection's outbox may
+/// hold. Full: the sink waits.
 const SEND_BUFFER_BYTES: usize = 32 * 1024;
 
 /// How long a connection that is used no more may take to say so.
@@ -84,8 +84,11 @@ impl Requests {
             && !matches!(self.sender.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
-    /// Streams that the connection carries at the same time, as far as the endpoint has said.
+    /// Streams that the connection carries at the same time: one until the endpoint has said how many it takes.
     pub fn streams_max(&self) -> u32 {
+        if self.shared.received.get() == 0 {
+            return 1;
+        }
         let announced = self.sender.borrow().current_max_send_streams();
         u32::try_from(announced).unwrap_or(STREAMS_MAX).min(STREAMS_MAX)
     }
@@ -128,22 +131,51 @@ pub struct Driver<T> {
     connection: Connection<ClientIo<T>, ChunkBuf>,
     stream: Rc<T>,
     shared: Rc<Shared>,
+    has_ended: bool,
 }
 
 impl<T: Transport> Driver<T> {
+    /// Runs until the endpoint has said what it takes: its SETTINGS are the first that it sends (RFC 9113 section 3.4).
+    ///
+    /// # Errors
+    /// It has closed the connection instead, or has said nothing within `limit`. To be run on in either case.
+    pub async fn greeted(&mut self, limit: Duration) -> Result<(), ProxyError> {
+        let mut deadline = Deadline::new(self.stream.handle());
+        deadline.set_after(limit);
+        poll_fn(|cx| {
+            if self.poll_ended(cx).is_ready() {
+                let closed = ProxyError::new(ErrorKind::UpstreamClosedBeforeAnswer);
+                return Poll::Ready(Err(closed.with_retry(Retry::Yes)));
+            }
+            if self.shared.received.get() > 0 {
+                return Poll::Ready(Ok(()));
+            }
+            let expired = deadline.poll_expired(cx);
+            expired.map(|_| Err(ProxyError::new(ErrorKind::UpstreamConnectTimeout).with_detail("h2_preface")))
+        })
+        .await
+    }
+
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.has_ended = self.has_ended || Pin::new(&mut self.connection).poll(cx).is_ready();
+        if self.has_ended {
+            return Poll::Ready(());
+        }
+        let mut waker = self.shared.driver.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
     /// Runs until the connection has ended.
-    pub async fn run(self) {
-        let Self { mut connection, stream, shared } = self;
+    pub async fn run(mut self) {
         let mut deadline: Option<Deadline> = None;
         poll_fn(|cx| {
-            if Pin::new(&mut connection).poll(cx).is_ready() {
+            if self.poll_ended(cx).is_ready() {
                 return Poll::Ready(());
             }
-            let mut waker = shared.driver.borrow_mut();
-            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                *waker = Some(cx.waker().clone());
-            }
-            drop(waker);
+            let Self { stream, shared, .. } = &self;
             if !shared.is_retired.get() || shared.active.get() > 0 {
                 return Poll::Pending;
             }
@@ -156,6 +188,7 @@ impl<T: Transport> Driver<T> {
             deadline.poll_expired(cx).map(|_| ())
         })
         .await;
+        let Self { connection, stream, shared, .. } = self;
         shared.is_retired.set(true);
         // Streams under way learn by this that it is gone.
         drop(connection);
@@ -190,7 +223,7 @@ pub async fn handshake<T: Transport>(
     let (sender, connection) =
         builder.handshake(io).await.map_err(|error| failed(&error, ErrorKind::UpstreamClosedBeforeAnswer))?;
     let requests = Requests { sender: RefCell::new(sender), shared: Rc::clone(&shared) };
-    Ok((requests, Driver { connection, stream, shared }))
+    Ok((requests, Driver { connection, stream, shared, has_ended: false }))
 }
 
 /// One request and its answer on a stream.

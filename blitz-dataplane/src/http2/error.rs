@@ -48,6 +48,9 @@ pub const fn code(kind: ErrorKind) -> Code {
         | K::UpstreamConnectTimeout
         | K::UpstreamUnreachable
         | K::UpstreamConnectFailed
+        | K::UpstreamTlsHandshake
+        | K::UpstreamCertificate
+        | K::UpstreamTlsAlert
         | K::UpstreamClosedBeforeAnswer
         | K::UpstreamClosedMidAnswer
         | K::UpstreamBadHead

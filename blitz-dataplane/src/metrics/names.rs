@@ -264,6 +264,21 @@ metrics! {
         PoolClosedFull { reason = "full" };
         PoolClosedRemoved { reason = "removed" };
     }
+    family "blitz_upstream_tls_handshakes_total" Counter "Handshakes with endpoints, by version and kind." {
+        UpstreamTls13Full { version = "1.3", kind = "full" };
+        UpstreamTls13Resumed { version = "1.3", kind = "resumed" };
+        UpstreamTls12Full { version = "1.2", kind = "full" };
+        UpstreamTls12Resumed { version = "1.2", kind = "resumed" };
+    }
+    family "blitz_upstream_tls_handshake_failures_total" Counter "Failed handshakes with endpoints, by reason." {
+        UpstreamTlsFailedTimeout { reason = "timeout" };
+        UpstreamTlsFailedClosed { reason = "closed" };
+        UpstreamTlsFailedMalformed { reason = "malformed" };
+        UpstreamTlsFailedNothingInCommon { reason = "nothing_in_common" };
+        UpstreamTlsFailedCertificate { reason = "certificate" };
+        UpstreamTlsFailedAlert { reason = "alert" };
+        UpstreamTlsFailedOther { reason = "other" };
+    }
     family "blitz_upstream_ejections_total" Counter "Times an endpoint was taken out by passive health." {
         UpstreamEjections;
     }

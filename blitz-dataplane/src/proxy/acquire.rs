@@ -55,10 +55,9 @@ pub(super) async fn acquire<'a>(
     may_reuse: bool,
 ) -> Result<Acquired<'a>, ProxyError> {
     let pool = &member.pool;
+    let may_share = offer == Offer::Any && pool.link.may_be_shared();
     loop {
-        if offer == Offer::Any
-            && let Some(place) = pool.shared.take(&proxy.handle)
-        {
+        if may_share && let Some(place) = pool.shared.take(&proxy.handle) {
             return Ok(Acquired::Shared { place, scheme: pool.link.scheme() });
         }
         if may_reuse && let Some(mut connection) = pool.take() {
@@ -66,38 +65,20 @@ pub(super) async fn acquire<'a>(
             let open = OpenConnection(&proxy.rows);
             return Ok(Acquired::Own { connection, open, is_reused: true });
         }
-        if offer == Offer::H1 || pool.shared.is_unshared() {
+        if !may_share || pool.shared.is_unshared() {
             let connected = make(proxy, live, member, offer).await?;
-            return begin(proxy, live, member, connected).await;
+            return begin(proxy, live, member, connected, None).await;
         }
-        match pool.shared.open() {
-            Ok(opener) => return open(proxy, live, member, opener).await,
+        match Opener::begin(pool) {
+            Ok(opener) => match make(proxy, live, member, offer).await {
+                Ok(connected) => return begin(proxy, live, member, connected, Some(opener)).await,
+                Err(error) => {
+                    opener.failed(error);
+                    return Err(error);
+                }
+            },
             // Then there is room on it, or it has turned out that each needs a connection of its own.
             Err(waiting) => waiting.ended().await?,
-        }
-    }
-}
-
-/// Makes a connection for which others wait.
-async fn open<'a>(
-    proxy: &'a Proxy,
-    live: &Live,
-    member: &Member,
-    opener: Opener<'_>,
-) -> Result<Acquired<'a>, ProxyError> {
-    let made = async {
-        let connected = make(proxy, live, member, Offer::Any).await?;
-        let protocol = connected.protocol;
-        Ok((begin(proxy, live, member, connected).await?, protocol))
-    };
-    match made.await {
-        Ok((acquired, protocol)) => {
-            opener.opened(protocol);
-            Ok(acquired)
-        }
-        Err(error) => {
-            opener.failed(error);
-            Err(error)
         }
     }
 }
@@ -106,24 +87,32 @@ async fn make(proxy: &Proxy, live: &Live, member: &Member, offer: Offer) -> Resu
     connect(proxy, member, offer, live.snapshot.config.timeouts.upstream_connect).await
 }
 
-/// Puts a new connection to use.
+/// Puts a new connection to use. Those who wait for `opener` learn of it when it is known what the connection can
+/// carry beside this exchange.
 async fn begin<'a>(
     proxy: &'a Proxy,
     live: &Live,
     member: &Member,
     connected: Connected,
+    opener: Option<Opener>,
 ) -> Result<Acquired<'a>, ProxyError> {
     let Connected { carrier, protocol } = connected;
+    if let Some(opener) = &opener {
+        opener.speaks(protocol);
+    }
     match protocol {
         Protocol::H1 => {
             let connection = ClientConnection::new(carrier, live.client);
             Ok(Acquired::Own { connection, open: OpenConnection::new(&proxy.rows), is_reused: false })
         }
         Protocol::H2 => {
-            let (requests, driver) = http2::client::handshake(carrier, &live.client.head).await?;
-            let rows = proxy.rows.clone();
+            let (requests, mut driver) = http2::client::handshake(carrier, &live.client.head).await?;
+            let (rows, limit) = (proxy.rows.clone(), live.snapshot.config.timeouts.upstream_connect);
             proxy.handle.spawn(async move {
                 let _open = OpenConnection::new(&rows);
+                if let (Err(error), Some(opener)) = (driver.greeted(limit).await, opener) {
+                    opener.failed(error);
+                }
                 driver.run().await;
             });
             let place = member.pool.shared.add(requests, &proxy.rows, &proxy.handle);

@@ -13,11 +13,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use blitz_config::model::{PassiveHealth, Upstream};
 
-use super::connect::Link;
+use super::connect::{Link, Tls};
 use super::pool::{Pool, Pools};
 use crate::metrics::names::Metric;
 use crate::process::endpoints::ResolvedEndpoints;
 use crate::segment::{WorkerRows, add_u32, add_u64, sub_u32};
+use crate::tls::Connector;
 
 /// The addresses of one upstream.
 pub struct Group {
@@ -50,13 +51,24 @@ pub enum Verdict {
 }
 
 impl Group {
-    /// The group of an upstream. The weight of an endpoint is shared among its addresses.
-    pub fn new(upstream: &Upstream, index: usize, resolved: &ResolvedEndpoints, pools: &Pools) -> Self {
+    /// The group of an upstream. The weight of an endpoint is shared among its addresses. `connector` makes the
+    /// connections to those of its endpoints that are spoken to over TLS.
+    pub fn new(
+        upstream: &Upstream,
+        index: usize,
+        resolved: &ResolvedEndpoints,
+        pools: &Pools,
+        connector: Option<&Rc<Connector>>,
+    ) -> Self {
         let idle_max = upstream.idle_connections_max as usize;
-        let link = Rc::new(Link::new(&upstream.link));
         let mut members = Vec::new();
         for (at, endpoint) in upstream.endpoints.iter().enumerate() {
             let addresses = resolved.addresses(index, at);
+            let tls = connector.and_then(|connector| {
+                let name = connector.name(at)?.clone();
+                Some(Tls { connector: Rc::clone(connector), name })
+            });
+            let link = Rc::new(Link::new(&upstream.link, tls));
             for address in addresses {
                 members.push(Member {
                     pool: pools.of(&upstream.name, address.address, idle_max, &link),

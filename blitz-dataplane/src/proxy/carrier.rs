@@ -8,11 +8,14 @@ use std::io;
 use std::task::{Context, Poll};
 
 use crate::runtime::{Chunk, Handle, TcpStream, Transport};
+use crate::tls::TlsClientStream;
 
 /// A connection to an endpoint, in clear or sealed.
 pub enum Carrier {
     /// TCP.
     Plain(TcpStream),
+    /// TLS over TCP.
+    Tls(TlsClientStream),
 }
 
 /// Calls the same method of whichever carrier it is.
@@ -20,6 +23,7 @@ macro_rules! carried {
     ($carrier:expr, $stream:ident => $call:expr) => {
         match $carrier {
             Carrier::Plain($stream) => $call,
+            Carrier::Tls($stream) => $call,
         }
     };
 }

@@ -2,7 +2,8 @@
 //!
 //! A request is tried again only when no byte of its body was taken and either no connection came
 //! about (any method), or a pooled connection ended before a byte of the answer came and the method is
-//! idempotent (RFC 9110 section 9.2.2): then the endpoint may have closed it while it was idle.
+//! idempotent (RFC 9110 section 9.2.2): then the endpoint may have closed it while it was idle; and when an HTTP/2
+//! endpoint says that it did not act on it (any method), as long as what was taken of the body is still there.
 //!
 //! Owns: attempts and the two directions of an exchange. Does not own: wire formats (`http1/`),
 //! which fields pass (`exchange::forward`), health (`balance`).
@@ -18,6 +19,7 @@ use std::time::Duration;
 use super::acquire::{Acquired, acquire};
 use super::balance::{Group, Member, Verdict};
 use super::connect::Offer;
+use super::replay::Replay;
 use super::snapshot::Live;
 use super::tunnel::Tunnel;
 use super::{Proxy, trace};
@@ -60,6 +62,7 @@ pub(super) async fn forward<'a, B: BodySource, A: Answer>(
     let mut tried = 0u64;
     let mut attempts = 0;
     let mut may_reuse = true;
+    let mut body = Replay::new(body);
     loop {
         let now_ms = proxy.handle.now_ms();
         let Some((index, member)) =
@@ -71,7 +74,8 @@ pub(super) async fn forward<'a, B: BodySource, A: Answer>(
         attempts += 1;
         let mut was_reused = may_reuse;
         let outcome = {
-            let attempt = attempt(proxy, live, member, request, body, answer, &body_taken, &mut was_reused);
+            let attempt =
+                attempt(proxy, live, member, request, &mut body, answer, &body_taken, &mut was_reused);
             let mut attempt = pin!(attempt);
             poll_fn(|cx| match attempt.as_mut().poll(cx) {
                 Poll::Ready(outcome) => Poll::Ready(outcome),
@@ -101,7 +105,7 @@ pub(super) async fn forward<'a, B: BodySource, A: Answer>(
         };
         let is_safe = error.may_retry(false) || request.method.is_idempotent();
         let again = !answer.has_begun()
-            && !body_taken.get()
+            && (!body_taken.get() || (is_unprocessed(&error) && body.is_whole()))
             && is_safe
             && error.may_retry(was_reused)
             && attempts < ATTEMPTS_MAX;
@@ -165,7 +169,7 @@ async fn attempt<'a, B: BodySource, A: Answer>(
     live: &Live,
     member: &Member,
     request: &RequestHead,
-    body: &mut B,
+    body: &mut Replay<'_, B>,
     answer: &mut A,
     body_taken: &Cell<bool>,
     was_reused: &mut bool,
@@ -178,6 +182,8 @@ async fn attempt<'a, B: BodySource, A: Answer>(
     }
     proxy.rows.add(Metric::UpstreamRequests, 1);
     let in_flight = member.begin(&proxy.rows, *was_reused);
+    // Only HTTP/2 can say that it did not act on a request of which some has come.
+    body.begin(matches!(acquired, Acquired::Shared { .. }));
     match acquired {
         // Closed, and counted as closed, however this attempt ends, unless the pool takes it.
         Acquired::Own { mut connection, open, .. } => {

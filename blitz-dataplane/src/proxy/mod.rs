@@ -19,6 +19,7 @@ pub mod limiter;
 pub mod misconduct;
 pub mod pool;
 mod relay;
+mod replay;
 pub mod router;
 mod shared;
 pub mod snapshot;
@@ -37,6 +38,7 @@ use crate::metrics::names::{Histogram, Metric};
 use crate::process::Reports;
 use crate::runtime::{Handle, Pooled};
 use crate::segment::WorkerRows;
+use crate::tls::Diagnosis;
 
 use connections::{Carrier, Connection, Connections};
 use pool::Pools;
@@ -71,6 +73,8 @@ pub struct Proxy {
     is_tracing: bool,
     /// The way to report sources for the kernel's blocklist.
     reports: Reports,
+    /// What is told of TLS connections to endpoints.
+    diagnosis: Diagnosis,
 }
 
 impl Proxy {
@@ -81,9 +85,10 @@ impl Proxy {
         snapshot: Snapshot,
         is_tracing: bool,
         reports: Reports,
+        diagnosis: Diagnosis,
     ) -> Rc<Self> {
         let pools = Pools::new(rows.clone());
-        let live = Live::new(snapshot, &pools, &rows);
+        let live = Live::new(snapshot, &pools, &rows, &diagnosis);
         let date = DateCache::new(handle.unix_seconds());
         Rc::new(Self {
             handle,
@@ -97,6 +102,7 @@ impl Proxy {
             responses: RefCell::new(Vec::new()),
             is_tracing,
             reports,
+            diagnosis,
         })
     }
 
@@ -107,7 +113,7 @@ impl Proxy {
 
     /// Uses another configuration from the next exchange on.
     pub fn swap(&self, snapshot: Snapshot) {
-        let next = Live::new(snapshot, &self.pools, &self.rows);
+        let next = Live::new(snapshot, &self.pools, &self.rows, &self.diagnosis);
         // The old one may own the last hold on pools, whose end touches other cells: drop it last.
         let old = self.live.replace(next);
         drop(old);

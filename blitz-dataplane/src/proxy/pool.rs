@@ -4,8 +4,8 @@
 //! on an idle connection: its armed receive notes when the endpoint closes it, which is looked at when
 //! it is taken and at each sweep.
 //!
-//! Owns: the idle connections. Does not own: those in use, those that many requests share (`shared.rs`), or which address
-//! is used (`balance.rs`).
+//! Owns: the idle connections. Does not own: those in use, those that many requests share (`shared.rs`), or which
+//! address is used (`balance.rs`).
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
@@ -100,10 +100,14 @@ impl Drop for Pool {
     }
 }
 
+/// What tells pools apart: upstream, address, and the name that the endpoint's certificate has to be for (empty: none).
+/// Endpoints of several names may be at one address.
+type Place = (String, SocketAddr, String);
+
 /// The pools of a worker. A pool lives while a configuration in use knows its address.
 pub struct Pools {
     /// Ordered, so that a sweep closes in the same order in every run of a simulation.
-    by_address: RefCell<BTreeMap<(String, SocketAddr), Weak<Pool>>>,
+    by_address: RefCell<BTreeMap<Place, Weak<Pool>>>,
     rows: WorkerRows,
 }
 
@@ -117,7 +121,8 @@ impl Pools {
     /// share: they may differ in how they speak to the same address.
     pub fn of(&self, upstream: &str, address: SocketAddr, idle_max: usize, link: &Rc<Link>) -> Rc<Pool> {
         let mut pools = self.by_address.borrow_mut();
-        let slot = pools.entry((upstream.to_owned(), address)).or_default();
+        let name = link.name().unwrap_or_default().into_owned();
+        let slot = pools.entry((upstream.to_owned(), address, name)).or_default();
         let pool = slot.upgrade().filter(|pool| pool.link == *link).unwrap_or_else(|| {
             let pool = Rc::new(Pool {
                 address,

@@ -1,9 +1,9 @@
 //! Connections to one address that many requests share (HTTP/2).
 //!
 //! The oldest connection with room for a stream is used, so that under a falling load the younger ones grow idle and
-//! end. While nobody knows yet whether an endpoint speaks HTTP/2, or a first connection is being made, those who come
-//! later wait for it: a thousand requests to an endpoint that has just come back make ten connections and not a
-//! thousand.
+//! end. While a connection is being made, and its endpoint has not said yet whether it speaks HTTP/2 and how many
+//! streams it takes, those who come later wait for it: a thousand requests to an endpoint that has just come back make
+//! ten connections and not a thousand.
 //!
 //! Owns: who uses which connection, who makes the next one, what is counted of them. Does not own: the protocol
 //! (`http2/client.rs`), connections that carry one request at a time (`pool.rs`).
@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+use super::pool::Pool;
 use crate::exchange::{Protocol, ProxyError, Scheme};
 use crate::http1::client::ClientLimits;
 use crate::http2::client::{ClientStream, Requests, STREAMS_MAX};
@@ -64,23 +65,6 @@ impl Shared {
     /// Whether requests need connections of their own, as far as is known.
     pub(super) fn is_unshared(&self) -> bool {
         self.speaks.get() == Some(Protocol::H1)
-    }
-
-    /// Begins to make a connection, or tells that somebody is.
-    pub(super) fn open(&self) -> Result<Opener<'_>, Waiting> {
-        let mut opening = self.opening.borrow_mut();
-        match &*opening {
-            Some(begun) if begun.expected.get() < STREAMS_MAX => {
-                begun.expected.set(begun.expected.get() + 1);
-                Err(Waiting(Rc::clone(begun)))
-            }
-            // None, or it is full: those who come now wait for the next.
-            _ => {
-                let begun = Rc::new(Opening::default());
-                *opening = Some(Rc::clone(&begun));
-                Ok(Opener { shared: self, begun })
-            }
-        }
     }
 
     /// Ends connections that have carried no request for so long, and the oldest of those beyond `idle_max`.
@@ -197,26 +181,43 @@ struct Opening {
 }
 
 /// Makes a connection. Dropped before it has told how that went, somebody else begins.
-pub(super) struct Opener<'a> {
-    shared: &'a Shared,
+pub(super) struct Opener {
+    pool: Rc<Pool>,
     begun: Rc<Opening>,
 }
 
-impl Opener<'_> {
-    /// Tells those who wait that there is a connection, or none that is shared; `speaks` is what is spoken.
-    pub(super) fn opened(self, speaks: Protocol) {
-        self.shared.speaks.set(Some(speaks));
+impl Opener {
+    /// Begins to make a connection, or tells that somebody is.
+    pub(super) fn begin(pool: &Rc<Pool>) -> Result<Self, Waiting> {
+        let mut opening = pool.shared.opening.borrow_mut();
+        match &*opening {
+            Some(begun) if begun.expected.get() < STREAMS_MAX => {
+                begun.expected.set(begun.expected.get() + 1);
+                Err(Waiting(Rc::clone(begun)))
+            }
+            // None, or it is full: those who come now wait for the next.
+            _ => {
+                let begun = Rc::new(Opening::default());
+                *opening = Some(Rc::clone(&begun));
+                Ok(Self { pool: Rc::clone(pool), begun })
+            }
+        }
     }
 
-    /// Tells them that there will be none.
+    /// Notes what is spoken on the connection.
+    pub(super) fn speaks(&self, protocol: Protocol) {
+        self.pool.shared.speaks.set(Some(protocol));
+    }
+
+    /// Tells those who wait that there is no connection.
     pub(super) fn failed(self, error: ProxyError) {
         self.begun.outcome.set(Some(Err(error)));
     }
 }
 
-impl Drop for Opener<'_> {
+impl Drop for Opener {
     fn drop(&mut self) {
-        let mut opening = self.shared.opening.borrow_mut();
+        let mut opening = self.pool.shared.opening.borrow_mut();
         if opening.as_ref().is_some_and(|begun| Rc::ptr_eq(begun, &self.begun)) {
             *opening = None;
         }

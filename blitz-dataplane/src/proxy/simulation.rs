@@ -40,6 +40,7 @@ use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
 use crate::runtime::sim::{BLACK_HOLE_PORT, Rng, UNREACHABLE_PORT, World};
 use crate::runtime::{Handle, Runtime, TcpListener};
 use crate::segment::{Segment, Shape};
+use crate::tls::Diagnosis;
 use client::Client;
 use oracle::Ledger;
 use wire::Trace;
@@ -272,7 +273,14 @@ fn run_in(seed: u64, world: &World, script: Option<u64>) -> Report {
     let segment = Segment::create(Shape { workers: 1, endpoints: ROWS }).expect("a segment");
     let rows = segment.worker(0).expect("the first worker");
     let (outbox, _) = std::sync::mpsc::channel();
-    let proxy = Proxy::new(handle.clone(), rows, snapshot(&text, 1), false, Reports::new(outbox));
+    let proxy = Proxy::new(
+        handle.clone(),
+        rows,
+        snapshot(&text, 1),
+        false,
+        Reports::new(outbox),
+        Diagnosis::default(),
+    );
 
     let drains_at_ms = (rng.chance(200) && script.is_none()).then(|| rng.below(8_000));
     let swaps_at_ms = (rng.chance(300) && script.is_none()).then(|| rng.below(5_000));
@@ -493,6 +501,9 @@ const UNREACHED: &[(ErrorKind, &str)] = &[
     (ErrorKind::DnsFailure, "names are resolved beside the workers; here an upstream has no address"),
     (ErrorKind::DnsTimeout, "as above"),
     (ErrorKind::UpstreamConnectFailed, "the simulated network refuses, is silent, or has no route"),
+    (ErrorKind::UpstreamTlsHandshake, "the simulated endpoints have no TLS; see `tls::connector`"),
+    (ErrorKind::UpstreamCertificate, "as above"),
+    (ErrorKind::UpstreamTlsAlert, "as above"),
     (ErrorKind::UpstreamConnectionLimit, "upstreams have no connection limit in this release"),
     (ErrorKind::Draining, "a draining worker answers and closes; it refuses nobody"),
     (ErrorKind::Loop, "loops are not detected in this release"),

@@ -21,7 +21,7 @@ use crate::http1::HeadLimits;
 use crate::http1::client::ClientLimits;
 use crate::process::endpoints::ResolvedEndpoints;
 use crate::segment::WorkerRows;
-use crate::tls::{Files, TlsMaterial};
+use crate::tls::{Connector, Diagnosis, Files, TlsMaterial, UpstreamTls};
 
 /// A compiled configuration. Made on the helper thread, sent to the loop.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub limits: Limits,
     /// The TLS of each listener, in the order of the configuration.
     pub tls: Vec<Option<Arc<TlsMaterial>>>,
+    /// The TLS to the endpoints of each upstream, in the order of the configuration.
+    pub upstream_tls: Vec<Option<Arc<UpstreamTls>>>,
 }
 
 impl Snapshot {
@@ -51,10 +53,18 @@ impl Snapshot {
         endpoints: &ResolvedEndpoints,
         generation: u64,
     ) -> Result<Self, String> {
-        let tls = TlsMaterial::compile(config, files)?;
+        let (tls, upstream_tls) =
+            match (TlsMaterial::compile(config, files), UpstreamTls::compile(config, files)) {
+                (Ok(tls), Ok(upstream_tls)) => (tls, upstream_tls),
+                (tls, upstream_tls) => {
+                    let issues = [tls.err(), upstream_tls.err()];
+                    return Err(issues.into_iter().flatten().collect::<Vec<_>>().join("\n"));
+                }
+            };
         let router = Router::new(&config.routes);
         let limits = Limits::new(config);
-        Ok(Self { generation, config: config.clone(), router, endpoints: endpoints.clone(), limits, tls })
+        let (config, endpoints) = (config.clone(), endpoints.clone());
+        Ok(Self { generation, config, router, endpoints, limits, tls, upstream_tls })
     }
 }
 
@@ -78,14 +88,16 @@ pub struct Live {
 
 impl Live {
     /// Puts a snapshot to use. Pools of addresses that stay are kept.
-    pub fn new(mut snapshot: Snapshot, pools: &Pools, rows: &WorkerRows) -> Rc<Self> {
+    pub fn new(mut snapshot: Snapshot, pools: &Pools, rows: &WorkerRows, diagnosis: &Diagnosis) -> Rc<Self> {
         let limits = std::mem::take(&mut snapshot.limits);
         let misconduct = Misconduct::new(&snapshot.config);
         let limit_rows = rows.adopt_limits(&limits.ids());
-        let upstreams = snapshot.config.upstreams.iter().enumerate();
-        let groups = upstreams
-            .map(|(index, upstream)| Group::new(upstream, index, &snapshot.endpoints, pools))
-            .collect();
+        let upstreams = snapshot.config.upstreams.iter().zip(&snapshot.upstream_tls).enumerate();
+        let groups = upstreams.map(|(index, (upstream, tls))| {
+            let connector = tls.as_ref().map(|tls| Rc::new(Connector::new(tls, diagnosis)));
+            Group::new(upstream, index, &snapshot.endpoints, pools, connector.as_ref())
+        });
+        let groups = groups.collect();
         let (timeouts, http) = (snapshot.config.timeouts, snapshot.config.http);
         let server = ServerLimits {
             request_head: timeouts.request_head,

@@ -365,7 +365,14 @@ impl Chunk {
 
     /// Takes the first `n` bytes (all when there are fewer) off as a chunk of their own.
     pub fn split_to(&mut self, n: usize) -> Chunk {
-        let n = n.min(self.len()) as u32;
+        let mut front = self.share();
+        front.truncate(n);
+        self.advance(n);
+        front
+    }
+
+    /// A second holder of the same bytes.
+    pub fn share(&self) -> Chunk {
         let memory = match &self.memory {
             Memory::Slot { pool, slot } => {
                 pool.retain(*slot);
@@ -373,9 +380,7 @@ impl Chunk {
             }
             Memory::Other(bytes) => Memory::Other(bytes.clone()),
         };
-        let front = Chunk { memory, start: self.start, end: self.start + n };
-        self.start += n;
-        front
+        Chunk { memory, start: self.start, end: self.end }
     }
 }
 

@@ -13,16 +13,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blitz_config::Config;
+use blitz_config::model::{Upstream, UpstreamTls};
 
+use super::system_store;
 use crate::sys::wipe;
 
 /// Bytes of one file. Revocation lists of large authorities have some megabytes.
 pub const FILE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Under what the authorities of the system are kept: no configuration names a file so.
+pub(super) const SYSTEM_STORE: &str = "";
+
 /// Bytes of all files together: they are held in memory while workers are started from them.
 pub const FILES_BYTES_MAX: usize = 512 * 1024 * 1024;
 
-/// Files by the path that the configuration gives. Cheap to clone.
+/// Files by the path that the configuration gives, and the system's authorities where an upstream needs them. Cheap to
+/// clone.
 #[derive(Clone, Debug, Default)]
 pub struct Files(Arc<BTreeMap<String, Content>>);
 
@@ -42,7 +48,7 @@ impl std::fmt::Debug for Content {
 }
 
 impl Files {
-    /// Reads every file that `config` names; relative paths start at `directory`. Blocks.
+    /// Reads every file that `config` names or falls back on; relative paths start at `directory`. Blocks.
     ///
     /// # Errors
     /// A line for each file that cannot be read or is too large, with its key path; or all together are too large.
@@ -50,26 +56,33 @@ impl Files {
         let mut files = BTreeMap::new();
         let mut issues = Vec::new();
         let mut total = 0_usize;
-        for (index, listener) in config.listeners.iter().enumerate() {
-            for (key, path) in listener.tls.iter().flat_map(|tls| tls.paths()) {
-                if files.contains_key(path) {
-                    continue;
+        let uses_system_store =
+            |upstream: &&Upstream| upstream.link.tls.as_ref().is_some_and(UpstreamTls::uses_system_store);
+        if let Some(upstream) = config.upstreams.iter().find(uses_system_store) {
+            match read_system_store() {
+                Ok(content) => {
+                    total = content.0.len();
+                    files.insert(SYSTEM_STORE.to_owned(), content);
                 }
-                match read(&directory.join(path)) {
-                    Ok(content) => {
-                        total = total.saturating_add(content.0.len());
-                        files.insert(path.to_owned(), content);
-                    }
-                    Err(why) => {
-                        issues.push(format!("listeners[{index}].tls.{key}: cannot read {path}: {why}"))
-                    }
+                Err(why) => issues.push(format!("{}.tls.ca_path: {why}", upstream.key_path())),
+            }
+        }
+        for (key, path) in config.files() {
+            if files.contains_key(path) {
+                continue;
+            }
+            match read(&directory.join(path)) {
+                Ok(content) => {
+                    total = total.saturating_add(content.0.len());
+                    files.insert(path.to_owned(), content);
                 }
-                if total > FILES_BYTES_MAX {
-                    return Err(format!(
-                        "listeners[{index}].tls.{key}: the files read so far have more than {FILES_BYTES_MAX} bytes, \
-                         the most that is kept; use fewer or smaller ones"
-                    ));
-                }
+                Err(why) => issues.push(format!("{key}: cannot read {path}: {why}")),
+            }
+            if total > FILES_BYTES_MAX {
+                return Err(format!(
+                    "{key}: the files read so far have more than {FILES_BYTES_MAX} bytes, the most that is kept; use \
+                     fewer or smaller ones"
+                ));
             }
         }
         if issues.is_empty() { Ok(Self(Arc::new(files))) } else { Err(issues.join("\n")) }
@@ -112,6 +125,11 @@ impl Files {
         let files = files.iter().map(|(path, bytes)| ((*path).to_owned(), Content(bytes.to_vec())));
         Self(Arc::new(files.collect()))
     }
+}
+
+fn read_system_store() -> Result<Content, String> {
+    let path = system_store::path()?;
+    read(&path).map_err(|why| format!("absent, and {} cannot be read: {why}", path.display()))
 }
 
 fn read(path: &Path) -> Result<Content, String> {

@@ -11,8 +11,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use rustls::server::UnbufferedServerConnection;
-use rustls::{CertificateError, HandshakeKind, KeyLog, ProtocolVersion, ServerConfig};
+use rustls::{CertificateError, KeyLog, ServerConfig};
 
+use super::agreed::{is_resumed, is_tls12, terms};
 use super::certificates::take_asked_name;
 use super::stream::Broken;
 use super::tickets::TicketRoot;
@@ -31,6 +32,13 @@ const ALERT_LINGER: Duration = Duration::from_millis(500);
 pub struct Context {
     /// The root of ticket keys.
     pub tickets: TicketRoot,
+    /// What is told of connections.
+    pub diagnosis: Diagnosis,
+}
+
+/// What is told of TLS connections to whoever looks for a fault.
+#[derive(Clone, Debug, Default)]
+pub struct Diagnosis {
     /// `--tls-trace`: a line for each handshake.
     pub is_tracing: bool,
     /// `--tls-key-log`.
@@ -69,8 +77,8 @@ impl Acceptor {
     /// # Errors
     /// rustls refuses it; the words are its own.
     pub fn new(material: &Arc<TlsMaterial>, context: &Context) -> Result<Self, String> {
-        let server = material.server(&context.tickets, context.key_log.clone())?;
-        Ok(Self { material: Arc::clone(material), server, is_tracing: context.is_tracing })
+        let server = material.server(&context.tickets, context.diagnosis.key_log.clone())?;
+        Ok(Self { material: Arc::clone(material), server, is_tracing: context.diagnosis.is_tracing })
     }
 
     /// What it was made of.
@@ -134,7 +142,7 @@ impl Acceptor {
             }
             Some(Err(broken)) => {
                 let error = explain(&broken);
-                log::debug!("tls: {peer} sni={name} failed={} ({})", error.label, text(&broken));
+                log::debug!("tls: {peer} sni={name} failed={} ({broken})", error.label);
                 if matches!(broken, Broken::Tls(_)) {
                     let handle = stream.handle().clone();
                     let mut time = Deadline::new(&handle);
@@ -163,53 +171,28 @@ impl Acceptor {
     }
 
     fn admits(&self, state: &rustls::CommonState) -> bool {
-        let is_resumed = state.handshake_kind() == Some(HandshakeKind::Resumed);
-        !is_resumed || self.material.still_admits(state.peer_certificates())
+        !is_resumed(state) || self.material.still_admits(state.peer_certificates())
     }
 
     fn trace(&self, peer: &str, name: &str, state: &rustls::CommonState) {
-        let version = match state.protocol_version() {
-            Some(ProtocolVersion::TLSv1_3) => "1.3",
-            Some(ProtocolVersion::TLSv1_2) => "1.2",
-            _ => "?",
-        };
-        let group = state.negotiated_key_exchange_group().map(|group| group.name());
-        let group = group.map_or_else(|| "-".to_owned(), |group| format!("{group:?}"));
-        let cipher = state.negotiated_cipher_suite().map(|suite| suite.suite());
-        let cipher = cipher.map_or_else(|| "-".to_owned(), |cipher| format!("{cipher:?}"));
-        let alpn = state.alpn_protocol().map_or_else(|| "-".into(), String::from_utf8_lossy);
-        let resumed = if state.handshake_kind() == Some(HandshakeKind::Resumed) { "yes" } else { "no" };
         let client = state.peer_certificates().map_or("no", |_| "yes");
         let level = if self.is_tracing { log::Level::Info } else { log::Level::Debug };
-        log::log!(
-            level,
-            "tls: {peer} version={version} group={group} cipher={cipher} alpn={alpn} sni={name} resumed={resumed} \
-             client_certificate={client}"
-        );
+        log::log!(level, "tls: {peer} {} client_certificate={client}", terms(state, name));
     }
 }
 
 fn count(state: &rustls::CommonState) -> Metric {
-    let is_resumed = state.handshake_kind() == Some(HandshakeKind::Resumed);
-    match (state.protocol_version(), is_resumed) {
-        (Some(ProtocolVersion::TLSv1_2), false) => Metric::Tls12Full,
-        (Some(ProtocolVersion::TLSv1_2), true) => Metric::Tls12Resumed,
-        (_, false) => Metric::Tls13Full,
-        (_, true) => Metric::Tls13Resumed,
+    match (is_tls12(state), is_resumed(state)) {
+        (true, false) => Metric::Tls12Full,
+        (true, true) => Metric::Tls12Resumed,
+        (false, false) => Metric::Tls13Full,
+        (false, true) => Metric::Tls13Resumed,
     }
 }
 
 fn failed(metric: Metric, label: &'static str, error: &rustls::Error) -> HandshakeError {
     log::debug!("tls: {label}: {error}");
     HandshakeError { metric, label, is_timeout: false }
-}
-
-fn text(broken: &Broken) -> String {
-    match broken {
-        Broken::Ended => "the client ended the connection".to_owned(),
-        Broken::Io(error) => error.to_string(),
-        Broken::Tls(error) => error.to_string(),
-    }
 }
 
 fn explain(broken: &Broken) -> HandshakeError {

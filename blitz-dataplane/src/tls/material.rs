@@ -143,25 +143,28 @@ impl TlsMaterial {
 /// A sentence for each certificate of `config` that is not valid at `now` (seconds since 1970).
 pub fn expired(config: &Config, files: &Files, now: i64) -> Vec<String> {
     let mut sentences = Vec::new();
-    for (index, listener) in config.listeners.iter().enumerate() {
-        for (position, it) in listener.tls.iter().flat_map(|tls| tls.certificates.iter().enumerate()) {
-            let first = files.get(&it.cert_path).and_then(|pem| CertificateDer::pem_slice_iter(pem).next());
-            let Some((begin, end)) = first.and_then(Result::ok).and_then(|der| validity::validity(&der))
-            else {
-                continue;
-            };
-            let what = if now > end {
-                format!("has expired {} days ago", (now - end) / 86_400)
-            } else if now < begin {
-                format!("is not valid yet for {} days", (begin - now) / 86_400)
-            } else {
-                continue;
-            };
-            sentences.push(format!(
-                "listeners[{index}].tls.certificates[{position}].cert_path: the certificate in {} {what}",
-                it.cert_path
-            ));
-        }
+    let listeners = config.listeners.iter().enumerate().flat_map(|(index, listener)| {
+        let certificates = listener.tls.iter().flat_map(|tls| tls.certificates.iter().enumerate());
+        certificates
+            .map(move |(position, it)| (format!("listeners[{index}].tls.certificates[{position}]"), it))
+    });
+    let upstreams = config.upstreams.iter().filter_map(|upstream| {
+        let identity = upstream.link.tls.as_ref()?.identity.as_ref()?;
+        Some((format!("{}.tls", upstream.key_path()), identity))
+    });
+    for (place, it) in listeners.chain(upstreams) {
+        let first = files.get(&it.cert_path).and_then(|pem| CertificateDer::pem_slice_iter(pem).next());
+        let Some((begin, end)) = first.and_then(Result::ok).and_then(|der| validity::validity(&der)) else {
+            continue;
+        };
+        let what = if now > end {
+            format!("has expired {} days ago", (now - end) / 86_400)
+        } else if now < begin {
+            format!("is not valid yet for {} days", (begin - now) / 86_400)
+        } else {
+            continue;
+        };
+        sentences.push(format!("{place}.cert_path: the certificate in {} {what}", it.cert_path));
     }
     sentences
 }
@@ -170,13 +173,13 @@ fn bytes<'a>(files: &'a Files, key: &str, path: &str) -> Result<&'a [u8], String
     files.get(path).ok_or_else(|| format!("{key}: {path} was not read"))
 }
 
-fn chain(files: &Files, key: &str, path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn chain(files: &Files, key: &str, path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes(files, key, path)?).collect();
     let chain = chain.map_err(|error| format!("{key}: {path} is not PEM: {error}"))?;
     if chain.is_empty() { Err(format!("{key}: {path} holds no certificate in PEM")) } else { Ok(chain) }
 }
 
-fn certificate(it: &blitz_config::model::Certificate, files: &Files) -> Result<Named, String> {
+pub(super) fn certificate(it: &blitz_config::model::Certificate, files: &Files) -> Result<Named, String> {
     let chain = chain(files, "cert_path", &it.cert_path)?;
     let key_path = &it.key_path;
     let key = PrivateKeyDer::from_pem_slice(bytes(files, "key_path", key_path)?)

@@ -1,17 +1,20 @@
 //! A sealed stream over TCP, for codecs that do not know of TLS.
 //!
 //! Owns: opening what is received, sealing what is sent, the sizes of records, the orderly end (close_notify, RFC 8446
-//! section 6.1) and telling it from a cut. Does not own: the handshake's outcome and its deadline
-//! ([`super::handshake`]).
+//! section 6.1) and telling it from a cut, at either end of a connection. Does not own: the handshake's outcome and its
+//! deadline ([`super::handshake`], [`super::connector`]).
 //!
 //! Received bytes are opened in memory that the worker's connections share, or, while a record is incomplete, in the
 //! connection's own; what is sent is sealed into what the kernel will be given. So an idle connection holds neither.
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
+use std::fmt;
 use std::io;
 use std::task::{Context, Poll, Waker};
 
+use rustls::CommonState;
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
@@ -50,14 +53,53 @@ thread_local! {
     static SEALING: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A TLS connection, at its server's end.
-pub struct TlsStream {
-    tcp: TcpStream,
-    session: RefCell<Box<Session>>,
+/// What rustls has of one end of a connection. Both ends work alike, but share no trait.
+pub trait End {
+    /// What only this end knows.
+    type Data;
+
+    /// The next thing to be done, given received bytes.
+    fn process<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    /// What both ends know.
+    fn common(&self) -> &CommonState;
 }
 
-struct Session {
-    tls: UnbufferedServerConnection,
+impl End for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(received)
+    }
+
+    fn common(&self) -> &CommonState {
+        self
+    }
+}
+
+impl End for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(received)
+    }
+
+    fn common(&self) -> &CommonState {
+        self
+    }
+}
+
+/// A TLS connection, at its server's end unless it is said otherwise.
+pub struct TlsStream<E = UnbufferedServerConnection> {
+    tcp: TcpStream,
+    session: RefCell<Box<Session<E>>>,
+}
+
+/// A TLS connection, at its client's end.
+pub type TlsClientStream = TlsStream<UnbufferedClientConnection>;
+
+struct Session<E> {
+    tls: E,
     /// Received bytes that are no whole record yet.
     unopened: Vec<u8>,
     /// Opened bytes that nobody has taken: what came behind the handshake, or while only the end was watched for.
@@ -72,19 +114,10 @@ struct Session {
     sealed: usize,
 }
 
-impl TlsStream {
+impl<E: End> TlsStream<E> {
     /// A connection whose handshake has not begun.
-    pub(super) fn new(tcp: TcpStream, tls: UnbufferedServerConnection) -> Self {
-        let session = Session {
-            tls,
-            unopened: Vec::new(),
-            opened: Vec::new(),
-            has_ended: false,
-            is_closed: false,
-            failure: None,
-            sealed: 0,
-        };
-        Self { tcp, session: RefCell::new(Box::new(session)) }
+    pub(super) fn new(tcp: TcpStream, tls: E) -> Self {
+        Self { tcp, session: RefCell::new(Box::new(Session::new(tls))) }
     }
 
     /// The connection under it.
@@ -100,7 +133,7 @@ impl TlsStream {
                 if let Some(failure) = &session.failure {
                     return Poll::Ready(Err(Broken::Tls(failure.clone())));
                 }
-                if !session.tls.is_handshaking() {
+                if !session.tls.common().is_handshaking() {
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -113,7 +146,7 @@ impl TlsStream {
         }
     }
 
-    /// Takes in bytes that were received before.
+    /// Takes in bytes that were received before. Without any, a client begins its handshake.
     ///
     /// # Errors
     /// When a send has failed.
@@ -124,8 +157,8 @@ impl TlsStream {
     }
 
     /// Lends what rustls knows of the connection.
-    pub(super) fn with_state<T>(&self, read: impl FnOnce(&rustls::CommonState) -> T) -> T {
-        read(&self.session.borrow().tls)
+    pub(super) fn with_state<T>(&self, read: impl FnOnce(&CommonState) -> T) -> T {
+        read(self.session.borrow().tls.common())
     }
 
     /// The protocol that was agreed on (ALPN), if one was.
@@ -211,7 +244,17 @@ pub(super) enum Broken {
     Tls(rustls::Error),
 }
 
-impl Transport for TlsStream {
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended => f.write_str("the peer ended the connection"),
+            Self::Io(error) => error.fmt(f),
+            Self::Tls(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: End> Transport for TlsStream<E> {
     fn handle(&self) -> &Handle {
         self.tcp.handle()
     }
@@ -293,7 +336,19 @@ impl Transport for TlsStream {
     }
 }
 
-impl Session {
+impl<E: End> Session<E> {
+    fn new(tls: E) -> Self {
+        Self {
+            tls,
+            unopened: Vec::new(),
+            opened: Vec::new(),
+            has_ended: false,
+            is_closed: false,
+            failure: None,
+            sealed: 0,
+        }
+    }
+
     /// Opens received bytes; what has to be said in return goes to `answer`.
     fn take_in(&mut self, received: &[u8], answer: &mut Vec<u8>) {
         if self.failure.is_some() {
@@ -331,8 +386,8 @@ impl Session {
         if let Err(error) = outcome {
             self.failure = Some(error);
             // The alert that goes with it. Nothing is opened any more, so the same bytes may be shown again.
-            while self.tls.wants_write() {
-                let UnbufferedStatus { state, .. } = self.tls.process_tls_records(bytes);
+            while self.tls.common().wants_write() {
+                let UnbufferedStatus { state, .. } = self.tls.process(bytes);
                 let Ok(ConnectionState::EncodeTlsData(mut record)) = state else { break };
                 encode(&mut record, answer);
             }
@@ -344,7 +399,7 @@ impl Session {
         let mut start = 0;
         loop {
             let rest = bytes.get_mut(start..).unwrap_or_default();
-            let UnbufferedStatus { mut discard, state, .. } = self.tls.process_tls_records(rest);
+            let UnbufferedStatus { mut discard, state, .. } = self.tls.process(rest);
             let mut outcome = None;
             match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
@@ -398,7 +453,7 @@ impl Session {
     fn seal_record(
         &mut self,
         out: &mut Vec<u8>,
-        mut seal: impl FnMut(&mut Traffic<'_>, &mut [u8]) -> Result<usize, EncryptError>,
+        mut seal: impl FnMut(&mut WriteTraffic<'_, E::Data>, &mut [u8]) -> Result<usize, EncryptError>,
         content_len: usize,
     ) -> io::Result<()> {
         if self.failure.is_some() {
@@ -410,7 +465,7 @@ impl Session {
         let mut start = 0;
         let outcome = loop {
             let rest = unopened.get_mut(start..).unwrap_or_default();
-            let UnbufferedStatus { discard, state, .. } = self.tls.process_tls_records(rest);
+            let UnbufferedStatus { discard, state, .. } = self.tls.process(rest);
             let done = match state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     let before = out.len();
@@ -468,7 +523,7 @@ impl Session {
 }
 
 /// Appends what rustls has to say.
-fn encode(record: &mut EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) {
+fn encode<D>(record: &mut EncodeTlsData<'_, D>, out: &mut Vec<u8>) {
     let before = out.len();
     if let Err(EncodeError::InsufficientSize(size)) = record.encode(&mut []) {
         out.resize(before + size.required_size, 0);
@@ -477,8 +532,6 @@ fn encode(record: &mut EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8
     }
 }
 
-type Traffic<'c> = WriteTraffic<'c, ServerConnectionData>;
-
 /// Bytes of the record at the front, by its header (RFC 8446 section 5.1); 0 before the header is there.
 fn record_bytes(bytes: &[u8]) -> usize {
     match bytes {
@@ -486,3 +539,6 @@ fn record_bytes(bytes: &[u8]) -> usize {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;
