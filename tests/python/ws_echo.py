@@ -1,6 +1,10 @@
-"""A WebSocket server that echoes every message. Prints its port. `close CODE` closes with that code."""
+"""A WebSocket server that echoes every message: `ws_echo.py [CERTIFICATE KEY]`.
+
+Prints its port. `close CODE` closes with that code.
+"""
 
 import asyncio
+import ssl
 import sys
 
 import websockets
@@ -23,6 +27,10 @@ async def echo(socket):
 
 async def main():
     options = {"max_size": None, "subprotocols": ["echo"], "ping_interval": None}
+    if len(sys.argv) > 1:
+        options["ssl"] = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        options["ssl"].set_alpn_protocols(["h2", "http/1.1"])
+        options["ssl"].load_cert_chain(sys.argv[1], sys.argv[2])
     async with websockets.serve(echo, "127.0.0.1", 0, **options) as server:
         print(server.sockets[0].getsockname()[1], flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

@@ -17,14 +17,46 @@ from websockets.streams import StreamReader
 from ws_messages import messages
 
 
+class Tls:
+    """TLS over bytes in memory: unlike a socket's, it is used under a lock by whoever sends and whoever receives."""
+
+    def __init__(self, ca, connection):
+        context = ssl.create_default_context(cafile=ca)
+        context.set_alpn_protocols(["h2"])
+        self.received, self.sealed = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.received, self.sealed, server_hostname="edge.test")
+        while True:
+            try:
+                self.tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                connection.sendall(self.sealed.read())
+                data = connection.recv(1 << 16)
+                if not data:
+                    raise EOFError("the connection ended in its handshake")
+                self.received.write(data)
+        assert self.tls.selected_alpn_protocol() == "h2"
+
+    def seal(self, data):
+        if data:
+            self.tls.write(data)
+        return self.sealed.read()
+
+    def open(self, data):
+        self.received.write(data)
+        opened = b""
+        try:
+            while part := self.tls.read(1 << 16):
+                opened += part
+        except ssl.SSLWantReadError:
+            pass
+        return opened
+
+
 class Peer:
     def __init__(self, host, port, ca):
         self.socket = socket.create_connection((host, port), timeout=60)
-        if ca:
-            context = ssl.create_default_context(cafile=ca)
-            context.set_alpn_protocols(["h2"])
-            self.socket = context.wrap_socket(self.socket, server_hostname="edge.test")
-            assert self.socket.selected_alpn_protocol() == "h2"
+        self.tls = Tls(ca, self.socket) if ca else None
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
         self.h2 = h2.connection.H2Connection(config)
         self.changed = threading.Condition()
@@ -37,7 +69,8 @@ class Peer:
             self.flush()
 
     def flush(self):
-        self.socket.sendall(self.h2.data_to_send())
+        data = self.h2.data_to_send()
+        self.socket.sendall(self.tls.seal(data) if self.tls else data)
 
     def receive(self):
         """Reads until the connection ends; wakes whoever waits."""
@@ -45,7 +78,8 @@ class Peer:
             while True:
                 data = self.socket.recv(1 << 16)
                 with self.changed:
-                    for event in self.h2.receive_data(data) if data else ():
+                    opened = self.tls.open(data) if self.tls else data
+                    for event in self.h2.receive_data(opened) if opened else ():
                         self.handle(event)
                     self.flush()
                     if not data:

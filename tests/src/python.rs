@@ -63,8 +63,8 @@ pub struct Server {
 impl Server {
     /// Starts it and waits for its port.
     #[track_caller]
-    pub fn start(script: &str, modules: &[&str]) -> Self {
-        let mut command = command(script, modules, &[]);
+    pub fn start(script: &str, modules: &[&str], args: &[&str]) -> Self {
+        let mut command = command(script, modules, args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().expect("python3 can be executed");
         let mut line = String::new();

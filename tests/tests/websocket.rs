@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use blitz_tests::tls::Algorithm;
+use blitz_tests::tls::{Algorithm, TlsClient};
 use blitz_tests::upstream::{Conn, Upstream};
 use blitz_tests::websocket::{ACCEPT, KEY, MODULES, endpoint, request, switching};
 use blitz_tests::{
@@ -60,7 +60,7 @@ matrix! {
     /// close code from the server.
     fn echo(cell) {
         require_python!("websockets");
-        let server = python::Server::start("ws_echo.py", MODULES);
+        let server = python::Server::start("ws_echo.py", MODULES, &[]);
         let gateway = Setup::new(cell).config_for(&[server.address], "").start();
         let url = format!("ws://{}/chat", gateway.address);
         let said = python::run("ws_client.py", MODULES, &[&url, MESSAGES]);
@@ -72,21 +72,44 @@ matrix! {
         gateway.stop();
     }
 
+    /// TLS on both sides, to an endpoint that would speak HTTP/2 as well: what asks for a switch is for HTTP/1.1.
     fn echo_over_tls(cell) {
         require_python!("websockets");
-        let server = python::Server::start("ws_echo.py", MODULES);
         let pki = Pki::new();
         pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        pki.certificate("up", &["up.test"], Algorithm::Ecdsa);
+        let path = |name: &str| pki.path(name).display().to_string();
+        let server = python::Server::start("ws_echo.py", MODULES, &[&path("up.crt"), &path("up.key")]);
         let route = format!(
-            "[upstreams.pool]\nendpoints = [{{ address = \"{}\" }}]\n[[routes]]\nupstream = \"pool\"\n",
-            server.address
+            "[upstreams.pool]\nendpoints = [{{ address = \"{}\" }}]\n[upstreams.pool.tls]\nca_path = \"{}\"\n\
+             server_name = \"up.test\"\n[[routes]]\nupstream = \"pool\"\n",
+            server.address,
+            path("ca.pem")
         );
         let gateway = Setup::new(cell).config(&(pki.listener(&["edge"], "") + &route)).start();
         let url = format!("wss://{}/chat", gateway.address);
-        let ca = pki.path("ca.pem").display().to_string();
-        let said = python::run("ws_client.py", MODULES, &[&url, "2000", &ca]);
+        let said = python::run("ws_client.py", MODULES, &[&url, "2000", &path("ca.pem")]);
         assert_eq!(said, "2000 echo permessage-deflate 4001 as asked\n");
         all_over(&gateway);
+        gateway.stop();
+    }
+
+    /// Where an upstream speaks HTTP/2 only, nothing can be switched; that is no fault of its endpoints.
+    fn an_upstream_of_http2_alone(cell) {
+        let upstream = Upstream::answering("never");
+        let config = blitz_tests::gateway::one_upstream(&[upstream.address], "").replace(
+            "[upstreams.pool]\n",
+            "[upstreams.pool]\nprotocol = \"h2\"\nhealth.passive.consecutive_failures = 1\n",
+        );
+        let gateway = Setup::new(cell).config(&config).start();
+        for _ in 0..3 {
+            let mut client = gateway.connect();
+            client.send(request("/chat", ""));
+            let answer = client.response();
+            assert_eq!((answer.status, answer.text().as_str()), (500, "500 Internal Server Error: upgrade_needs_h1\n"));
+        }
+        assert!(gateway.admin("/metrics").text().contains("blitz_upstream_ejections_total 0\n"));
+        assert_eq!(upstream.accepted(), 0);
         gateway.stop();
     }
 
@@ -295,6 +318,64 @@ matrix! {
         gateway2.stop();
     }
 
+    /// The same, where the carrier has words of its own for an end and a cut.
+    fn ends_over_tls(cell) {
+        let (upstream, endings) = reporting(|conn| {
+            match conn.read(4)?.as_slice() {
+                b"rest" => {
+                    let asked = conn.rest();
+                    conn.send([&asked.0[..], if asked.1 { b" reset" } else { b" whole" }].concat())?;
+                    conn.finish();
+                }
+                b"ends" => {
+                    conn.send("said before")?;
+                    conn.finish();
+                }
+                _ => {
+                    conn.send("said before")?;
+                    conn.read(4)?;
+                    conn.cut();
+                    return None;
+                }
+            }
+            Some(())
+        });
+        let pki = Pki::new();
+        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let route = format!(
+            "[upstreams.pool]\nendpoints = [{{ address = \"{}\" }}]\n[[routes]]\nupstream = \"pool\"\n",
+            upstream.address
+        );
+        let gateway = Setup::new(cell).config(&(pki.listener(&["edge"], "") + &route)).start();
+        let begin = |word: &str| {
+            let mut client = TlsClient::connect(gateway.address, "edge.test", &pki.client().build()).expect("TLS");
+            client.send(request("/chat", "")).expect("it is taken");
+            assert!(client.until("\r\n\r\n").expect("an answer").starts_with("HTTP/1.1 101 "));
+            client.send(word).expect("it is taken");
+            client
+        };
+        let mut client = begin("rest");
+        client.send("from the client").expect("it is taken");
+        client.finish().expect("it is taken");
+        assert_eq!(client.rest().expect("close_notify"), "from the client whole");
+        assert_eq!(endings.recv_timeout(PATIENCE).expect("the endpoint ends"), (Vec::new(), false));
+        let mut client = begin("ends");
+        assert_eq!(client.rest().expect("close_notify"), "said before");
+        client.send("and more").expect("it is taken");
+        client.finish().expect("it is taken");
+        assert_eq!(endings.recv_timeout(PATIENCE).expect("the endpoint ends"), (b"and more".to_vec(), false));
+        let mut client = begin("cut!");
+        assert_eq!(client.until("before").expect("what was said"), "said before");
+        client.send("now!").expect("it is taken");
+        client.rest().expect_err("a cut, and no end");
+        // A client that goes without close_notify has not ended either.
+        let mut client = begin("rest");
+        let _ = client.tcp().shutdown(std::net::Shutdown::Write);
+        client.rest().expect_err("a cut, and no end");
+        all_over(&gateway);
+        gateway.stop();
+    }
+
     /// A cut on one side is a cut on the other, and no end.
     fn resets(cell) {
         let (upstream, endings) = reporting(|conn| conn.send("x"));
@@ -405,7 +486,7 @@ matrix! {
     /// An endpoint that dies takes its tunnels with it, and nothing else.
     fn the_endpoint_is_killed(cell) {
         require_python!("websockets");
-        let server = python::Server::start("ws_echo.py", MODULES);
+        let server = python::Server::start("ws_echo.py", MODULES, &[]);
         let gateway = Setup::new(cell).config_for(&[server.address], "").start();
         let mut client = switched(&gateway);
         drop(server);

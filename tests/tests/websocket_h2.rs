@@ -73,7 +73,7 @@ fn reporting(
 }
 
 fn echo(cell: blitz_tests::Cell, with_tls: bool) {
-    let server = python::Server::start("ws_echo.py", MODULES);
+    let server = python::Server::start("ws_echo.py", MODULES, &[]);
     let pki = Pki::new();
     pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
     let route = format!(
