@@ -141,7 +141,7 @@ matrix! {
         gateway.stop();
     }
 
-    /// What comes behind the request is held until the 101, then passed on; the endpoint's bytes behind the 101 as well.
+    /// What comes behind the request is held until the 101, then passed on; so is what comes behind the 101.
     fn early_bytes_wait_for_the_switch(cell) {
         let (go_on, may_go_on) = channel::<()>();
         let may_go_on = Mutex::new(may_go_on);
@@ -172,7 +172,7 @@ matrix! {
         gateway.stop();
     }
 
-    /// A refusal is an ordinary answer, and what came behind the request is the next request: it is never passed on raw.
+    /// A refusal is an ordinary answer, and what came behind the request is the next one: it is never passed on raw.
     fn after_a_refusal_http_goes_on(cell) {
         let upstream = Upstream::start(|conn| {
             loop {

@@ -77,9 +77,9 @@ pub trait Answer: BodySink {
     /// status forbids is left out by the codec.
     ///
     /// A 101 switches protocols, and makes a tunnel of the exchange: the request's body brings what the client sends
-    /// from here on, as it comes and until the client ends its side, without the limits and deadlines of a body; what is
-    /// sent here goes to the client as it is, until [`BodySink::finish`]. An exchange that breaks off then ends with a
-    /// reset.
+    /// from here on, as it comes and until the client ends its side, without the limits and deadlines of a body; what
+    /// is sent here goes to the client as it is, until [`BodySink::finish`]. An exchange that breaks off then ends with
+    /// a reset.
     ///
     /// # Errors
     /// A closed connection; a status that would be taken for a switch and is none.

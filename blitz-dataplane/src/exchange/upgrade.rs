@@ -1,4 +1,5 @@
-//! Upgrades (RFC 9110 section 7.8): what may be switched to, and the opening handshake of a WebSocket (RFC 6455 section 4).
+//! Upgrades (RFC 9110 section 7.8): what may be switched to, and the opening handshake of a WebSocket (RFC 6455
+//! section 4).
 //!
 //! Owns: the protocols that are passed on, what a request for one has to look like, its key and the proof that an
 //! endpoint has understood it. Does not own: how a codec carries it (`http1/`, `http2/`), the bytes after the switch

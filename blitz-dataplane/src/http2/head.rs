@@ -63,8 +63,8 @@ pub(super) fn read_request(
     Ok(length)
 }
 
-/// `:protocol` (RFC 8441 section 4): for all that follows, the request is the GET with Upgrade that it stands for. Gives
-/// what it counts.
+/// `:protocol` (RFC 8441 section 4): for all that follows, the request is the GET with Upgrade that it stands for.
+/// Gives what it counts.
 fn read_protocol(parts: &request::Parts, out: &mut RequestHead) -> Result<usize, ProxyError> {
     // The crate lets it through with CONNECT only.
     let Some(protocol) = parts.extensions.get::<h2::ext::Protocol>() else { return Ok(0) };

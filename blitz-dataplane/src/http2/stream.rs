@@ -351,8 +351,8 @@ impl BodySource for RequestBody<'_> {
 }
 
 /// DATA that was received and not handed out, bounded by the stream's window. A message may come as a thousand frames
-/// of a few bytes, each of which costs the crate, and later the endpoint's connection, far more than its bytes: such are
-/// put together.
+/// of a few bytes, each of which costs the crate, and later the endpoint's connection, far more than its bytes: such
+/// are put together.
 #[derive(Default)]
 struct Gathered {
     /// The oldest piece, as it came: mostly there is one.
@@ -529,4 +529,25 @@ impl<S: Service> Answer for StreamAnswer<'_, S> {
 
     /// A stream carries one answer, and the others are none of its business.
     fn close_after(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Gathered;
+
+    #[test]
+    fn small_pieces_are_put_together_and_none_is_lost_or_moved() {
+        let mut gathered = Gathered::default();
+        let mut sent = Vec::new();
+        for turn in 0..3_000_u32 {
+            let piece = vec![turn as u8; if turn % 700 == 699 { 9_000 } else { 1 + turn as usize % 20 }];
+            sent.extend_from_slice(&piece);
+            gathered.put(piece.into());
+        }
+        let pieces: Vec<_> = std::iter::from_fn(|| gathered.take()).collect();
+        assert_eq!(pieces.concat(), sent);
+        assert_eq!(pieces.first().map(bytes::Bytes::len), Some(1), "the first is passed on as it came");
+        assert!(pieces.len() < 16, "{}", pieces.len());
+        assert!(pieces.iter().all(|piece| piece.len() <= Gathered::JOINED_BYTES_MAX));
+    }
 }

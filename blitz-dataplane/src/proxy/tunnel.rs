@@ -1,11 +1,11 @@
 //! Tunnels: what flows between a client and an endpoint after both have switched protocols.
 //!
-//! Two directions, neither of which knows of the other: each passes bytes on as they come, as fast as the receiver takes
-//! them, and ends when its sender does. The tunnel ends when both have. Anything else cuts both: a reset, never an end,
-//! so that no peer takes what it got for all.
+//! Two directions, neither of which knows of the other: each passes bytes on as they come, as fast as the receiver
+//! takes them, and ends when its sender does. The tunnel ends when both have. Anything else cuts both: a reset, never
+//! an end, so that no peer takes what it got for all.
 //!
-//! Owns: the relay and the two deadlines of a tunnel. Does not own: the switch (`forward.rs`), what an end or a cut looks
-//! like on the wire (`http1/`, `http2/`), what the bytes mean.
+//! Owns: the relay and the two deadlines of a tunnel. Does not own: the switch (`forward.rs`), what an end or a cut
+//! looks like on the wire (`http1/`, `http2/`), what the bytes mean.
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
