@@ -25,6 +25,7 @@ pub mod object;
 pub mod pins;
 pub mod prefixes;
 pub mod rehearsal;
+pub mod reuseport;
 pub mod rules;
 pub mod stage;
 pub mod sys;

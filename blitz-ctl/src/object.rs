@@ -1,9 +1,11 @@
-//! The BPF object that is embedded in this program.
+//! The BPF objects that are embedded in this program.
 //!
-//! Owns: its octets. Does not own: how it is built (`cargo xtask build-ebpf`), or loading it
-//! (see [`crate::stage`]).
+//! Owns: their octets. Does not own: how they are built (`cargo xtask build-ebpf`), or loading them
+//! (see [`crate::stage`] and [`crate::reuseport`]).
 #![forbid(unsafe_code)]
 
-/// The object, aligned as its parser wants it. The copy that is committed is what the pinned toolchain
+/// The XDP object, aligned as its parser wants it. The copy that is committed is what the pinned toolchain
 /// makes of `blitz-ebpf/`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../object/blitz.bpf.o");
+/// The `sk_reuseport` object, likewise.
+pub static REUSEPORT: &[u8] = aya::include_bytes_aligned!("../object/blitz-reuseport.bpf.o");

@@ -1,4 +1,8 @@
-//! Entry point for fuzzing; no part of the interface.
+//! Entry points for fuzzing; no part of the interface.
+
+mod quic;
+
+pub use quic::{cid, steer};
 
 use crate::packet::{OFFSET_MAX, TRANSPORT_MAX, parse};
 

@@ -1,12 +1,14 @@
 //! `aya::Pod` for what crosses between user space and the maps.
 //!
-//! Owns: the promise that every octet pattern is a valid value, for the types of [`crate::layout`].
+//! Owns: the promise that every octet pattern is a valid value, for the types of [`crate::layout`] and for what
+//! steering reads.
 
 use crate::layout::{
     Block, BlockKey, Buckets, Count, Deny, Everywhere, Layout, Lengths, Limit, Note, Ports, Prefix4, Prefix6,
     RuleCount, RuleName, Service, ServiceKey, Settings,
 };
 use crate::sources::Set;
+use crate::steer::Entry;
 
 macro_rules! pod {
     ($($type:ty = $size:literal),+ $(,)?) => {$(
@@ -24,6 +26,7 @@ pod! {
     Buckets = 24,
     Count = 16,
     Deny = 16,
+    Entry = 112,
     Everywhere = 80,
     Layout = 16,
     Lengths = 8,

@@ -11,6 +11,8 @@
 mod atomic;
 mod frame;
 mod panic;
+#[cfg(feature = "reachable-panic")]
+mod reach;
 mod rotate;
 mod tables;
 
@@ -35,7 +37,7 @@ static LICENSE: [u8; 4] = *b"GPL\0";
 #[xdp(frags)]
 fn blitz_xdp(context: XdpContext) -> u32 {
     #[cfg(feature = "reachable-panic")]
-    panic::reach(&context);
+    reach::reach(&context);
     // SAFETY: the context of this very call.
     let length = unsafe { bpf_xdp_get_buff_len(context.as_ptr().cast::<xdp_md>()) } as u32;
     let maps = Maps { length };

@@ -12,11 +12,3 @@ use core::panic::PanicInfo;
 fn panic(_: &PanicInfo<'_>) -> ! {
     loop {}
 }
-
-/// Panics when the frame's length is odd, so that a test can see the verifier refuse the object.
-#[cfg(feature = "reachable-panic")]
-#[inline(always)]
-pub(crate) fn reach(context: &aya_ebpf::programs::XdpContext) {
-    let length = context.data_end() - context.data();
-    assert!(length.is_multiple_of(2), "an odd length");
-}

@@ -4,6 +4,7 @@
 //! deadlines. Does not own: what is expected, which each file of `tests/tests/` says for one behaviour.
 //! A helper that cannot do its part panics with a sentence: the test has failed.
 
+pub mod bank;
 pub mod client;
 pub mod ctl;
 pub mod flood;

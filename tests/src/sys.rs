@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -175,6 +175,57 @@ pub(crate) fn socket_drops(socket: &UdpSocket) -> io::Result<u64> {
     // SAFETY: the pointer leads to as many octets as `len` says, which live across the call.
     let status = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, value, &raw mut len) };
     if status == 0 { Ok(u64::from(words[8])) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A UDP socket of the group (SO_REUSEPORT) on `address`.
+pub(crate) fn socket_of_group(address: SocketAddr) -> io::Result<UdpSocket> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: socket takes numbers only.
+    let fd = unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor and nothing else owns it.
+    let socket = unsafe { UdpSocket::from_raw_fd(fd) };
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, &1)?;
+    let status = match address {
+        SocketAddr::V4(address) => {
+            let raw = sockaddr(address);
+            let len = size_of_val(&raw) as libc::socklen_t;
+            // SAFETY: the pointer leads to an address of this length that lives across the call.
+            unsafe { libc::bind(fd, (&raw const raw).cast(), len) }
+        }
+        SocketAddr::V6(address) => {
+            let raw = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: address.port().to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+                sin6_scope_id: 0,
+            };
+            let len = size_of_val(&raw) as libc::socklen_t;
+            // SAFETY: as above.
+            unsafe { libc::bind(fd, (&raw const raw).cast(), len) }
+        }
+    };
+    if status == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets a socket refuse whatever reaches it.
+pub(crate) fn refuse_all(socket: &UdpSocket) -> io::Result<()> {
+    // BPF_RET | BPF_K: keep no octet.
+    let mut program = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
+    let program = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+fn set_option<T>(socket: &UdpSocket, level: i32, option: i32, value: &T) -> io::Result<()> {
+    let len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the pointer leads to a value that lives across the call, and the length is its size; what it leads to in
+    // turn is only read.
+    let status =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), len) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Connects from an address of this machine, as another client would, in no more time than `limit`.

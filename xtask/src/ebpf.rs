@@ -1,6 +1,6 @@
-//! `cargo xtask build-ebpf`: the BPF object that `blitz-ctl` embeds.
+//! `cargo xtask build-ebpf`: the BPF objects that `blitz-ctl` embeds.
 //!
-//! Owns: the build's command line and environment, the committed copy and when it is written, the check
+//! Owns: the build's command line and environment, the committed copies and when they are written, the check
 //! that a second folder gives the same bytes. Does not own: which compiler does it (see [`toolchain`]),
 //! the object's format (see [`strip`]), the names of crates inside it (see [`identity`]), the programs (`blitz-ebpf/`).
 
@@ -19,23 +19,28 @@ cargo xtask build-ebpf [--check] [--debug] [--reachable-panic] [--out PATH]
                        [--toolchain debian|nightly] [--pin]
 
 Builds blitz-ebpf/ for bpfel-unknown-none, with Debian's rustc-web and rust-web-src or
-with rustup's nightly that has rust-src, and links it with bpf-linker. The object goes to
-target/ebpf/blitz.bpf.o, and with the pinned toolchain also to blitz-ctl/object/blitz.bpf.o,
-the copy that is committed and embedded; blitz-ctl/object/blitz.bpf.toolchain names the pin.
+with rustup's nightly that has rust-src, and links it with bpf-linker. The objects, blitz.bpf.o
+(XDP) and blitz-reuseport.bpf.o (sk_reuseport), go to target/ebpf/, and with the pinned
+toolchain also to blitz-ctl/object/, the copies that are committed and embedded;
+blitz-ctl/object/blitz.bpf.toolchain names the pin.
 
-  --check            build it, and again from a copy in another folder; fail if the two or the
-                     committed copy differ, or if the pinned toolchain is not here
-  --debug            with log lines from inside the programs; never the committed copy
-  --reachable-panic  with a panic that a packet can reach, which the kernel must refuse; for a
-                     test, never the committed copy
-  --out PATH         write the object there and leave the committed copy alone
+  --check            build them, and again from a copy in another folder; fail if the two or the
+                     committed copies differ, or if the pinned toolchain is not here
+  --debug            the XDP object with log lines from inside; never a committed copy
+  --reachable-panic  the XDP object with a panic that a packet can reach, which the kernel must
+                     refuse; for a test, never a committed copy
+  --out PATH         write the XDP object there and leave the committed copies alone
   --toolchain NAME   use this one and no other
-  --pin              make the toolchain at hand the pinned one, and write the committed copy
+  --pin              make the toolchain at hand the pinned one, and write the committed copies
 ";
 
-/// The committed copy, from the root of the workspace.
-const OBJECT: &str = "blitz-ctl/object/blitz.bpf.o";
-/// What built it.
+/// The objects, each named as the binary in `blitz-ebpf/` that it is made of.
+const OBJECTS: [&str; 2] = [XDP, "blitz-reuseport"];
+/// The one that has variants.
+const XDP: &str = "blitz";
+/// Where the committed copies lie, from the root of the workspace.
+const COMMITTED: &str = "blitz-ctl/object";
+/// What built them.
 const PIN: &str = "blitz-ctl/object/blitz.bpf.toolchain";
 const TARGET: &str = "bpfel-unknown-none";
 /// What the object is built from, from the root of the workspace.
@@ -58,8 +63,8 @@ impl Variant {
         self.features().is_empty()
     }
 
-    fn file_name(self) -> String {
-        let mut name = "blitz".to_owned();
+    fn file_name(self, object: &str) -> String {
+        let mut name = object.to_owned();
         for feature in self.features().split(',').filter(|feature| !feature.is_empty()) {
             name += "-";
             name += feature;
@@ -111,15 +116,15 @@ fn build_once(wanted: Option<&str>, variant: Variant, out: Option<String>, pin: 
     let toolchain = toolchain::find(wanted, pinned.as_ref())?;
     println!("build-ebpf: {}", toolchain.describe());
     let here = here();
-    let bytes = build(&toolchain, &here, variant)?;
-    let path = match &out {
-        Some(path) => PathBuf::from(path),
-        None => here.target.join(variant.file_name()),
-    };
-    write(&path, &bytes)?;
-    println!("build-ebpf: wrote {} ({} bytes)", path.display(), bytes.len());
     if !variant.is_plain() || out.is_some() {
-        return Ok(());
+        let path = out.map_or_else(|| here.target.join(variant.file_name(XDP)), PathBuf::from);
+        return write_built(&path, &build(&toolchain, &here, XDP, variant)?);
+    }
+    let mut built = Vec::new();
+    for object in OBJECTS {
+        let bytes = build(&toolchain, &here, object, variant)?;
+        write_built(&here.target.join(variant.file_name(object)), &bytes)?;
+        built.push((object, bytes));
     }
     let now = toolchain.pin(&flags_for_record())?;
     let left_alone = match &pinned {
@@ -128,21 +133,34 @@ fn build_once(wanted: Option<&str>, variant: Variant, out: Option<String>, pin: 
         Some(pinned) => pinned.difference(&now),
     };
     if let Some(reason) = left_alone {
-        println!("build-ebpf: the committed {OBJECT} was left alone: {reason}");
+        println!("build-ebpf: the committed copies in {COMMITTED} were left alone: {reason}");
         return Ok(());
     }
-    let committed = here.root.join(OBJECT);
-    let is_same = std::fs::read(&committed).is_ok_and(|old| old == bytes);
-    write(&committed, &bytes)?;
     if pin {
         write(&here.root.join(PIN), now.to_text().as_bytes())?;
         println!("build-ebpf: pinned this toolchain in {PIN}");
     }
-    println!(
-        "build-ebpf: the committed {OBJECT} {}",
-        if is_same { "was the same already" } else { "is new" }
-    );
+    for (object, bytes) in built {
+        let path = committed(object);
+        let is_same = std::fs::read(here.root.join(&path)).is_ok_and(|old| old == bytes);
+        write(&here.root.join(&path), &bytes)?;
+        println!(
+            "build-ebpf: the committed {path} {}",
+            if is_same { "was the same already" } else { "is new" }
+        );
+    }
     Ok(())
+}
+
+fn write_built(path: &Path, bytes: &[u8]) -> Result<()> {
+    write(path, bytes)?;
+    println!("build-ebpf: wrote {} ({} bytes)", path.display(), bytes.len());
+    Ok(())
+}
+
+/// The committed copy, from the root of the workspace.
+fn committed(object: &str) -> String {
+    format!("{COMMITTED}/{}", Variant::default().file_name(object))
 }
 
 fn check_committed(wanted: Option<&str>) -> Result<()> {
@@ -159,14 +177,26 @@ fn check_committed(wanted: Option<&str>) -> Result<()> {
         ));
     }
     let here = here();
-    let bytes = build(&toolchain, &here, Variant::default())?;
-    let elsewhere = std::env::temp_dir().join(format!("blitz-ebpf-{}", std::process::id()));
-    let again = build_elsewhere(&toolchain, &here, &elsewhere);
+    let plain = |place: &Place, object| build(&toolchain, place, object, Variant::default());
+    let built = OBJECTS.into_iter().map(|object| plain(&here, object)).collect::<Result<Vec<_>>>()?;
+    let folder = std::env::temp_dir().join(format!("blitz-ebpf-{}", std::process::id()));
+    let again = copy_elsewhere(&here, &folder).and_then(|there| {
+        OBJECTS.into_iter().map(|object| plain(&there, object)).collect::<Result<Vec<_>>>()
+    });
     // A scratch copy; what is left of it harms nobody.
-    let _ = std::fs::remove_dir_all(&elsewhere);
-    if bytes != again? {
+    let _ = std::fs::remove_dir_all(&folder);
+    for ((object, bytes), again) in OBJECTS.into_iter().zip(built).zip(again?) {
+        check_object(&here, &folder, object, &bytes, &again)?;
+    }
+    Ok(())
+}
+
+/// Whether one object was built `again` as it was, and is the committed one.
+fn check_object(here: &Place, elsewhere: &Path, object: &str, bytes: &[u8], again: &[u8]) -> Result<()> {
+    let path = committed(object);
+    if bytes != again {
         return Err(format!(
-            "the build is not reproducible: {} gave other bytes than {}",
+            "the build of {path} is not reproducible: {} gave other bytes than {}",
             elsewhere.display(),
             here.root.display()
         ));
@@ -175,24 +205,24 @@ fn check_committed(wanted: Option<&str>) -> Result<()> {
         "build-ebpf: two folders, two target folders and two CARGO_HOMEs gave the same {} bytes",
         bytes.len()
     );
-    let committed = std::fs::read(here.root.join(OBJECT)).map_err(|error| format!("{OBJECT}: {error}"))?;
-    if committed != bytes {
-        let kept = here.target.join("blitz.bpf.o");
-        write(&kept, &bytes)?;
+    let old = std::fs::read(here.root.join(&path)).map_err(|error| format!("{path}: {error}"))?;
+    if old != bytes {
+        let kept = here.target.join(Variant::default().file_name(object));
+        write(&kept, bytes)?;
         return Err(format!(
-            "{OBJECT} is not what blitz-ebpf/ builds ({} bytes against {}): run cargo xtask build-ebpf and \
+            "{path} is not what blitz-ebpf/ builds ({} bytes against {}): run cargo xtask build-ebpf and \
              commit the object with its source; what was built here is {}",
-            committed.len(),
+            old.len(),
             bytes.len(),
             kept.display()
         ));
     }
-    println!("build-ebpf: the committed {OBJECT} is what its source builds");
+    println!("build-ebpf: the committed {path} is what its source builds");
     Ok(())
 }
 
-/// Builds from a copy of the sources, with another target folder and another `CARGO_HOME`.
-fn build_elsewhere(toolchain: &Toolchain, here: &Place, folder: &Path) -> Result<Vec<u8>> {
+/// A copy of the sources, with another target folder and another `CARGO_HOME`.
+fn copy_elsewhere(here: &Place, folder: &Path) -> Result<Place> {
     let there = Place {
         root: folder.join("a copy"),
         target: folder.join("built"),
@@ -209,11 +239,11 @@ fn build_elsewhere(toolchain: &Toolchain, here: &Place, folder: &Path) -> Result
     let registry = here.cargo_home.join("registry");
     std::os::unix::fs::symlink(&registry, there.cargo_home.join("registry"))
         .map_err(|error| format!("{}: {error}", registry.display()))?;
-    build(toolchain, &there, Variant::default())
+    Ok(there)
 }
 
 /// Runs cargo and returns the object without its DWARF.
-fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u8>> {
+fn build(toolchain: &Toolchain, place: &Place, object: &str, variant: Variant) -> Result<Vec<u8>> {
     if !place.offline {
         // The folders of the crates must be there before they can be named in the flags.
         sh::run(cargo(toolchain, place).args(["fetch", "--locked"]))?;
@@ -226,7 +256,7 @@ fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u
         .env(identity::VARIABLE, "1")
         // bpf-linker opens the first libLLVM that it finds in the folders of this variable.
         .env("LD_LIBRARY_PATH", llvm)
-        .args(["rustc", "--bin", "blitz", "--release", "--locked", "--target", TARGET])
+        .args(["rustc", "--bin", object, "--release", "--locked", "--target", TARGET])
         .args(["-Z", "build-std=core", "--config", &config(toolchain, place)?]);
     if place.offline {
         command.arg("--offline");
@@ -239,7 +269,7 @@ fn build(toolchain: &Toolchain, place: &Place, variant: Variant) -> Result<Vec<u
         command.args(["--", "-D", "warnings"]);
     }
     sh::run(&mut command)?;
-    let built = place.target.join(TARGET).join("release/blitz");
+    let built = place.target.join(TARGET).join("release").join(object);
     let bytes = std::fs::read(&built).map_err(|error| format!("{}: {error}", built.display()))?;
     strip::without_dwarf(&bytes).map_err(|what| format!("{}: {what}", built.display()))
 }

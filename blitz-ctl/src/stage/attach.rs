@@ -476,7 +476,8 @@ fn io_error_of(error: &ProgramError) -> io::Error {
     }
 }
 
-fn program_error(what: &str, error: &ProgramError) -> Error {
+/// The error of a program that the kernel did not take, with the verifier's last words.
+pub(crate) fn program_error(what: &str, error: &ProgramError) -> Error {
     let io_error = io_error_of(error);
     match (error, io_error.raw_os_error()) {
         (_, Some(libc::EPERM)) => Error::io(what, &io_error),
@@ -493,7 +494,8 @@ fn program_error(what: &str, error: &ProgramError) -> Error {
     }
 }
 
-fn load_error(error: &EbpfError) -> Error {
+/// The error of an object whose maps could not be made.
+pub(crate) fn load_error(error: &EbpfError) -> Error {
     match error {
         EbpfError::MapError(aya::maps::MapError::CreateError { name, io_error }) => {
             Error::io(format!("create the map {name}"), io_error)

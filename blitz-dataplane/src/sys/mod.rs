@@ -10,6 +10,7 @@ pub mod memfd;
 pub mod mmap;
 pub mod net;
 pub mod privilege;
+pub mod reuseport;
 pub mod rlimit;
 pub mod signal;
 pub mod socket;

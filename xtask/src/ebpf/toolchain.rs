@@ -232,8 +232,8 @@ impl Version {
 }
 
 impl Pin {
-    const HEADER: &str = "# What built blitz.bpf.o. Written by `cargo xtask build-ebpf --pin`; any other toolchain\n\
-                          # leaves the object alone. `install` says what brings it and is not compared.\n";
+    const HEADER: &str = "# What built the objects. Written by `cargo xtask build-ebpf --pin`; any other toolchain\n\
+                          # leaves them alone. `install` says what brings it and is not compared.\n";
 
     pub(super) fn parse(text: &str) -> std::result::Result<Self, String> {
         let mut rows = Vec::new();

@@ -4,6 +4,7 @@
 //! items that nothing uses, which the compiler reports.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::Finding;
@@ -30,7 +31,7 @@ pub(super) fn check(root: &Path, files: &[PathBuf], findings: &mut Vec<Finding>)
     }
 }
 
-/// Whether cargo finds the file by itself.
+/// Whether cargo finds the file by itself or by its package's manifest.
 fn is_root(path: &Path) -> bool {
     let parent = path.parent().unwrap_or(Path::new(""));
     let name = path.file_name().unwrap_or_default();
@@ -38,6 +39,7 @@ fn is_root(path: &Path) -> bool {
     let package = parent.parent().unwrap_or(Path::new(""));
     let in_named = |dir: &str| parent.file_name().is_some_and(|found| found == dir);
     (in_named("src") && has_manifest(package) && (name == "main.rs" || name == "lib.rs"))
+        || (in_named("src") && is_named_in(&package.join("Cargo.toml"), name))
         || (in_named("bin") && package.parent().is_some_and(has_manifest))
         || (["tests", "benches", "examples", "fuzz_targets"].into_iter().any(in_named)
             && has_manifest(package))
@@ -47,6 +49,12 @@ fn is_root(path: &Path) -> bool {
                 .any(|dir| package.file_name().is_some_and(|f| f == dir))
             && package.parent().is_some_and(has_manifest))
         || (name == "build.rs" && has_manifest(parent))
+}
+
+/// Whether the manifest has a target with the path `src/NAME`.
+fn is_named_in(manifest: &Path, name: &OsStr) -> bool {
+    let line = format!("path = \"src/{}\"", name.to_string_lossy());
+    std::fs::read_to_string(manifest).is_ok_and(|text| text.lines().any(|found| found.trim() == line))
 }
 
 /// The files that a file's `mod` lines name.
