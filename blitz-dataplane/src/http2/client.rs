@@ -376,6 +376,11 @@ impl BodySink for StreamSink<'_> {
         let headers = write_fields(trailers)?;
         self.stream.send_trailers(headers).map_err(|_| closed())
     }
+
+    async fn finish(&mut self) -> Result<(), ProxyError> {
+        // The crate sends what it holds as the windows open.
+        self.end(None)
+    }
 }
 
 /// The answer on its way from the endpoint.

@@ -12,7 +12,7 @@ use http::{Response, StatusCode, request};
 use super::values;
 use crate::date::IMF_FIXDATE_BYTES;
 use crate::exchange::{
-    BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Scheme, authority,
+    BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Scheme, Upgrade, authority,
 };
 use crate::fields::{FieldError, Fields, Known, KnownSet, Occurrence, has_token, list_members};
 use crate::http1::HeadLimits;
@@ -52,12 +52,38 @@ pub(super) fn read_request(
     out.method = Method::from_bytes(method)
         .ok_or_else(|| ProxyError::new(ErrorKind::NotImplemented).with_detail("method_too_long"))?;
     let mut size = PSEUDO_BYTES + method.len() + out.scheme.as_str().len();
+    size += read_protocol(parts, out)?;
     size += read_target(&parts.uri, limits, out)?;
     read_fields(&parts.headers, size, limits, &mut out.fields)?;
     read_host(out)?;
     let length = read_length(has_ended, &mut out.fields)?;
+    if out.upgrade.is_some() {
+        return read_upgrade(length, out);
+    }
     out.expects_continue = expects_continue(length, &out.fields)?;
     Ok(length)
+}
+
+/// `:protocol` (RFC 8441 section 4): for all that follows, the request is the GET with Upgrade that it stands for.
+/// Gives what it counts.
+fn read_protocol(parts: &request::Parts, out: &mut RequestHead) -> Result<usize, ProxyError> {
+    // The crate lets it through with CONNECT only.
+    let Some(protocol) = parts.extensions.get::<h2::ext::Protocol>() else { return Ok(0) };
+    let protocol = protocol.as_str().as_bytes();
+    // RFC 9220 section 3 says what RFC 8441 leaves open.
+    let unknown = || ProxyError::new(ErrorKind::NotImplemented).with_detail("connect_protocol");
+    out.upgrade = Some(Upgrade::from_token(protocol).ok_or_else(unknown)?);
+    out.method = Method::Get;
+    Ok(":protocol".len() + protocol.len() + FIELD_OVERHEAD_BYTES)
+}
+
+/// What is left of a request that switches protocols: it has no body, and no key of HTTP/1 (RFC 8441 section 5).
+fn read_upgrade(length: BodyLength, out: &mut RequestHead) -> Result<BodyLength, ProxyError> {
+    if matches!(length, BodyLength::Exact(_)) {
+        return Err(malformed("bad_length"));
+    }
+    out.fields.remove_set(KnownSet::of(&[Known::SecWebSocketKey, Known::SecWebSocketAccept, Known::Expect]));
+    Ok(BodyLength::Empty)
 }
 
 /// `:scheme`, `:authority` and `:path` (RFC 9113 section 8.3.1). Gives what they count.
@@ -72,8 +98,7 @@ fn read_target(uri: &http::Uri, limits: &HeadLimits, out: &mut RequestHead) -> R
         size += ":authority".len() + authority.len() + FIELD_OVERHEAD_BYTES;
     }
     if out.method == Method::Connect {
-        // Without a path and a scheme. What has `:protocol` was refused by the crate: the setting that allows it is
-        // not announced (RFC 8441 section 3).
+        // Without a path and a scheme.
         return Ok(size);
     }
     // The crate drops a scheme without an authority.
@@ -250,6 +275,13 @@ pub(super) fn write_response(
         BodyLength::Unknown => AnswerBody::Data,
     };
     Ok((response, body))
+}
+
+/// The head that accepts an extended CONNECT (RFC 8441 section 5), from that of a 101.
+pub(super) fn write_switch(head: &ResponseHead) -> Result<Response<()>, ProxyError> {
+    let mut response = write_head(200, &head.fields)?;
+    response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+    Ok(response)
 }
 
 /// A head with these fields, but for those that HTTP/2 does not carry.

@@ -26,6 +26,11 @@ use crate::runtime::{Chunk, Deadline, Pooled, Transport};
 /// the stream's task waits.
 const SEND_BUFFER_BYTES: usize = 32 * 1024;
 
+/// What the crate may hold of small DATA frames that no task has taken yet, each counted with 256 bytes less what it
+/// carries. One turn may bring 80 KiB, which are 8,000 frames of a byte; beyond that somebody floods. Tasks that wait
+/// for an endpoint take them in all the same (`absorb`).
+const SMALL_DATA_BUDGET: usize = 2 * 1024 * 1024;
+
 /// How long a connection that was told to end, and carries no request, may take to do so.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -113,6 +118,8 @@ fn builder(limits: &ServerLimits) -> Builder {
         .max_header_list_size(u32::try_from(limits.head.head_bytes_max).unwrap_or(u32::MAX))
         .max_concurrent_streams(http2.concurrent_streams_max)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .data_frame_budget(SMALL_DATA_BUDGET)
+        .enable_connect_protocol()
         // The meter counts these and ends the connection first.
         .max_pending_accept_reset_streams(burst(http2.resets_per_second) + 1)
         .max_local_error_reset_streams(Some(burst(http2.faults_per_second) + 1));
