@@ -1,14 +1,17 @@
-//! What an idle kept-alive connection costs in memory, beside nginx.
+//! What an idle connection costs in memory, beside nginx and haproxy: in clear, with TLS, with HTTP/2 over TLS.
 //!
-//! Owns: opening the connections, one request on each, and the growth of the server's memory. Does not
-//! own: the kernel's socket memory, which is the same for both and is printed beside.
+//! Owns: opening the connections and the growth of the server's memory. Does not own: the request on each
+//! (`ask.rs`), the kernel's socket memory, which is the same for all and is printed beside.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::ask::{Asking, Kind};
+use crate::peers::{self, BODY_BYTES, Back, Front};
+use crate::rounds::grouped;
 use crate::servers::{Scratch, Server};
 use crate::{Options, Result, account, machine};
 
@@ -18,49 +21,69 @@ const OTHER_DESCRIPTORS: usize = 64;
 pub(crate) fn run(options: &Options) -> Result<Value> {
     let (core, _) = machine::two_cores()?;
     raise_descriptor_limit(options.connections + OTHER_DESCRIPTORS)?;
-    let facts = machine::facts(&options.programs);
+    let facts = machine::facts_of_tls_peers(&options.programs);
     println!("{facts:#}");
-    let scratch = Scratch::new()?;
-    let mut servers = Vec::new();
-    if !options.without_blitz {
-        servers.push(scratch.blitz_direct(core, &options.programs)?);
+    let mut lines = Vec::new();
+    let mut kinds = serde_json::Map::new();
+    for kind in [Kind::Plain, Kind::Tls, Kind::Http2] {
+        if options.scenario.as_deref().is_some_and(|wanted| wanted != kind.name()) {
+            continue;
+        }
+        let scratch = Scratch::new()?;
+        peers::certificate(&scratch)?;
+        let front = if kind == Kind::Plain { Front::Plain } else { Front::Tls };
+        let mut peers = serde_json::Map::new();
+        for name in ["blitz", "nginx", "haproxy"] {
+            let back = Back::Fixed(BODY_BYTES);
+            let server = match name {
+                "blitz" if options.without_blitz => continue,
+                "blitz" => peers::blitz(&scratch, core, &options.programs, front, back)?,
+                name if peers::find_program(name).is_none() => {
+                    println!("{name} is not installed, and is left out (cargo xtask setup --bench)");
+                    continue;
+                }
+                "nginx" => peers::nginx(&scratch, core, front, back)?,
+                _ => peers::haproxy(&scratch, core, front, back)?,
+            };
+            let figures = grow(&server, kind, options.connections)?;
+            let of = |key: &str| grouped(figures[key].as_f64().unwrap_or(0.0));
+            lines.push(format!(
+                "| {} | {name} | {} | {} | {} |",
+                kind.name(),
+                of("rss_bytes_each"),
+                of("pss_bytes_each"),
+                of("kernel_tcp_bytes")
+            ));
+            peers.insert(name.to_owned(), figures);
+        }
+        kinds.insert(kind.name().to_owned(), Value::Object(peers));
     }
-    servers.push(scratch.nginx_direct(core, 13)?);
-    println!(
-        "\n{:<8} {:>12} {:>16} {:>16} {:>18}",
-        "server", "connections", "RSS bytes each", "PSS bytes each", "kernel TCP bytes"
-    );
-    let mut peers = serde_json::Map::new();
-    for server in &servers {
-        let figures = grow(server, options.connections)?;
-        println!(
-            "{:<8} {:>12} {:>16} {:>16} {:>18}",
-            server.name,
-            options.connections,
-            figures["rss_bytes_each"],
-            figures["pss_bytes_each"],
-            figures["kernel_tcp_bytes"]
-        );
-        peers.insert(server.name.clone(), figures);
+    if kinds.is_empty() {
+        return Err("--scenario is plain, tls or h2".to_owned());
     }
-    Ok(json!({ "machine": facts, "connections": options.connections, "peers": peers }))
+    println!("\n| {} idle connections | server | RSS bytes each | PSS bytes each | kernel's TCP bytes |", {
+        options.connections
+    });
+    println!("|---|---|---|---|---|");
+    lines.iter().for_each(|line| println!("{line}"));
+    Ok(json!({ "machine": facts, "connections": options.connections, "kinds": kinds }))
 }
 
-fn grow(server: &Server, count: usize) -> Result<Value> {
+fn grow(server: &Server, kind: Kind, count: usize) -> Result<Value> {
+    let asking = Asking::new(kind)?;
+    let ask = || asking.ask(server).map_err(|error| format!("{}: {error}", server.name));
     // The first requests fill what is allocated once.
     for _ in 0..64 {
-        one_request(server, &mut connect(server)?)?;
+        ask()?;
     }
     let (before, tcp_before) = (settled(server), account::tcp_memory_bytes());
     let mut connections = Vec::with_capacity(count);
     for _ in 0..count {
-        let mut stream = connect(server)?;
-        one_request(server, &mut stream)?;
-        connections.push(stream);
+        connections.push(ask()?);
     }
     let (after, tcp_after) = (settled(server), account::tcp_memory_bytes());
     // Those that the server closed meanwhile would make it look cheap.
-    let closed = connections.iter().filter(|stream| is_closed(stream)).count();
+    let closed = connections.iter_mut().filter_map(|stream| is_closed(stream).then_some(())).count();
     if closed > 0 {
         return Err(format!("{} closed {closed} of {count} idle connections", server.name));
     }
@@ -86,35 +109,19 @@ fn settled(server: &Server) -> account::Memory {
     }
 }
 
-fn connect(server: &Server) -> Result<TcpStream> {
-    let stream =
-        TcpStream::connect(authority(server)).map_err(|error| format!("{}: {error}", server.name))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(|error| error.to_string())?;
-    Ok(stream)
-}
-
-fn authority(server: &Server) -> &str {
-    server.url["http://".len()..].split('/').next().unwrap_or_default()
-}
-
-fn one_request(server: &Server, stream: &mut TcpStream) -> Result<()> {
-    let failed = |error: std::io::Error| format!("{}: {error}", server.name);
-    let path = &server.url["http://".len() + authority(server).len()..];
-    let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n");
-    stream.write_all(request.as_bytes()).map_err(failed)?;
-    let mut bytes = [0; 4096];
-    let n = stream.read(&mut bytes).map_err(failed)?;
-    // The answers are far smaller than a segment, so one read has them whole.
-    if bytes[..n].starts_with(b"HTTP/1.1 200") {
-        Ok(())
-    } else {
-        Err(format!("{} answered otherwise", server.name))
+/// Reads what has come behind the answer, and sees whether an end is behind it.
+fn is_closed(stream: &mut TcpStream) -> bool {
+    if stream.set_nonblocking(true).is_err() {
+        return true;
     }
-}
-
-fn is_closed(stream: &TcpStream) -> bool {
-    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
-    !matches!(peeked, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    let mut bytes = [0; 4096];
+    loop {
+        match stream.read(&mut bytes) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) => return error.kind() != std::io::ErrorKind::WouldBlock,
+        }
+    }
 }
 
 fn raise_descriptor_limit(wanted: usize) -> Result<()> {

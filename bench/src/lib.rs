@@ -1,6 +1,7 @@
-//! What the floors share.
+//! What the programs of the bench share.
 //!
-//! Owns: the bare ring that both floors run on. Does not own: the runner (`main.rs`), which measures
-//! programs from outside and needs nothing of this.
+//! Owns: the bare ring that the TCP floors run on, and a TLS client. Does not own: the runner (`main.rs`), which
+//! measures programs from outside.
 
 pub mod floor;
+pub mod tls;

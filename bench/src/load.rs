@@ -1,11 +1,12 @@
 //! The load generator: wrk with a script that prints figures.
 //!
-//! Owns: one run of wrk and what it counted. Does not own: what the server used meanwhile (see `account.rs`).
+//! Owns: one run of wrk and what it counted. Does not own: what the server used meanwhile (see `rounds.rs`).
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::rounds::Load;
 use crate::{Result, servers};
 
 /// Connections of one run.
@@ -20,17 +21,6 @@ done = function(summary, latency, requests)
     e.connect, e.read, e.write, e.timeout, e.status))
 end
 "#;
-
-/// One run.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Load {
-    pub(crate) requests: f64,
-    pub(crate) seconds: f64,
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
-    /// Connections that failed, requests that timed out, answers that were not 2xx or 3xx.
-    pub(crate) bad: f64,
-}
 
 /// Writes the script once.
 pub(crate) fn script(dir: &Path) -> Result<PathBuf> {
@@ -64,11 +54,11 @@ pub(crate) fn run(url: &str, seconds: u64, core: usize, script: &Path) -> Result
 fn parse(said: &str) -> Option<Load> {
     let line = said.lines().find_map(|line| line.strip_prefix("RESULT "))?;
     let n: Vec<f64> = line.split_whitespace().filter_map(|text| text.parse().ok()).collect();
-    let [requests, duration_us, p50_us, p99_us, connect, read, write, timeout, status] = n[..] else {
+    let [done, duration_us, p50_us, p99_us, connect, read, write, timeout, status] = n[..] else {
         return None;
     };
     let bad = connect + read + write + timeout + status;
-    Some(Load { requests, seconds: duration_us / 1e6, p50_us, p99_us, bad })
+    Some(Load { done, seconds: duration_us / 1e6, p50_us, p99_us, bad })
 }
 
 #[cfg(test)]
@@ -78,7 +68,7 @@ mod tests {
     #[test]
     fn figures_are_read_in_order() {
         let said = "Running 1s test\nRESULT 1000 2000000 50 900 1 2 3 4 5\n";
-        let load = Load { requests: 1000.0, seconds: 2.0, p50_us: 50.0, p99_us: 900.0, bad: 15.0 };
+        let load = Load { done: 1000.0, seconds: 2.0, p50_us: 50.0, p99_us: 900.0, bad: 15.0 };
         assert_eq!(parse(said), Some(load));
         assert_eq!(parse("RESULT 1 2"), None);
     }

@@ -17,6 +17,20 @@ pub(crate) fn facts(programs: &Path) -> Value {
     ])
 }
 
+/// The same with the peers that speak TLS.
+pub(crate) fn facts_of_tls_peers(programs: &Path) -> Value {
+    let blitz = programs.join("blitz");
+    let envoy = crate::peers::find_envoy(programs).unwrap_or_default();
+    facts_with(&[
+        ("blitz", &blitz.to_string_lossy(), "--version"),
+        ("nginx", "nginx", "-v"),
+        ("haproxy", "haproxy", "-v"),
+        ("h2o", "h2o", "-v"),
+        ("envoy", &envoy.to_string_lossy(), "--version"),
+        ("h2load", "h2load", "--version"),
+    ])
+}
+
 /// The same with the versions of other programs: name, program, and the words that make it print its version.
 pub(crate) fn facts_with(versions: &[(&str, &str, &str)]) -> Value {
     let first_line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
@@ -36,13 +50,14 @@ pub(crate) fn facts_with(versions: &[(&str, &str, &str)]) -> Value {
     facts
 }
 
-/// The first line that a program prints.
+/// The first line that a program prints and that says something.
 fn says(program: &str, args: &[&str]) -> String {
     let Ok(output) = Command::new(program).args(args).output() else {
         return "absent".to_owned();
     };
     let bytes = if output.stdout.is_empty() { output.stderr } else { output.stdout };
-    String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default().trim().to_owned()
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
 
 /// The first two processors that this process may use: servers run on one, load on the other.

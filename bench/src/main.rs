@@ -1,14 +1,20 @@
 //! The bench runner, started by `cargo xtask bench`.
 //!
 //! Owns: which measurement runs, and the report's frame. Does not own: building what is measured (see
-//! `xtask/src/bench.rs`); the measurements (`h1.rs`, `idle.rs`,
-//! `xdp.rs`).
+//! `xtask/src/bench.rs`); the measurements (`h1.rs`, `h2.rs`,
+//! `handshakes.rs`, `idle.rs`, `xdp.rs`).
 
 mod account;
+mod ask;
 mod h1;
+mod h2;
+mod h2load;
+mod handshakes;
 mod idle;
 mod load;
 mod machine;
+mod peers;
+mod rounds;
 mod servers;
 mod stats;
 mod xdp;
@@ -32,6 +38,8 @@ struct Options {
     scenario: Option<String>,
     connections: usize,
     without_blitz: bool,
+    /// Names of the servers that take part; empty: all.
+    only: Vec<String>,
     /// The BPF object to measure instead of the embedded one.
     object: Option<PathBuf>,
     /// Whether this process is in namespaces of its own already.
@@ -58,11 +66,12 @@ fn run() -> Result<()> {
         scenario: None,
         connections: 10_000,
         without_blitz: false,
+        only: Vec::new(),
         object: None,
         inside: false,
     };
     let mut words = std::env::args().skip(1);
-    let which = words.next().ok_or("which one, h1, idle or xdp?")?;
+    let which = words.next().ok_or("which one, h1, h2, tls, idle or xdp?")?;
     if which == xdp::FLOOD {
         return xdp::flood(words.next().as_deref());
     }
@@ -78,6 +87,7 @@ fn run() -> Result<()> {
             "--inside" => options.inside = true,
             "--object" => options.object = Some(value()?.into()),
             "--without-blitz" => options.without_blitz = true,
+            "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
             "--quick" => {
                 options.pairs = 2;
                 options.seconds = 1;
@@ -85,9 +95,13 @@ fn run() -> Result<()> {
             _ => return Err(format!("{word:?} is not known here")),
         }
     }
+    // Servers start in a folder of their own.
+    options.programs = std::path::absolute(&options.programs).map_err(|error| error.to_string())?;
     std::fs::create_dir_all(&options.out).map_err(|error| format!("{}: {error}", options.out.display()))?;
     let report = match which.as_str() {
         "h1" => h1::run(&options)?,
+        "h2" => h2::run(&options)?,
+        "tls" => handshakes::run(&options)?,
         "idle" => idle::run(&options)?,
         "xdp" => xdp::run(&options)?,
         other => return Err(format!("there is no bench {other:?}")),

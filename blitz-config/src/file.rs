@@ -337,6 +337,12 @@ pub struct TimeoutsFile {
     /// How long a pooled connection to an endpoint may idle, in milliseconds. Default: 60000. Range:
     /// 1 to 86400000. Reloadable.
     pub upstream_idle_ms: Milliseconds,
+    /// How long neither side of a tunnel (a WebSocket) may send a byte, in milliseconds. Default: 300000. Range: 1 to
+    /// 86400000. Reloadable; a tunnel keeps what it began with.
+    pub tunnel_idle_ms: Milliseconds,
+    /// How long a tunnel (a WebSocket) may live, in milliseconds. Default: 86400000. Range: 1 to 86400000. Reloadable;
+    /// a tunnel keeps what it began with.
+    pub tunnel_lifetime_ms: Milliseconds,
     /// From SIGTERM to the end of the last connection, in milliseconds. Default: 30000. Range: 1 to
     /// 86400000. Reloadable.
     pub drain_ms: Milliseconds,
@@ -404,6 +410,8 @@ impl Default for TimeoutsFile {
             upstream_first_byte_ms: milliseconds(recommended.upstream_first_byte),
             upstream_body_progress_ms: milliseconds(recommended.upstream_body_progress),
             upstream_idle_ms: milliseconds(recommended.upstream_idle),
+            tunnel_idle_ms: milliseconds(recommended.tunnel_idle),
+            tunnel_lifetime_ms: milliseconds(recommended.tunnel_lifetime),
             drain_ms: milliseconds(recommended.drain),
         }
     }

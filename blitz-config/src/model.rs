@@ -257,6 +257,10 @@ pub struct Timeouts {
     pub upstream_body_progress: Duration,
     /// An idle pooled upstream connection.
     pub upstream_idle: Duration,
+    /// Neither side of a tunnel sends a byte.
+    pub tunnel_idle: Duration,
+    /// From the switch of protocols to the end of the tunnel.
+    pub tunnel_lifetime: Duration,
     /// From SIGTERM to the end of the last connection.
     pub drain: Duration,
 }

@@ -38,6 +38,12 @@ impl Timeouts {
         // Below the keep-alive of an nginx upstream (75 s), so that we close first. One that closes
         // sooner is noticed, or costs a retry on a fresh connection.
         upstream_idle: Duration::from_secs(60),
+        // As Envoy's stream_idle_timeout. Whoever keeps a WebSocket open pings every 20 to 60 s, so that no NAT on the
+        // way forgets it: five silent minutes mean that nobody is there.
+        tunnel_idle: Duration::from_secs(300),
+        // The longest that there is. A day ends what nobody remembers, and is longer than any token should live that
+        // a tunnel began with.
+        tunnel_lifetime: Duration::from_secs(24 * 60 * 60),
         // As the grace period after which container platforms kill a process.
         drain: Duration::from_secs(30),
     };

@@ -524,6 +524,8 @@ fn timeouts(file: &TimeoutsFile) -> Timeouts {
         upstream_first_byte: duration(file.upstream_first_byte_ms),
         upstream_body_progress: duration(file.upstream_body_progress_ms),
         upstream_idle: duration(file.upstream_idle_ms),
+        tunnel_idle: duration(file.tunnel_idle_ms),
+        tunnel_lifetime: duration(file.tunnel_lifetime_ms),
         drain: duration(file.drain_ms),
     }
 }

@@ -16,6 +16,7 @@ pub mod refusal;
 pub mod stream;
 #[cfg(test)]
 mod tests;
+pub mod upgrade;
 
 pub use error::{ErrorKind, ErrorRow, ProxyError, Retry, Side};
 pub use forward::{
@@ -23,6 +24,7 @@ pub use forward::{
     restore_upgrade, strip_hop_by_hop,
 };
 pub use method::{Method, MethodToken};
+pub use upgrade::Upgrade;
 
 use crate::fields::Fields;
 
@@ -86,6 +88,8 @@ pub struct RequestHead {
     pub fields: Fields,
     /// The client waits for a 100 before it sends the body (RFC 9110 section 10.1.1).
     pub expects_continue: bool,
+    /// The client asks to switch to this protocol. The message has no body then.
+    pub upgrade: Option<Upgrade>,
 }
 
 impl RequestHead {
@@ -102,6 +106,7 @@ impl RequestHead {
         self.path.clear();
         self.fields.clear();
         self.expects_continue = false;
+        self.upgrade = None;
     }
 
     /// The path without the query.

@@ -17,12 +17,14 @@ mod client_io;
 pub mod detect;
 mod error;
 pub mod frame;
+mod gather;
 mod head;
 mod io;
 mod meter;
 pub mod server;
 mod stream;
 mod streams;
+mod values;
 mod walk;
 
 pub use error::code;

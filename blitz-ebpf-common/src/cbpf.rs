@@ -18,9 +18,7 @@
 //! 255 instructions. So the permutation is written out twice: for the tag, and for what decides in the end, the mask of
 //! a routing or the hash of a client's connection ID.
 
-extern crate alloc;
-
-use alloc::vec::Vec;
+use core::ops::Deref;
 
 use crate::chaskey::{Key, ROUNDS};
 use crate::cid::{CID_BYTES, FORMAT, FORMAT_MASK, KEY_BIT, PADDING, WORKER_BITS, WORKERS_MAX};
@@ -57,16 +55,29 @@ pub const LENGTH_MAX: usize = 2100;
 /// tells nobody.
 pub const REFUSE_ALL: [Instruction; 1] = [Instruction { code: RET_K, jt: 0, jf: 0, k: 0 }];
 
+/// A program, as a slice of its instructions. It holds the keys.
+#[derive(Clone)]
+pub struct Program {
+    instructions: [Instruction; LENGTH_MAX],
+    length: usize,
+}
+
+impl Deref for Program {
+    type Target = [Instruction];
+
+    fn deref(&self) -> &[Instruction] {
+        &self.instructions[..self.length]
+    }
+}
+
 /// The program that returns the index of the socket that [`Steering::aim`] chooses, and the sink's where that drops.
-///
-/// It holds the keys.
-pub fn program(steering: &Steering) -> Vec<Instruction> {
-    let mut text =
-        Text { instructions: Vec::with_capacity(LENGTH_MAX), waiting: [const { Vec::new() }; LABELS] };
+pub fn program(steering: &Steering) -> Program {
+    let nothing = Instruction { code: RET_K, jt: 0, jf: 0, k: 0 };
+    let program = Program { instructions: [nothing; LENGTH_MAX], length: 0 };
+    let mut text = Text { program, waiting: [None; LABELS] };
     text.steer(steering);
-    debug_assert!(text.waiting.iter().all(Vec::is_empty), "a jump leads nowhere");
-    debug_assert!(text.instructions.len() <= LENGTH_MAX, "{} instructions", text.instructions.len());
-    text.instructions
+    debug_assert!(text.waiting.iter().all(Option::is_none), "a jump leads nowhere");
+    text.program
 }
 
 /// The words of memory.
@@ -102,10 +113,13 @@ const LABELS: usize = Label::Chosen as usize + 1;
 
 /// The program, as far as it is written.
 struct Text {
-    instructions: Vec<Instruction>,
-    /// By label: the jumps to it that were written before it was.
-    waiting: [Vec<usize>; LABELS],
+    program: Program,
+    /// By label: the last jump to it that was written before it was. The operand of each names the one before.
+    waiting: [Option<usize>; LABELS],
 }
+
+/// In the operand of a jump that waits: there is none before.
+const FIRST: u32 = u32::MAX;
 
 impl Text {
     fn steer(&mut self, steering: &Steering) {
@@ -234,16 +248,16 @@ impl Text {
     /// [`Self::start`] with the key that the connection ID names.
     fn with_key(&mut self, steering: &Steering, block: [Word; 4]) {
         self.put(LD_MEM, memory::CID[0]);
-        let choice = self.instructions.len();
+        let choice = self.program.length;
         self.put(JSET_K, KEY_BIT);
         self.start(&steering.codec.even, block);
-        let end_of_even = self.instructions.len();
+        let end_of_even = self.program.length;
         self.put(JA, 0);
-        let odd = self.instructions.len();
+        let odd = self.program.length;
         self.start(&steering.codec.odd, block);
-        let end_of_odd = self.instructions.len();
-        self.instructions[choice].jt = (odd - choice - 1) as u8;
-        self.instructions[end_of_even].k = (end_of_odd - odd) as u32;
+        let end_of_odd = self.program.length;
+        self.program.instructions[choice].jt = (odd - choice - 1) as u8;
+        self.program.instructions[end_of_even].k = (end_of_odd - odd) as u32;
     }
 
     /// Adds a block and a key to the state, and keeps what [`Self::result`] adds.
@@ -350,15 +364,18 @@ impl Text {
 
     /// A jump to where `label` will be.
     fn jump(&mut self, label: Label) {
-        self.waiting[label as usize].push(self.instructions.len());
-        self.put(JA, 0);
+        let before = self.waiting[label as usize].replace(self.program.length);
+        self.put(JA, before.map_or(FIRST, |before| before as u32));
     }
 
     /// Here the jumps to `label` end.
     fn label(&mut self, label: Label) {
-        let here = self.instructions.len();
-        for jump in core::mem::take(&mut self.waiting[label as usize]) {
-            self.instructions[jump].k = (here - jump - 1) as u32;
+        let here = self.program.length;
+        let mut next = self.waiting[label as usize].take();
+        while let Some(jump) = next {
+            let operand = &mut self.program.instructions[jump].k;
+            next = (*operand != FIRST).then_some(*operand as usize);
+            *operand = (here - jump - 1) as u32;
         }
     }
 
@@ -367,7 +384,9 @@ impl Text {
     }
 
     fn push(&mut self, instruction: Instruction) {
-        self.instructions.push(instruction);
+        // It fits: the length depends on neither keys nor bank, and a test knows it.
+        self.program.instructions[self.program.length] = instruction;
+        self.program.length += 1;
     }
 }
 

@@ -14,7 +14,7 @@ pub const ROUNDS: usize = 12;
 
 /// A key as the function uses it: added before the permutation and after it. Wants to be kept as secret as the key.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Key {
     /// K ^ K2, added to the block.
     pub(crate) before: [u32; 4],

@@ -124,7 +124,7 @@ pub struct Keys {
 
 /// Makes and reads connection IDs.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Codec {
     pub(crate) even: Key,
     pub(crate) odd: Key,

@@ -26,7 +26,7 @@ pub(crate) const PICK_PADDING: u32 = 1 << 8;
 
 /// The shape of a bank.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bank {
     workers: u32,
     generation: u32,
@@ -77,7 +77,7 @@ impl Bank {
 
 /// Everything that the decision depends on besides the datagram.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Steering {
     /// Reads connection IDs.
     pub codec: Codec,
@@ -185,7 +185,7 @@ pub const SOCKETS_MAX: u32 = 2 * WORKERS_MAX + 1;
 /// only the key of an epoch whose connection IDs have ended (it makes room for the next epoch's), or single words: the
 /// generation, the key that issues. The number of workers never changes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Entry {
     /// [`VERSION`]. 0 in a map that nobody has written yet.
     pub version: u32,

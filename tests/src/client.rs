@@ -56,6 +56,8 @@ pub struct Client {
     stream: TcpStream,
     /// Received and not yet taken.
     received: Vec<u8>,
+    /// It ended with a reset.
+    was_reset: bool,
 }
 
 impl Client {
@@ -142,6 +144,20 @@ impl Client {
         std::mem::take(&mut self.received)
     }
 
+    /// So many bytes, as they come.
+    #[track_caller]
+    pub fn read(&mut self, count: usize) -> Vec<u8> {
+        let whole = self.fill_until(|bytes| (bytes.len() >= count).then_some(()));
+        assert!(whole.is_some(), "closed after {} of {count} bytes", self.received.len());
+        self.take(count)
+    }
+
+    /// Everything until the peer closes, and whether that was a reset.
+    #[track_caller]
+    pub fn rest_and_reset(&mut self) -> (Vec<u8>, bool) {
+        (self.rest(), self.was_reset)
+    }
+
     /// Whether the connection is open and silent at this moment.
     pub fn is_open_and_silent(&mut self) -> bool {
         if !self.received.is_empty() {
@@ -221,7 +237,10 @@ impl Client {
                     panic!("nothing more came within {PATIENCE:?}; received so far {text:?}");
                 }
                 // A reset is a close.
-                Err(_) => return None,
+                Err(_) => {
+                    self.was_reset = true;
+                    return None;
+                }
             }
         }
     }
@@ -231,7 +250,7 @@ impl From<TcpStream> for Client {
     fn from(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("TCP_NODELAY can be set");
         stream.set_write_timeout(Some(PATIENCE)).expect("a write timeout can be set");
-        Self { stream, received: Vec::new() }
+        Self { stream, received: Vec::new(), was_reset: false }
     }
 }
 

@@ -22,10 +22,12 @@ pub mod netns;
 pub mod nginx;
 pub mod policy;
 pub mod process;
+pub mod python;
 pub mod require;
 mod sys;
 pub mod tls;
 pub mod upstream;
+pub mod websocket;
 pub mod wire;
 
 pub use client::{Client, Response};

@@ -428,6 +428,14 @@ impl TlsClient {
     /// When the connection ends before.
     pub fn get_kept(&mut self, path: &str, end: &str) -> std::io::Result<String> {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))?;
+        self.until(end)
+    }
+
+    /// What comes, up to bytes that end with `end`.
+    ///
+    /// # Errors
+    /// When the connection ends before.
+    pub fn until(&mut self, end: &str) -> std::io::Result<String> {
         let mut bytes = Vec::new();
         while !bytes.ends_with(end.as_bytes()) {
             let mut part = [0; 4096];

@@ -133,6 +133,38 @@ impl Conn {
         self.send([head.as_bytes(), body].concat())
     }
 
+    /// So many bytes, as they come; `None` when the peer closes before.
+    pub fn read(&mut self, count: usize) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.reader.read_exact(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    /// Everything until the peer closes, and whether that was a reset.
+    pub fn rest(&mut self) -> (Vec<u8>, bool) {
+        let mut bytes = Vec::new();
+        let was_reset = self.reader.read_to_end(&mut bytes).is_err();
+        (bytes, was_reset)
+    }
+
+    /// Whether nothing has come that was not read.
+    pub fn is_silent(&mut self) -> bool {
+        let _ = self.reader.get_ref().set_nonblocking(true);
+        let peeked = self.reader.get_ref().peek(&mut [0]);
+        let _ = self.reader.get_ref().set_nonblocking(false);
+        self.reader.buffer().is_empty() && peeked.is_err()
+    }
+
+    /// Says that no more will be sent (FIN).
+    pub fn finish(&mut self) {
+        let _ = self.reader.get_ref().shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Makes the end of the script a reset.
+    pub fn cut(&mut self) {
+        sys::reset_on_close(self.reader.get_ref());
+    }
+
     /// Waits until the peer closes, taking whatever it sends.
     pub fn until_closed(&mut self) {
         let _ = std::io::copy(&mut self.reader, &mut std::io::sink());

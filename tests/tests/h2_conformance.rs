@@ -465,9 +465,24 @@ fn requests() -> Vec<Case> {
         "9113/8.5" "CONNECT, which a gateway does not serve"
             [whole(&block(&[(":method", "CONNECT"), (":authority", "test:443")]))]
             => Answer(1, 501);
-        "8441/4" "extended CONNECT, which was not offered"
-            [whole(&block(&[(":method", "CONNECT"), (":protocol", "websocket"), SCHEME, AUTHORITY, PATH]))]
+        "8441/4" "extended CONNECT without :scheme"
+            [whole(&block(&[(":method", "CONNECT"), (":protocol", "websocket"), AUTHORITY, PATH]))]
             => malformed;
+        "8441/4" "extended CONNECT without :path"
+            [whole(&block(&[(":method", "CONNECT"), (":protocol", "websocket"), SCHEME, AUTHORITY]))]
+            => malformed;
+        "8441/4" "extended CONNECT without :authority"
+            [whole(&block(&[(":method", "CONNECT"), (":protocol", "websocket"), SCHEME, PATH]))]
+            => Answer(1, 400);
+        "9220/3" "a :protocol that nobody knows"
+            [whole(&block(&[(":method", "CONNECT"), (":protocol", "connect-udp"), SCHEME, AUTHORITY, PATH]))]
+            => Answer(1, 501);
+        "8441/5" "a 2xx of somebody who has not switched must not be taken for the tunnel"
+            [whole(&block(&[
+                (":method", "CONNECT"), (":protocol", "websocket"), SCHEME, AUTHORITY, PATH,
+                ("sec-websocket-version", "13"),
+            ]))]
+            => Answer(1, 502);
         "8441/4" ":protocol without CONNECT"
             [
                 with(&[]).to_vec(),
@@ -794,7 +809,7 @@ matrix! {
         assert_eq!(announced(3), Some(7), "MAX_CONCURRENT_STREAMS");
         assert_eq!(announced(4), Some(70_000), "INITIAL_WINDOW_SIZE");
         assert_eq!(announced(6), Some(16_384), "MAX_HEADER_LIST_SIZE");
-        assert_eq!(announced(8).unwrap_or(0), 0, "ENABLE_CONNECT_PROTOCOL is not offered");
+        assert_eq!(announced(8), Some(1), "ENABLE_CONNECT_PROTOCOL (RFC 8441 section 3)");
         // Seven streams are taken, the eighth is refused.
         for stream in 0..8 {
             h2.send(post(2 * stream + 1));

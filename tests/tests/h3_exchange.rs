@@ -374,6 +374,35 @@ matrix! {
         gateway.stop();
     }
 
+    fn a_websocket_passes_bytes_both_ways(cell) {
+        let upstream = Upstream::start(|conn| {
+            let request = conn.head()?;
+            let key = request.field("sec-websocket-key")?.to_owned();
+            conn.record(request);
+            let accept = blitz_tests::websocket::accept(&key);
+            conn.send(format!("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                Sec-WebSocket-Accept: {accept}\r\n\r\nhello"))?;
+            conn.until_closed();
+            Some(())
+        });
+        let (_pki, gateway) = start(cell, &[upstream.address], "");
+        let mut client = H3::connect(gateway.address, "edge.test");
+        client.until("the setting comes", |client| client.h3.as_ref().is_some_and(|h3| h3.extended_connect_enabled_by_peer()));
+        let fields = [
+            (":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "https"), (":authority", "edge.test"),
+            (":path", "/ws"), ("sec-websocket-version", "13"),
+        ];
+        let id = client.begin(&fields, false);
+        client.until("the tunnel is there", |client| client.got(id).body == b"hello");
+        assert_eq!(client.got(id).status(), 200);
+        assert!(upstream.last_request().head.starts_with("GET /ws HTTP/1.1"));
+        client.send(id, b"some bytes", true);
+        assert!(client.outcome(id).is_whole, "the upstream has seen the end and ended its side");
+        assert_eq!(metric(&gateway, "blitz_tunnels_total{protocol=\"h3\"}"), 1);
+        wait_until("nothing is under way", PATIENCE, || metric(&gateway, "blitz_tunnels_active") == 0);
+        gateway.stop();
+    }
+
     fn a_silent_handshake_is_given_up(cell) {
         let (_pki, gateway) = start(cell, &[], "[timeouts]\ntls_handshake_ms = 300\n");
         // A first flight whose answer nobody takes.

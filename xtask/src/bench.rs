@@ -9,13 +9,21 @@ use crate::sh::{self, Args, Result};
 
 pub(crate) const HELP: &str = "
 cargo xtask bench h1 [--pairs N] [--seconds S] [--quick] [--scenario direct|proxied]
-cargo xtask bench idle [--connections N]
+cargo xtask bench h2 [--pairs N] [--seconds S] [--quick] [--scenario direct|proxied] [--only NAMES]
+cargo xtask bench tls [--pairs N] [--seconds S] [--quick] [--only NAMES]
+                      [--scenario full|resumed|full-mlkem|resumed-mlkem]
+cargo xtask bench idle [--connections N] [--scenario plain|tls|h2]
 cargo xtask bench xdp [--pairs N] [--seconds S] [--quick] [--scenario stage|wire] [--object FILE]
 
   h1     HTTP/1.1, keep-alive, 64 connections: the gateway beside nginx, haproxy and the
          floors, each with one worker on core 0, the load and the upstream on core 1,
          interleaved; writes target/bench/h1.json
-  idle   memory of each idle kept-alive connection, beside nginx; writes target/bench/idle.json
+  h2     HTTP/2 over TLS 1.3, 16 connections with 32 streams (h2load): beside nginx, haproxy,
+         h2o, Envoy and the h2 crate over memory, likewise; writes target/bench/h2.json
+  tls    TLS 1.3 handshakes, full and resumed, X25519 and X25519MLKEM768: beside the same
+         peers, likewise; writes target/bench/tls.json
+  idle   memory of each idle connection in clear, with TLS, with HTTP/2 over TLS, beside
+         nginx and haproxy; writes target/bench/idle.json
   xdp    the kernel stage, as root: ns per packet over a bare XDP_DROP (stage), and drops on
          a veth pair beside nftables, xdp-filter and the bare drop (wire), interleaved, in
          private namespaces that leave nothing behind; writes target/bench/xdp.json
@@ -23,16 +31,19 @@ cargo xtask bench xdp [--pairs N] [--seconds S] [--quick] [--scenario stage|wire
   --pairs N         rounds in which each program runs once (7)
   --seconds S       length of one measured run, after 1 s of warming up (3)
   --quick           2 rounds of 1 s: to see that it works; its figures mean nothing
-  --scenario NAME   only one of the two
+  --scenario NAME   only one of them
+  --only NAMES      only these servers, with commas: blitz,nginx,haproxy,h2o,envoy
   --object FILE     another BPF object than the embedded one
   --connections N   how many idle connections (10000)
   --without-blitz   only the peers and the floors
+
+h2o and Envoy are left out where they are not installed (cargo xtask setup --bench).
 ";
 
 pub(crate) fn main(args: Args) -> Result<()> {
     let words = args.rest();
-    if !matches!(words.first().map(String::as_str), Some("h1" | "idle" | "xdp")) {
-        return Err("which one, h1, idle or xdp? See --help".to_owned());
+    if !matches!(words.first().map(String::as_str), Some("h1" | "h2" | "tls" | "idle" | "xdp")) {
+        return Err("which one, h1, h2, tls, idle or xdp? See --help".to_owned());
     }
     let missing = setup::ensure(true)?;
     if !missing.is_empty() {

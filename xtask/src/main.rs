@@ -57,7 +57,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "bench",
-        about: "measure beside nginx, haproxy and the floors",
+        about: "measure beside the peers and the floors",
         help: bench::HELP,
         run: bench::main,
     },

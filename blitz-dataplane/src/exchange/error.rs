@@ -168,6 +168,12 @@ error_table! {
     UpstreamSendTimeout: "upstream_send_timeout", Upstream, 504, Some("connection_write_timeout"), No, false;
     /// The endpoint switched protocols without being asked, or to another protocol.
     UpstreamUpgradeFailed: "upstream_upgrade_failed", Upstream, 502, Some("http_upgrade_failed"), No, true;
+    /// The endpoint reset a tunnel, or ended it in no proper way.
+    UpstreamTunnelReset: "upstream_tunnel_reset", Upstream, 502, Some("connection_terminated"), No, true;
+    /// Neither side of a tunnel sent a byte in time.
+    TunnelIdle: "tunnel_idle", Internal, 504, Some("connection_read_timeout"), No, true;
+    /// A tunnel has lived as long as it may.
+    TunnelLifetime: "tunnel_lifetime", Internal, 504, Some("connection_read_timeout"), No, true;
     /// No endpoint of the upstream is usable.
     NoHealthyEndpoint: "no_healthy_endpoint", Upstream, 503, Some("destination_unavailable"), No, false;
     /// The upstream's connection limit is reached.

@@ -4,7 +4,9 @@
 //! types of either library (`http2/head.rs`, `http3/head.rs`), or HTTP/1, whose heads are text.
 
 use super::stream::Answer;
-use super::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Scheme, authority};
+use super::{
+    BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Scheme, Upgrade, authority,
+};
 use crate::fields::{FieldError, Fields, Known, KnownSet, Occurrence, has_token, list_members};
 use crate::http1::HeadLimits;
 
@@ -132,6 +134,30 @@ fn parse_length(value: &[u8]) -> Option<u64> {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
         length.checked_mul(10)?.checked_add(digit)
     })
+}
+
+/// Takes `:protocol` (RFC 8441 section 4, RFC 9220 section 3): for all that follows, the request is the GET with Upgrade
+/// that it stands for.
+///
+/// # Errors
+/// A protocol that is not passed on.
+pub fn begin_upgrade(protocol: &[u8], out: &mut RequestHead) -> Result<(), ProxyError> {
+    let unknown = || ProxyError::new(ErrorKind::NotImplemented).with_detail("connect_protocol");
+    out.upgrade = Some(Upgrade::from_token(protocol).ok_or_else(unknown)?);
+    out.method = Method::Get;
+    Ok(())
+}
+
+/// What is left of a request that switches protocols: it has no body, and no key of HTTP/1 (RFC 8441 section 5).
+///
+/// # Errors
+/// It says that it has a body.
+pub fn read_upgrade(length: BodyLength, out: &mut RequestHead) -> Result<BodyLength, ProxyError> {
+    if matches!(length, BodyLength::Exact(_)) {
+        return Err(malformed("bad_length"));
+    }
+    out.fields.remove_set(KnownSet::of(&[Known::SecWebSocketKey, Known::SecWebSocketAccept, Known::Expect]));
+    Ok(BodyLength::Empty)
 }
 
 /// Whether the client waits for a 100 (RFC 9110 section 10.1.1).

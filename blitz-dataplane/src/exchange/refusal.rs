@@ -4,7 +4,7 @@
 //! (`error.rs`), or writing (the codecs).
 
 use super::stream::Answer;
-use super::{BodyLength, ErrorKind, ProxyError, ResponseHead};
+use super::{BodyLength, ErrorKind, ProxyError, ResponseHead, upgrade};
 use crate::fields::{FieldError, Known};
 use crate::http1::reason_phrase;
 use crate::runtime::Chunk;
@@ -44,6 +44,9 @@ fn fill(head: &mut ResponseHead, error: &ProxyError) -> Result<(), FieldError> {
     if error.kind == ErrorKind::MethodNotAllowed {
         // RFC 9110 section 15.5.6 asks for it. Refused here whatever the route: TRACE only.
         fields.push(b"Allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS")?;
+    }
+    if error.detail == upgrade::VERSION_DETAIL {
+        fields.push_known(Known::SecWebSocketVersion, upgrade::VERSION)?;
     }
     if matches!(error.kind, ErrorKind::NoHealthyEndpoint | ErrorKind::Overload | ErrorKind::Draining) {
         fields.push_known(Known::RetryAfter, b"1")?;

@@ -4,6 +4,8 @@
 //! (`http1/server.rs`, `http1/client.rs`). A codec keeps its own deadlines and reports their expiry
 //! as an error like any other; nothing here says which HTTP version is spoken.
 
+use std::task::Context;
+
 use super::{BodyLength, Method, Protocol, ProxyError, RequestHead, ResponseHead};
 use crate::fields::Fields;
 use crate::runtime::Chunk;
@@ -28,6 +30,12 @@ pub trait BodySource {
 
     /// Trailers of a complete body that had any.
     fn trailers(&self) -> Option<&Fields>;
+
+    /// Takes in what has come in small pieces, where each costs more than it brings. For whoever cannot ask for the
+    /// next piece, because the other side takes nothing; never waits. The windows of flow control bound it.
+    fn absorb(&mut self, cx: &mut Context<'_>) {
+        let _nothing_is_kept_in_pieces = cx;
+    }
 }
 
 /// A message body that is being sent.
@@ -44,6 +52,13 @@ pub trait BodySink {
     /// # Errors
     /// A closed connection.
     fn end(&mut self, trailers: Option<&Fields>) -> Result<(), ProxyError>;
+
+    /// Ends this direction of a tunnel, and waits until what was sent has been handed to the connection. The other
+    /// direction goes on.
+    ///
+    /// # Errors
+    /// A closed connection, or a peer that takes nothing within the deadline.
+    async fn finish(&mut self) -> Result<(), ProxyError>;
 }
 
 /// The answer to a request, towards the client.
@@ -61,8 +76,13 @@ pub trait Answer: BodySink {
     /// Writes the final head. `length` is that of the body which follows; what the method or the
     /// status forbids is left out by the codec.
     ///
+    /// A 101 switches protocols, and makes a tunnel of the exchange: the request's body brings what the client sends
+    /// from here on, as it comes and until the client ends its side, without the limits and deadlines of a body; what
+    /// is sent here goes to the client as it is, until [`BodySink::finish`]. An exchange that breaks off then ends with
+    /// a reset.
+    ///
     /// # Errors
-    /// A closed connection.
+    /// A closed connection; a status that would be taken for a switch and is none.
     fn head(&mut self, head: &ResponseHead, length: BodyLength) -> Result<(), ProxyError>;
 
     /// Whether a body follows the head that was written.
@@ -98,7 +118,8 @@ pub trait UpstreamExchange {
 /// The answer of an endpoint.
 #[allow(async_fn_in_trait, reason = "a worker is one thread: no future has to be Send")]
 pub trait AnswerSource: BodySource {
-    /// Reads the next head, interim or final, into `head`. The body is that of the last final one.
+    /// Reads the next head, interim or final, into `head`. The body is that of the last final one. A 101 comes only
+    /// where the request asked for it, and switches to what was asked for.
     ///
     /// # Errors
     /// A closed connection (told apart: before the first byte, or within the head), a deadline, a head that breaks
@@ -117,7 +138,7 @@ pub struct Origin<'a> {
     pub protocol: &'static str,
     /// Ready when the client has left while it is owed an answer. To be polled beside whatever the exchange waits for:
     /// an answer that nobody takes should not keep an endpoint busy.
-    pub poll_gone: &'a dyn Fn(&mut std::task::Context<'_>) -> std::task::Poll<()>,
+    pub poll_gone: &'a dyn Fn(&mut Context<'_>) -> std::task::Poll<()>,
 }
 
 /// What serves requests. One service stands behind all codecs, so it never sees an HTTP version.

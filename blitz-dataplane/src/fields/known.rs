@@ -127,6 +127,12 @@ known_fields! {
     RetryAfter = "Retry-After",
     /// RFC 8470 section 5.1.
     EarlyData = "Early-Data",
+    /// RFC 6455 section 11.3.1.
+    SecWebSocketKey = "Sec-WebSocket-Key",
+    /// RFC 6455 section 11.3.3.
+    SecWebSocketAccept = "Sec-WebSocket-Accept",
+    /// RFC 6455 section 11.3.5.
+    SecWebSocketVersion = "Sec-WebSocket-Version",
 }
 
 // A set is one 64-bit word; `Other` takes a bit too.
@@ -190,10 +196,13 @@ impl Known {
                 found => found,
             },
             (17, b'i') => pick(name, b"if-modified-since", Self::IfModifiedSince),
+            (17, b's') => pick(name, b"sec-websocket-key", Self::SecWebSocketKey),
             (17, b't') => pick(name, b"transfer-encoding", Self::TransferEncoding),
             (17, b'x') => pick(name, b"x-forwarded-proto", Self::XForwardedProto),
             (18, b'p') => pick(name, b"proxy-authenticate", Self::ProxyAuthenticate),
             (19, b'p') => pick(name, b"proxy-authorization", Self::ProxyAuthorization),
+            (20, b's') => pick(name, b"sec-websocket-accept", Self::SecWebSocketAccept),
+            (21, b's') => pick(name, b"sec-websocket-version", Self::SecWebSocketVersion),
             (25, b'p') => pick(name, b"proxy-authentication-info", Self::ProxyAuthenticationInfo),
             _ => Self::Other,
         }

@@ -7,13 +7,14 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::io::{ReadError, Unread, broken, writable};
+use super::io::{ReadError, Unread, broken, flushed, writable};
 use super::{
-    BodyDecoder, BodyFraming, HeadKind, HeadLimits, HeadScanner, read_response, write_chunk_end,
-    write_chunk_head, write_last_chunk, write_request_head,
+    BodyDecoder, BodyFraming, HeadKind, HeadLimits, HeadScanner, ResponseFraming, Version, read_response,
+    write_chunk_end, write_chunk_head, write_last_chunk, write_request_head,
 };
 use crate::exchange::stream::{AnswerSource, BodySink, BodySource, UpstreamExchange};
-use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead};
+use crate::exchange::upgrade::{self, Key};
+use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Upgrade};
 use crate::fields::Fields;
 use crate::runtime::{Chunk, Deadline, Transport};
 
@@ -29,7 +30,7 @@ pub struct ClientLimits {
 }
 
 /// A connection to an endpoint.
-pub struct ClientConnection<T> {
+pub struct ClientConnection<T: Transport> {
     stream: T,
     deadline: Deadline,
     unread: Unread,
@@ -41,6 +42,19 @@ pub struct ClientConnection<T> {
     request_over: Cell<bool>,
     answer: BodyDecoder,
     has_answer: bool,
+    /// The key of the WebSocket that was asked for.
+    asked: Option<Key>,
+    /// Protocols were switched: this is a tunnel.
+    is_tunnel: bool,
+}
+
+impl<T: Transport> Drop for ClientConnection<T> {
+    /// A tunnel that breaks off must not look as if its client had ended it.
+    fn drop(&mut self) {
+        if self.is_tunnel && !(self.request_ended && self.answer.is_complete()) {
+            self.stream.reset_on_close();
+        }
+    }
 }
 
 impl<T: Transport> ClientConnection<T> {
@@ -57,6 +71,8 @@ impl<T: Transport> ClientConnection<T> {
             request_over: Cell::new(false),
             answer: BodyDecoder::Empty,
             has_answer: false,
+            asked: None,
+            is_tunnel: false,
         }
     }
 
@@ -88,6 +104,42 @@ impl<T: Transport> ClientConnection<T> {
         self.request_ended = false;
         self.stream.settle();
     }
+
+    /// The two directions of the tunnel that a 101 has made of the exchange. Each waits for ever for what comes, and
+    /// ends by itself; a drop before both have ended resets the connection.
+    pub fn tunnel(&mut self) -> (RequestSink<'_, T>, ResponseSource<'_, T>) {
+        self.is_tunnel = true;
+        self.keeps = false;
+        self.request_ended = false;
+        self.answer = BodyDecoder::UntilClose;
+        self.directions(false)
+    }
+
+    fn directions(&mut self, chunked: bool) -> (RequestSink<'_, T>, ResponseSource<'_, T>) {
+        let sink = RequestSink {
+            stream: &self.stream,
+            chunked,
+            ended: &mut self.request_ended,
+            over: &self.request_over,
+            progress: self.limits.progress,
+        };
+        let source = ResponseSource {
+            stream: &self.stream,
+            deadline: &mut self.deadline,
+            unread: &mut self.unread,
+            limits: &self.limits,
+            first_byte: Some(self.limits.first_byte),
+            has_interim: false,
+            keeps: &mut self.keeps,
+            request_over: &self.request_over,
+            decoder: &mut self.answer,
+            has_answer: &mut self.has_answer,
+            length: BodyLength::Empty,
+            asked: self.asked,
+            is_tunnel: self.is_tunnel,
+        };
+        (sink, source)
+    }
 }
 
 impl<T: Transport> UpstreamExchange for ClientConnection<T> {
@@ -112,27 +164,8 @@ impl<T: Transport> UpstreamExchange for ClientConnection<T> {
         self.request_ended = matches!(framing, BodyFraming::Empty | BodyFraming::Exact(0));
         self.request_over.set(self.request_ended);
         self.has_answer = false;
-        let sink = RequestSink {
-            stream: &self.stream,
-            chunked: framing == BodyFraming::Chunked,
-            ended: &mut self.request_ended,
-            over: &self.request_over,
-            progress: self.limits.progress,
-        };
-        let source = ResponseSource {
-            stream: &self.stream,
-            deadline: &mut self.deadline,
-            unread: &mut self.unread,
-            limits: &self.limits,
-            first_byte: Some(self.limits.first_byte),
-            has_interim: false,
-            keeps: &mut self.keeps,
-            request_over: &self.request_over,
-            decoder: &mut self.answer,
-            has_answer: &mut self.has_answer,
-            length: BodyLength::Empty,
-        };
-        Ok((sink, source))
+        self.asked = head.upgrade.and_then(|Upgrade::WebSocket| upgrade::key_of(&head.fields));
+        Ok(self.directions(framing == BodyFraming::Chunked))
     }
 }
 
@@ -173,6 +206,14 @@ impl<T: Transport> BodySink for RequestSink<'_, T> {
         *self.ended = true;
         Ok(())
     }
+
+    async fn finish(&mut self) -> Result<(), ProxyError> {
+        self.stream.shutdown_write();
+        let (closed, expired) = (ErrorKind::UpstreamClosedMidAnswer, ErrorKind::UpstreamSendTimeout);
+        flushed(self.stream, self.progress, closed, expired).await?;
+        *self.ended = true;
+        Ok(())
+    }
 }
 
 /// Adds a piece of a body, framed when the body is chunked.
@@ -202,6 +243,20 @@ pub struct ResponseSource<'a, T> {
     decoder: &'a mut BodyDecoder,
     has_answer: &'a mut bool,
     length: BodyLength,
+    asked: Option<Key>,
+    is_tunnel: bool,
+}
+
+impl<T> ResponseSource<'_, T> {
+    /// Whether a 101 switches to what was asked for; nothing is passed on otherwise.
+    fn check_switch(&self, framing: &ResponseFraming, head: &ResponseHead) -> Result<(), ProxyError> {
+        let failed = |detail| ProxyError::new(ErrorKind::UpstreamUpgradeFailed).with_detail(detail);
+        let key = self.asked.as_ref().ok_or(failed("not_asked"))?;
+        if framing.version != Version::Http11 || !framing.has_upgrade {
+            return Err(failed("other_protocol"));
+        }
+        upgrade::check_answer(&head.fields, key).map_err(failed)
+    }
 }
 
 impl<T: Transport> AnswerSource for ResponseSource<'_, T> {
@@ -232,8 +287,9 @@ impl<T: Transport> AnswerSource for ResponseSource<'_, T> {
             return Ok(());
         }
         if head.status == 101 {
-            // Nothing was asked to switch: Upgrade is not forwarded.
-            return Err(ProxyError::new(ErrorKind::UpstreamUpgradeFailed));
+            self.check_switch(&framing, head)?;
+            // What the endpoint has sent behind it may wait until the client has been told.
+            self.unread.spill();
         }
         *self.keeps = framing.keep_alive;
         self.length = framing.body_length();
@@ -257,6 +313,14 @@ impl<T: Transport> BodySource for ResponseSource<'_, T> {
     }
 
     async fn next(&mut self) -> Result<Option<Chunk>, ProxyError> {
+        if self.is_tunnel {
+            let read = self.unread.raw(self.stream, self.deadline).await;
+            let chunk = read.map_err(|error| broken(ErrorKind::UpstreamClosedMidAnswer, &error))?;
+            if chunk.is_none() {
+                *self.decoder = BodyDecoder::Empty;
+            }
+            return Ok(chunk);
+        }
         let read = self.unread.body(self.stream, self.deadline, self.limits.progress, self.decoder).await;
         read.map_err(|error| match error {
             ReadError::Closed => ProxyError::new(ErrorKind::UpstreamClosedMidAnswer),

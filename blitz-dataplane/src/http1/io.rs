@@ -154,6 +154,48 @@ impl Unread {
     }
 }
 
+impl Unread {
+    /// The next piece of a tunnel, at most what one receive brought; `None` when the peer ends its side. Waits for
+    /// ever: a tunnel's deadlines are its owner's. `deadline` is used for something else meanwhile.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    ///
+    /// # Errors
+    /// When the connection is reset or broken.
+    pub(super) async fn raw(
+        &mut self,
+        stream: &impl Transport,
+        deadline: &mut Deadline,
+    ) -> io::Result<Option<Chunk>> {
+        if let Some(chunk) = self.chunk.take() {
+            return Ok(Some(chunk));
+        }
+        let (mut is_waiting, mut is_quiet) = (false, false);
+        poll_fn(|cx| {
+            let received = stream.poll_receive(cx);
+            if received.is_ready() || is_quiet {
+                return received;
+            }
+            if !is_waiting {
+                deadline.set_after(QUIET);
+                is_waiting = true;
+            }
+            if deadline.poll_expired(cx).is_ready() {
+                // After a burst the next bytes would be waited for with a large buffer, which idle tunnels cannot all
+                // have.
+                stream.settle();
+                is_quiet = true;
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// How long a tunnel may be silent before it waits in the state of an idle connection.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// Receives until the deadline. `arm` sets it when waiting is needed, and only then: bytes that are
 /// there already cost no look at the wheel. `None` leaves a deadline that is set as it is.
 pub(super) async fn receive(

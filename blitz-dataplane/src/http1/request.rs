@@ -10,7 +10,7 @@ use super::head::{
     header_room, name_error, name_field_error,
 };
 use super::scan::{HeadScanner, Scan};
-use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, Scheme, authority};
+use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, Scheme, Upgrade, authority};
 use crate::fields::{Known, Occurrence, has_token, list_members};
 
 /// What the head says of the connection and of the body that follows.
@@ -24,7 +24,7 @@ pub struct RequestFraming {
     pub keep_alive: bool,
     /// The client waits for a 100 before it sends the body.
     pub expects_continue: bool,
-    /// `Connection: upgrade` with an Upgrade field (RFC 9110 section 7.8).
+    /// `Connection: upgrade` with an Upgrade field (RFC 9110 section 7.8), be it passed on or not.
     pub has_upgrade: bool,
 }
 
@@ -127,6 +127,7 @@ fn parse_prefix(
     };
     out.fields.remove(Known::ContentLength);
     let options = ConnectionOptions::of(&out.fields);
+    out.upgrade = if options.upgrade { asked_upgrade(version, body, out) } else { None };
     out.expects_continue = expects_continue(version, body, out)?;
     let framing = RequestFraming {
         version,
@@ -227,6 +228,15 @@ fn read_host(version: Version, out: &mut RequestHead) -> Result<(), H1Error> {
     }
     out.fields.remove(Known::Host);
     Ok(())
+}
+
+/// The protocol to switch to. HTTP/1.0 knows none, a WebSocket is asked for by GET (RFC 6455 section 4.1), and a body
+/// would have to be read before the switch: any other such request is an ordinary one.
+fn asked_upgrade(version: Version, body: BodyFraming, out: &RequestHead) -> Option<Upgrade> {
+    let is_bare = matches!(body, BodyFraming::Empty | BodyFraming::Exact(0));
+    (version == Version::Http11 && out.method == Method::Get && is_bare)
+        .then(|| Upgrade::first_of(&out.fields))
+        .flatten()
 }
 
 /// Reads Expect (RFC 9110 section 10.1.1): ignored in HTTP/1.0 and without a body, refused when it expects anything but

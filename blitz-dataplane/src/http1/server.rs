@@ -20,7 +20,9 @@ use super::{
 };
 use crate::exchange::refusal::refuse;
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, Side};
+use crate::exchange::{
+    BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, Side, upgrade,
+};
 use crate::fields::Fields;
 use crate::proxy::connections::{Connection, Ended};
 use crate::runtime::{Chunk, Deadline, Pooled, Transport};
@@ -187,6 +189,7 @@ async fn exchange<S: Service, T: Transport>(
         send_progress: limits.send_progress,
         shared: &shared,
     };
+    let _cut = Cut { stream, shared: &shared };
     let poll_gone = |cx: &mut std::task::Context<'_>| shared.poll_gone(stream, cx);
     let origin = Origin { connection, protocol: framing.version.via_token(), poll_gone: &poll_gone };
     let too_large =
@@ -195,9 +198,12 @@ async fn exchange<S: Service, T: Transport>(
         Err(ProxyError::new(ErrorKind::RequestBodyTooLarge))
     } else if let Some(error) = refuse_method(&request.method) {
         Err(error)
+    } else if let Some(error) = request.upgrade.and_then(|_| upgrade::refuse(&request.fields, true)) {
+        Err(error)
     } else {
         service.exchange(&origin, request, &mut body, &mut answer).await
     };
+    shared.is_tunnel.set(false);
     if let Err(error) = outcome {
         service.note(&error);
         // Its head was well-formed: all else that is wrong with a request by now is what it asks for.
@@ -248,6 +254,7 @@ async fn refuse_head<S: Service, T: Transport>(
         unread_body: Cell::new(None),
         owes_continue: Cell::new(false),
         has_begun: Cell::new(false),
+        is_tunnel: Cell::new(false),
     };
     let mut answer = ResponseSink {
         service,
@@ -307,6 +314,23 @@ struct Shared {
     owes_continue: Cell<bool>,
     /// The head of the final answer has been written.
     has_begun: Cell<bool>,
+    /// Protocols were switched: what comes and goes is not HTTP any more.
+    is_tunnel: Cell<bool>,
+}
+
+/// Resets the connection when an exchange that is a tunnel is dropped, by a panic or with its worker: the end of the
+/// connection would look like the endpoint's.
+struct Cut<'a, T: Transport> {
+    stream: &'a T,
+    shared: &'a Shared,
+}
+
+impl<T: Transport> Drop for Cut<'_, T> {
+    fn drop(&mut self) {
+        if self.shared.is_tunnel.get() {
+            self.stream.reset_on_close();
+        }
+    }
 }
 
 impl Shared {
@@ -322,6 +346,7 @@ impl Shared {
             unread_body: Cell::new(unread_body),
             owes_continue: Cell::new(framing.expects_continue && unread_body != Some(0)),
             has_begun: Cell::new(false),
+            is_tunnel: Cell::new(false),
         }
     }
 
@@ -371,6 +396,10 @@ impl<T: Transport> BodySource for RequestBody<'_, T> {
     }
 
     async fn next(&mut self) -> Result<Option<Chunk>, ProxyError> {
+        if self.shared.is_tunnel.get() {
+            let read = self.unread.raw(self.stream, self.deadline).await;
+            return read.map_err(|error| broken(ErrorKind::DownstreamClosed, &error));
+        }
         if self.shared.owes_continue.replace(false) && self.unread.is_empty() {
             self.stream
                 .write_with(|out| write_interim_head(out, 100, &Fields::new()))
@@ -422,6 +451,29 @@ impl<S, T> ResponseSink<'_, S, T> {
     }
 }
 
+impl<S: Service, T: Transport> ResponseSink<'_, S, T> {
+    /// Writes a 101, whose fields say what is switched to.
+    fn switch(&mut self, head: &ResponseHead) -> Result<(), ProxyError> {
+        let shared = self.shared;
+        shared.keeps.set(false);
+        shared.has_begun.set(true);
+        // What has come behind the request is the tunnel's now.
+        shared.is_tunnel.set(true);
+        shared.is_pipelined.set(false);
+        // Bytes until the connection closes, so that a cut is shown by a reset.
+        self.body = Some(ResponseBody::UntilClose);
+        self.service.answered(Protocol::H1, head.status);
+        let (body, connection) = (ResponseBody::Omitted, ConnectionField::Silent);
+        let date = self.service.date();
+        self.stream
+            .write_with(|out| {
+                let more = self.alternatives.as_deref();
+                write_response_head(out, head.status, &head.fields, body, connection, &date, more);
+            })
+            .map_err(|error| Self::gone(&error))
+    }
+}
+
 impl<S: Service, T: Transport> BodySink for ResponseSink<'_, S, T> {
     async fn data(&mut self, chunk: Chunk) -> Result<(), ProxyError> {
         let chunked = self.body == Some(ResponseBody::Chunked);
@@ -437,6 +489,12 @@ impl<S: Service, T: Transport> BodySink for ResponseSink<'_, S, T> {
                 .map_err(|error| Self::gone(&error))?;
         }
         Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), ProxyError> {
+        self.stream.shutdown_write();
+        let (closed, stalled) = (ErrorKind::DownstreamClosed, ErrorKind::DownstreamSendTimeout);
+        flushed(self.stream, self.send_progress, closed, stalled).await
     }
 }
 
@@ -462,6 +520,9 @@ impl<S: Service, T: Transport> Answer for ResponseSink<'_, S, T> {
     }
 
     fn head(&mut self, head: &ResponseHead, length: BodyLength) -> Result<(), ProxyError> {
+        if head.status == 101 {
+            return self.switch(head);
+        }
         let body = ResponseBody::choose(head.status, self.is_head_request, length, self.version);
         let keeps = self.shared.keeps.get()
             && self.shared.can_skip_body()

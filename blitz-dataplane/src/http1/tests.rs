@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::replay::{Kind, Transcript, replay};
 use super::*;
-use crate::exchange::{BodyLength, Method, RequestHead, ResponseHead, Scheme};
+use crate::exchange::{BodyLength, Method, RequestHead, ResponseHead, Scheme, Upgrade};
 use crate::fields::{Fields, Known};
 
 fn request(head: &[u8]) -> Result<(RequestHead, RequestFraming), H1Error> {
@@ -33,6 +33,29 @@ fn a_request_is_taken_apart() {
         wire,
         b"POST /a?b HTTP/1.1\r\nHost: example.com:8080\r\nAccept: */*\r\nX:\r\nY:  1 \r\nContent-Length: 5\r\n\r\n"
     );
+}
+
+#[test]
+fn a_switch_is_asked_for_by_a_bare_get_of_http_1_1_that_names_what_is_known() {
+    let asked = |start: &str, fields: &str| {
+        let head = format!("{start}\r\nHost: a\r\n{fields}\r\n");
+        request(head.as_bytes()).unwrap().0.upgrade
+    };
+    let both = "Connection: close, Upgrade\r\nUpgrade: h2c, WebSocket\r\n";
+    assert_eq!(asked("GET / HTTP/1.1", both), Some(Upgrade::WebSocket));
+    assert_eq!(asked("GET / HTTP/1.1", &format!("{both}Content-Length: 0\r\n")), Some(Upgrade::WebSocket));
+    for (start, fields) in [
+        ("GET / HTTP/1.0", both.to_owned()),
+        ("HEAD / HTTP/1.1", both.to_owned()),
+        ("POST / HTTP/1.1", both.to_owned()),
+        ("GET / HTTP/1.1", format!("{both}Content-Length: 1\r\n")),
+        ("GET / HTTP/1.1", format!("{both}Transfer-Encoding: chunked\r\n")),
+        ("GET / HTTP/1.1", "Upgrade: websocket\r\n".to_owned()),
+        ("GET / HTTP/1.1", "Connection: upgrade\r\n".to_owned()),
+        ("GET / HTTP/1.1", "Connection: upgrade\r\nUpgrade: h2c\r\n".to_owned()),
+    ] {
+        assert_eq!(asked(start, &fields), None, "{start} {fields}");
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ use h2::{Reason, RecvStream, SendStream};
 use super::client_head::{read_answer_trailers, read_response, write_request};
 use super::client_io::ClientIo;
 use super::frame::FRAME_BYTES_MAX;
+use super::gather::Gathered;
 use super::head::write_fields;
 use super::stream::{ChunkBuf, poll_room};
 use crate::exchange::stream::{AnswerSource, BodySink, BodySource, UpstreamExchange};
@@ -59,6 +60,8 @@ pub(super) struct Shared {
     active: Cell<u32>,
     /// What drives the connection.
     driver: RefCell<Option<Waker>>,
+    /// What the crate has written and the stream does not have yet.
+    pub(super) gathered: Gathered,
 }
 
 impl Shared {
@@ -158,6 +161,8 @@ impl<T: Transport> Driver<T> {
 
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.has_ended = self.has_ended || Pin::new(&mut self.connection).poll(cx).is_ready();
+        // What it could not write, the crate's next look at the connection tells.
+        let _gone = self.shared.gathered.pass_on(&*self.stream);
         if self.has_ended {
             return Poll::Ready(());
         }
@@ -370,6 +375,11 @@ impl BodySink for StreamSink<'_> {
         }
         let headers = write_fields(trailers)?;
         self.stream.send_trailers(headers).map_err(|_| closed())
+    }
+
+    async fn finish(&mut self) -> Result<(), ProxyError> {
+        // The crate sends what it holds as the windows open.
+        self.end(None)
     }
 }
 

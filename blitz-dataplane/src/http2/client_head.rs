@@ -10,6 +10,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{Request, Uri, response};
 
 use super::head::{read_fields, read_trailers, write_fields};
+use super::values;
 use crate::exchange::head::{FIELD_OVERHEAD_BYTES, read_length};
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Scheme};
 use crate::fields::{Fields, Known};
@@ -46,9 +47,9 @@ pub(super) fn write_request(
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     if let BodyLength::Exact(length) = length {
-        fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        fields.insert(header::CONTENT_LENGTH, values::length(length));
     } else if length == BodyLength::Empty && head.method.anticipates_content() {
-        fields.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+        fields.insert(header::CONTENT_LENGTH, values::length(0));
     }
     *request.headers_mut() = fields;
     Ok(request)

@@ -10,7 +10,6 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::Shared;
-use super::io::append;
 use crate::runtime::{Chunk, Transport};
 
 /// The stream as the crate sees it.
@@ -66,7 +65,7 @@ impl<T: Transport> AsyncWrite for ClientIo<T> {
         ready!(self.stream.poll_writable(cx))?;
         let mut written = 0;
         for buf in bufs {
-            append(&*self.stream, buf)?;
+            self.shared.gathered.push(buf, &*self.stream)?;
             written += buf.len();
         }
         Poll::Ready(Ok(written))
@@ -76,7 +75,7 @@ impl<T: Transport> AsyncWrite for ClientIo<T> {
         true
     }
 
-    /// What is in the outbox leaves by itself.
+    /// What is written leaves when the poll is over.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -34,6 +34,10 @@ pub const fn code(kind: ErrorKind) -> Code {
         | K::MethodNotAllowed
         | K::RateLimited
         | K::PlainOnTls
+        // RFC 8441 section 5: as a TCP connection that is reset.
+        | K::UpstreamTunnelReset
+        | K::TunnelIdle
+        | K::TunnelLifetime
         // Of the connection, before there are streams.
         | K::TlsHandshake
         | K::TlsHandshakeTimeout

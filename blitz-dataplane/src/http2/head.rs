@@ -10,10 +10,12 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, request};
 
+use super::values;
 use crate::date::IMF_FIXDATE_BYTES;
 use crate::exchange::head::{
-    AnswerBody, FIELD_OVERHEAD_BYTES, LengthField, NOT_SENT, answer_body, check_scheme, expects_continue,
-    field_error, push_cookie, read_authority, read_host, read_length, read_path,
+    AnswerBody, FIELD_OVERHEAD_BYTES, LengthField, NOT_SENT, answer_body, begin_upgrade, check_scheme,
+    expects_continue, field_error, push_cookie, read_authority, read_host, read_length, read_path,
+    read_upgrade,
 };
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead};
 use crate::fields::{Fields, Known};
@@ -39,12 +41,26 @@ pub(super) fn read_request(
     out.method = Method::from_bytes(method)
         .ok_or_else(|| ProxyError::new(ErrorKind::NotImplemented).with_detail("method_too_long"))?;
     let mut size = PSEUDO_BYTES + method.len() + out.scheme.as_str().len();
+    size += read_protocol(parts, out)?;
     size += read_target(&parts.uri, limits, out)?;
     read_fields(&parts.headers, size, limits, &mut out.fields)?;
     read_host(out)?;
     let length = read_length(has_ended, &mut out.fields)?;
+    if out.upgrade.is_some() {
+        return read_upgrade(length, out);
+    }
     out.expects_continue = expects_continue(length, &out.fields)?;
     Ok(length)
+}
+
+/// `:protocol` (RFC 8441 section 4): for all that follows, the request is the GET with Upgrade that it stands for.
+/// Gives what it counts.
+fn read_protocol(parts: &request::Parts, out: &mut RequestHead) -> Result<usize, ProxyError> {
+    // The crate lets it through with CONNECT only.
+    let Some(protocol) = parts.extensions.get::<h2::ext::Protocol>() else { return Ok(0) };
+    let protocol = protocol.as_str().as_bytes();
+    begin_upgrade(protocol, out)?;
+    Ok(":protocol".len() + protocol.len() + FIELD_OVERHEAD_BYTES)
 }
 
 /// `:scheme`, `:authority` and `:path` (RFC 9113 section 8.3.1). Gives what they count.
@@ -56,8 +72,7 @@ fn read_target(uri: &http::Uri, limits: &HeadLimits, out: &mut RequestHead) -> R
         size += ":authority".len() + authority.len() + FIELD_OVERHEAD_BYTES;
     }
     if out.method == Method::Connect {
-        // Without a path and a scheme. What has `:protocol` was refused by the crate: the setting that allows it is
-        // not announced (RFC 8441 section 3).
+        // Without a path and a scheme.
         return Ok(size);
     }
     // The crate drops a scheme without an authority.
@@ -103,7 +118,7 @@ pub(super) fn write_response(
     let mut response = write_head(head.status, &head.fields)?;
     let fields = response.headers_mut();
     if !head.fields.contains(Known::Date)
-        && let Ok(value) = HeaderValue::from_bytes(date)
+        && let Ok(value) = values::value(Known::Date, date)
     {
         fields.insert(header::DATE, value);
     }
@@ -111,7 +126,7 @@ pub(super) fn write_response(
     match field {
         LengthField::Absent => {}
         LengthField::Number(length) => {
-            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            fields.insert(header::CONTENT_LENGTH, values::length(length));
         }
         LengthField::Quoted(value) => {
             if let Ok(value) = HeaderValue::from_bytes(value) {
@@ -120,6 +135,13 @@ pub(super) fn write_response(
         }
     }
     Ok((response, body))
+}
+
+/// The head that accepts an extended CONNECT (RFC 8441 section 5), from that of a 101.
+pub(super) fn write_switch(head: &ResponseHead) -> Result<Response<()>, ProxyError> {
+    let mut response = write_head(200, &head.fields)?;
+    response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+    Ok(response)
 }
 
 /// A head with these fields, but for those that HTTP/2 does not carry.
@@ -144,7 +166,7 @@ pub(super) fn write_fields(fields: &Fields) -> Result<HeaderMap, ProxyError> {
             Known::Via => header::VIA,
             _ => HeaderName::from_bytes(name).map_err(|_| bad())?,
         };
-        headers.append(name, HeaderValue::from_bytes(value).map_err(|_| bad())?);
+        headers.append(name, values::value(known, value).map_err(|_| bad())?);
     }
     Ok(headers)
 }

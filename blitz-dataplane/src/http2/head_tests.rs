@@ -1,6 +1,7 @@
 //! Heads by themselves.
 
 use super::*;
+use crate::exchange::{Scheme, Upgrade};
 
 fn read(request: http::request::Builder) -> Result<(RequestHead, BodyLength), &'static str> {
     let (parts, ()) = request.body(()).unwrap().into_parts();
@@ -90,4 +91,42 @@ fn an_answer_says_of_its_body_what_follows() {
     assert_eq!(write(200, BodyLength::Empty, false), (Some("0".to_owned()), false));
     assert_eq!(write(204, BodyLength::Empty, false), (None, false));
     assert_eq!(write(304, BodyLength::Exact(7), false), (None, false));
+}
+
+fn connect(protocol: &'static str) -> http::request::Builder {
+    http::Request::connect("http://a.example/chat?x").extension(h2::ext::Protocol::from_static(protocol))
+}
+
+#[test]
+fn an_extended_connect_is_the_get_that_it_stands_for() {
+    let request = connect("WebSocket")
+        .header("sec-websocket-key", "the client's")
+        .header("sec-websocket-accept", "x")
+        .header("sec-websocket-version", "13");
+    let (head, length) = read(request).unwrap();
+    assert_eq!((head.method, head.upgrade), (Method::Get, Some(Upgrade::WebSocket)));
+    assert_eq!((head.authority.as_slice(), head.path.as_slice()), (&b"a.example"[..], &b"/chat?x"[..]));
+    assert_eq!(length, BodyLength::Empty);
+    let fields: Vec<_> = head.fields.iter().map(|(known, ..)| known).collect();
+    assert_eq!(fields, [Known::SecWebSocketVersion]);
+    assert_eq!(read(connect("websocket").header("content-length", "0")), Err("bad_length"));
+    for protocol in ["", "connect-udp", "websocket/13"] {
+        assert_eq!(read(connect(protocol)), Err("connect_protocol"), "{protocol}");
+    }
+}
+
+#[test]
+fn a_switch_is_a_200_without_the_words_of_http_1() {
+    let mut head = ResponseHead { status: 101, ..ResponseHead::default() };
+    for (name, value) in [
+        ("Connection", "upgrade"),
+        ("Upgrade", "websocket"),
+        ("Sec-WebSocket-Accept", "x"),
+        ("Sec-WebSocket-Protocol", "chat"),
+    ] {
+        head.fields.push(name.as_bytes(), value.as_bytes()).unwrap();
+    }
+    let response = write_switch(&head).unwrap();
+    assert_eq!((response.status(), response.headers().len()), (StatusCode::OK, 1));
+    assert_eq!(response.headers().get("sec-websocket-protocol").unwrap(), "chat");
 }

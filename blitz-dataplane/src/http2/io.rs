@@ -1,8 +1,8 @@
 //! The byte stream under the h2 crate: tokio's traits over the runtime's stream, the meter in between.
 //!
 //! Received bytes are handed over up to the end of a field block at most, so that what the crate says about a block can
-//! be told from what it says about the frames behind it. Sent bytes go to the stream's outbox, which leaves at the end
-//! of the turn; more than 64 KiB unsent is where the crate has to wait.
+//! be told from what it says about the frames behind it. Sent bytes are gathered and go to the stream's outbox when the
+//! poll is over, which leaves at the end of the turn; more than 64 KiB unsent is where the crate has to wait.
 //!
 //! Owns: the hand-over in both directions. Does not own: the stream, the meter's rules, deadlines (`server.rs`).
 
@@ -10,14 +10,21 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frame::{Code, HEADER_BYTES, Header, kind};
+use super::gather::Gathered;
 use super::meter::{Abuse, Fault, Meter, Sent, Stop};
 use super::streams::StreamSet;
-use crate::runtime::{Chunk, Transport};
+use crate::runtime::{Chunk, Handle, Transport};
+
+/// Bytes of bodies that are held back at most: a record holds no more.
+const GIVEN_BYTES_MAX: usize = 16 * 1024;
+
+/// Turns of the loop for which answers are held back at most, while it has other work.
+const HELD_TURNS_MAX: u8 = 4;
 
 /// What the parts of one connection know of each other.
 pub(super) struct Shared {
@@ -36,6 +43,12 @@ pub(super) struct Shared {
     /// The client has ended its side.
     has_ended: Cell<bool>,
     taken: RefCell<Box<StreamSet>>,
+    /// Who drives the connection, while it holds answers back.
+    held: RefCell<Option<Waker>>,
+    /// Bytes of bodies that the crate was given since it was polled last.
+    given: Cell<usize>,
+    /// What the crate has written and the stream does not have yet.
+    gathered: Gathered,
 }
 
 impl Shared {
@@ -49,6 +62,9 @@ impl Shared {
             calm: Cell::new(None),
             has_ended: Cell::new(false),
             taken: RefCell::default(),
+            held: RefCell::default(),
+            given: Cell::new(0),
+            gathered: Gathered::default(),
         })
     }
 
@@ -69,6 +85,39 @@ impl Shared {
         if let Err(fault) = self.meter.borrow_mut().charge(abuse, 1, now_ms) {
             self.fail(fault);
         }
+    }
+
+    /// Notes that the crate was given bytes of an answer. When many are there they are held back no longer.
+    pub(super) fn give(&self, bytes: usize) {
+        self.given.set(self.given.get().saturating_add(bytes));
+        if self.given.get() >= GIVEN_BYTES_MAX
+            && let Some(waker) = self.held.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Holds answers back for a moment, until others have joined them. Not twice for the same, and not when there are
+    /// many already.
+    pub(super) fn hold(&self, handle: &Handle, cx: &Context<'_>) -> bool {
+        if self.held.take().is_some() || self.given.get() >= GIVEN_BYTES_MAX {
+            return false;
+        }
+        self.held.replace(Some(cx.waker().clone()));
+        handle.wake_later(cx, HELD_TURNS_MAX);
+        true
+    }
+
+    /// Notes that answers are not held back any more.
+    pub(super) fn let_go(&self) {
+        self.held.take();
+        self.given.set(0);
+    }
+
+    /// Passes on what the crate has written while it was polled.
+    pub(super) fn pass_on(&self, stream: &impl Transport) {
+        // What it could not write, the crate's next look at the connection tells.
+        let _gone = self.gathered.pass_on(stream);
     }
 
     /// Whether the crate has to wait because the client takes nothing.
@@ -115,7 +164,7 @@ impl<'a, T: Transport> MeteredIo<'a, T> {
                 bytes = &renamed;
             }
         }
-        append(self.stream, bytes)?;
+        self.shared.gathered.push(bytes, self.stream)?;
         let now_ms = self.stream.handle().now_ms();
         let taken = self.shared.taken.borrow();
         let mut fault = None;
@@ -214,7 +263,7 @@ impl<T: Transport> AsyncWrite for MeteredIo<'_, T> {
         true
     }
 
-    /// What is in the outbox leaves by itself.
+    /// What is written leaves when the poll is over.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -223,21 +272,6 @@ impl<T: Transport> AsyncWrite for MeteredIo<'_, T> {
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
-}
-
-/// Appends bytes to what will be sent at the end of the turn.
-pub(super) fn append(stream: &impl Transport, bytes: &[u8]) -> io::Result<()> {
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        stream.write_with(|out| {
-            // No more than the buffer has room for: it would move, and grow for ever.
-            let room = (out.capacity() - out.len()).max(1).min(rest.len());
-            let (now, later) = rest.split_at(room);
-            out.extend_from_slice(now);
-            rest = later;
-        })?;
-    }
-    Ok(())
 }
 
 /// A GOAWAY among whole frames.

@@ -3,7 +3,8 @@
 //! Owns: the connection's task. Does not own: what happens to a request (`stream.rs`), the rules for frames
 //! (`meter.rs`).
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -25,6 +26,11 @@ use crate::runtime::{Chunk, Deadline, Pooled, Transport};
 /// the stream's task waits.
 const SEND_BUFFER_BYTES: usize = 32 * 1024;
 
+/// What the crate may hold of small DATA frames that no task has taken yet, each counted with 256 bytes less what it
+/// carries. One turn may bring 80 KiB, which are 8,000 frames of a byte; beyond that somebody floods. Tasks that wait
+/// for an endpoint take them in all the same (`absorb`).
+const SMALL_DATA_BUDGET: usize = 2 * 1024 * 1024;
+
 /// How long a connection that was told to end, and carries no request, may take to do so.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -42,14 +48,28 @@ pub async fn serve<S: Service + 'static, T: Transport>(
     let io = MeteredIo::new(stream, Rc::clone(&shared), received);
     let mut deadline = Deadline::new(stream.handle());
     deadline.set_after(limits.request_head);
-    let h2 = match deadline.limit(builder(&limits).handshake::<_, ChunkBuf>(io)).await {
+    let mut handshake = pin!(builder(&limits).handshake::<_, ChunkBuf>(io));
+    let handshake = poll_fn(|cx| {
+        let outcome = handshake.as_mut().poll(cx);
+        shared.pass_on(stream);
+        outcome
+    });
+    let h2 = match deadline.limit(handshake).await {
         Ok(Ok(h2)) => h2,
         Ok(Err(_)) => return Ended::ByClient,
         Err(_) => return Ended::Deadline,
     };
     let mut running =
         Running { service, stream, connection, shared, h2, deadline, closing: None, stalled: None };
-    let outcome = poll_fn(|cx| running.poll(cx)).await;
+    let outcome = poll_fn(|cx| {
+        if running.holds_back(cx) {
+            return Poll::Pending;
+        }
+        let outcome = running.poll(cx);
+        running.shared.pass_on(stream);
+        outcome
+    })
+    .await;
     let Running { mut deadline, h2, shared, closing, .. } = running;
     // The tasks of its streams learn by this that it is gone.
     drop(h2);
@@ -98,6 +118,8 @@ fn builder(limits: &ServerLimits) -> Builder {
         .max_header_list_size(u32::try_from(limits.head.head_bytes_max).unwrap_or(u32::MAX))
         .max_concurrent_streams(http2.concurrent_streams_max)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .data_frame_budget(SMALL_DATA_BUDGET)
+        .enable_connect_protocol()
         // The meter counts these and ends the connection first.
         .max_pending_accept_reset_streams(burst(http2.resets_per_second) + 1)
         .max_local_error_reset_streams(Some(burst(http2.faults_per_second) + 1));
@@ -132,6 +154,21 @@ struct Running<'a, S, T> {
 }
 
 impl<S: Service + 'static, T: Transport> Running<'_, S, T> {
+    /// While the answers to other requests are on their way, those that are there wait for them a little: a send and a
+    /// record for several cost hardly more than for one. What comes from the client ends it, and so does everything
+    /// that wakes the task a second time.
+    fn holds_back(&self, cx: &Context<'_>) -> bool {
+        let may = self.connection.active() > 0
+            && self.closing.is_none()
+            && self.shared.fault.get().is_none()
+            && !self.stream.has_news();
+        if may && self.shared.hold(self.stream.handle(), cx) {
+            return true;
+        }
+        self.shared.let_go();
+        false
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let mut was_shut = false;
         loop {

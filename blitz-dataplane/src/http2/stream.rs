@@ -7,6 +7,7 @@
 //! (`server.rs`), heads (`head.rs`).
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -18,12 +19,14 @@ use h2::{Reason, RecvStream, SendStream};
 
 use super::error::code;
 use super::frame::Code;
-use super::head::{read_request, read_trailers, write_fields, write_head, write_response};
+use super::head::{read_request, read_trailers, write_fields, write_head, write_response, write_switch};
 use super::io::Shared;
 use super::meter::Abuse;
 use crate::exchange::head::{AnswerBody, answer_failure};
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead};
+use crate::exchange::{
+    BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, upgrade,
+};
 use crate::fields::Fields;
 use crate::http1::refuse_method;
 use crate::proxy::connections::{Connection, UnderWay};
@@ -108,6 +111,7 @@ impl<S: Service> Task<S> {
         let line = Line {
             sender: RefCell::new(Sender { respond, stream: None }),
             owes_continue: Cell::new(read.is_ok() && head.expects_continue),
+            is_tunnel: Cell::new(false),
         };
         let mut body = RequestBody {
             received,
@@ -117,15 +121,18 @@ impl<S: Service> Task<S> {
             length,
             taken: 0,
             unreleased: 0,
+            gathered: Gathered::default(),
             is_complete: has_ended,
             trailers: None,
         };
         let mut answer = StreamAnswer {
             service: &**service,
+            shared,
             handle,
             line: &line,
             alternatives: connection.alternatives(),
             is_head_request: head.method == Method::Head,
+            is_connect: head.upgrade.is_some(),
             send_progress: limits.send_progress,
             body: None,
             left: None,
@@ -139,6 +146,8 @@ impl<S: Service> Task<S> {
         } else if matches!(length, BodyLength::Exact(length) if length > limits.body_bytes_max) {
             Err(ProxyError::new(ErrorKind::RequestBodyTooLarge))
         } else if let Some(error) = refuse_method(&head.method) {
+            Err(error)
+        } else if let Some(error) = head.upgrade.and_then(|_| upgrade::refuse(&head.fields, false)) {
             Err(error)
         } else {
             service.exchange(&origin, head, &mut body, &mut answer).await
@@ -162,6 +171,8 @@ struct Line {
     sender: RefCell<Sender>,
     /// The client waits for a 100 that was not sent.
     owes_continue: Cell<bool>,
+    /// Protocols were switched.
+    is_tunnel: Cell<bool>,
 }
 
 struct Sender {
@@ -208,22 +219,32 @@ struct RequestBody<'a> {
     taken: u64,
     /// Bytes handed out and not yet given back to the windows.
     unreleased: usize,
+    gathered: Gathered,
     is_complete: bool,
     trailers: Option<Fields>,
 }
 
 impl RequestBody<'_> {
-    /// The next piece, or what ends the body; waits for ever.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<bytes::Bytes>, ProxyError>> {
+    /// Takes all that has come; ready at the end of the data, or when they break off.
+    fn gather(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
         loop {
             match std::task::ready!(self.received.poll_data(cx)) {
                 // It may have brought padding, whose room the crate gives back itself.
                 Some(Ok(bytes)) if bytes.is_empty() => {}
-                Some(Ok(bytes)) => return Poll::Ready(Ok(Some(bytes))),
+                Some(Ok(bytes)) => self.gathered.put(bytes),
                 Some(Err(error)) => return Poll::Ready(Err(broken(&error))),
-                None => break,
+                None => return Poll::Ready(Ok(())),
             }
         }
+    }
+
+    /// The next piece, or what ends the body; waits for ever.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<bytes::Bytes>, ProxyError>> {
+        let more = self.gather(cx);
+        if let Some(bytes) = self.gathered.take() {
+            return Poll::Ready(Ok(Some(bytes)));
+        }
+        std::task::ready!(more)?;
         match std::task::ready!(self.received.poll_trailers(cx)) {
             Ok(Some(headers)) => {
                 let mut trailers = Fields::new();
@@ -271,6 +292,12 @@ impl BodySource for RequestBody<'_> {
         if self.is_complete {
             return Ok(None);
         }
+        if self.line.is_tunnel.get() {
+            // As long as its owner lets it last, and as much as comes.
+            let next = poll_fn(|cx| self.poll_next(cx)).await?;
+            self.unreleased = next.as_ref().map_or(0, bytes::Bytes::len);
+            return Ok(next.map(Chunk::from_bytes));
+        }
         if self.line.owes_continue.replace(false) {
             // Too late where the answer has begun.
             let _ = self.line.sender.borrow_mut().interim(100, &Fields::new());
@@ -299,15 +326,67 @@ impl BodySource for RequestBody<'_> {
     fn trailers(&self) -> Option<&Fields> {
         self.trailers.as_ref()
     }
+
+    fn absorb(&mut self, cx: &mut Context<'_>) {
+        // What ends the data is asked for again by whoever has taken them.
+        let _more = self.gather(cx);
+    }
+}
+
+/// DATA that was received and not handed out, bounded by the stream's window. A message may come as a thousand frames
+/// of a few bytes, each of which costs the crate, and later the endpoint's connection, far more than its bytes: such
+/// are put together.
+#[derive(Default)]
+struct Gathered {
+    /// The oldest piece, as it came: mostly there is one.
+    first: Option<bytes::Bytes>,
+    whole: VecDeque<bytes::Bytes>,
+    /// The youngest small ones.
+    small: Vec<u8>,
+}
+
+impl Gathered {
+    /// Bytes of a piece that is passed on as it came.
+    const WHOLE_BYTES_MIN: usize = 4 * 1024;
+
+    /// Bytes up to which small pieces are put together.
+    const JOINED_BYTES_MAX: usize = 16 * 1024;
+
+    fn put(&mut self, bytes: bytes::Bytes) {
+        if self.first.is_none() && self.whole.is_empty() && self.small.is_empty() {
+            self.first = Some(bytes);
+            return;
+        }
+        let is_whole = bytes.len() >= Self::WHOLE_BYTES_MIN;
+        if is_whole || self.small.len() + bytes.len() > Self::JOINED_BYTES_MAX {
+            let joined = std::mem::take(&mut self.small);
+            if !joined.is_empty() {
+                self.whole.push_back(joined.into());
+            }
+        }
+        if is_whole {
+            self.whole.push_back(bytes);
+        } else {
+            self.small.extend_from_slice(&bytes);
+        }
+    }
+
+    fn take(&mut self) -> Option<bytes::Bytes> {
+        let oldest = self.first.take().or_else(|| self.whole.pop_front());
+        oldest.or_else(|| (!self.small.is_empty()).then(|| std::mem::take(&mut self.small).into()))
+    }
 }
 
 /// The answer on its way to the client.
 struct StreamAnswer<'a, S> {
     service: &'a S,
+    shared: &'a Shared,
     handle: &'a Handle,
     line: &'a Line,
     alternatives: Option<Rc<Fields>>,
     is_head_request: bool,
+    /// The request is an extended CONNECT: any 2xx would accept it.
+    is_connect: bool,
     send_progress: Duration,
     /// How the body is sent; absent until the head has been written.
     body: Option<AnswerBody>,
@@ -345,6 +424,7 @@ impl<S: Service> StreamAnswer<'_, S> {
         // It may wait for long, and is counted by its length: it holds no slot that others need, and no more memory.
         chunk.spill();
         chunk.compact();
+        self.shared.give(chunk.len());
         match &mut self.line.sender.borrow_mut().stream {
             Some(stream) => stream.send_data(ChunkBuf(chunk), is_last).map_err(gone),
             None => Err(ProxyError::new(ErrorKind::Internal)),
@@ -386,6 +466,11 @@ impl<S: Service> BodySink for StreamAnswer<'_, S> {
             None => Err(ProxyError::new(ErrorKind::Internal)),
         }
     }
+
+    async fn finish(&mut self) -> Result<(), ProxyError> {
+        // The crate sends what it holds as the windows open.
+        self.end(None)
+    }
 }
 
 impl<S: Service> Answer for StreamAnswer<'_, S> {
@@ -401,7 +486,16 @@ impl<S: Service> Answer for StreamAnswer<'_, S> {
     }
 
     fn head(&mut self, head: &ResponseHead, length: BodyLength) -> Result<(), ProxyError> {
-        let (mut response, body) = write_response(head, length, self.is_head_request, &self.service.date())?;
+        let is_switch = head.status == 101;
+        if self.is_connect && matches!(head.status, 200..=299) {
+            // The endpoint has answered the request and not switched: nobody is at the other end of a tunnel.
+            return Err(ProxyError::new(ErrorKind::UpstreamUpgradeFailed).with_detail("not_switched"));
+        }
+        let (mut response, body) = if is_switch {
+            (write_switch(head)?, AnswerBody::Data)
+        } else {
+            write_response(head, length, self.is_head_request, &self.service.date())?
+        };
         if let Some(fields) = &self.alternatives {
             response.headers_mut().extend(write_fields(fields)?);
         }
@@ -413,7 +507,8 @@ impl<S: Service> Answer for StreamAnswer<'_, S> {
         if let BodyLength::Exact(length) = length {
             self.left = Some(length);
         }
-        self.service.answered(Protocol::H2, head.status);
+        self.line.is_tunnel.set(is_switch);
+        self.service.answered(Protocol::H2, if is_switch { 200 } else { head.status });
         Ok(())
     }
 
@@ -423,4 +518,25 @@ impl<S: Service> Answer for StreamAnswer<'_, S> {
 
     /// A stream carries one answer, and the others are none of its business.
     fn close_after(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Gathered;
+
+    #[test]
+    fn small_pieces_are_put_together_and_none_is_lost_or_moved() {
+        let mut gathered = Gathered::default();
+        let mut sent = Vec::new();
+        for turn in 0..3_000_u32 {
+            let piece = vec![turn as u8; if turn % 700 == 699 { 9_000 } else { 1 + turn as usize % 20 }];
+            sent.extend_from_slice(&piece);
+            gathered.put(piece.into());
+        }
+        let pieces: Vec<_> = std::iter::from_fn(|| gathered.take()).collect();
+        assert_eq!(pieces.concat(), sent);
+        assert_eq!(pieces.first().map(bytes::Bytes::len), Some(1), "the first is passed on as it came");
+        assert!(pieces.len() < 16, "{}", pieces.len());
+        assert!(pieces.iter().all(|piece| piece.len() <= Gathered::JOINED_BYTES_MAX));
+    }
 }

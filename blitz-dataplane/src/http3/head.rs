@@ -10,8 +10,9 @@ use quiche::h3::NameValue;
 
 use crate::date::IMF_FIXDATE_BYTES;
 use crate::exchange::head::{
-    AnswerBody, FIELD_OVERHEAD_BYTES, LengthField, NOT_SENT, answer_body, check_scheme, expects_continue,
-    field_error, malformed, push_cookie, read_authority, read_host, read_length, read_path,
+    AnswerBody, FIELD_OVERHEAD_BYTES, LengthField, NOT_SENT, answer_body, begin_upgrade, check_scheme,
+    expects_continue, field_error, malformed, push_cookie, read_authority, read_host, read_length, read_path,
+    read_upgrade,
 };
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead};
 use crate::fields::{Fields, Known};
@@ -43,6 +44,7 @@ struct Pseudo<'a> {
     scheme: Option<&'a [u8]>,
     authority: Option<&'a [u8]>,
     path: Option<&'a [u8]>,
+    protocol: Option<&'a [u8]>,
 }
 
 /// Reads a head into `out`, whose scheme is the connection's.
@@ -68,7 +70,7 @@ pub(super) fn read_request<F: NameValue>(
             b":scheme" => &mut pseudo.scheme,
             b":authority" => &mut pseudo.authority,
             b":path" => &mut pseudo.path,
-            // `:protocol` too: the setting that allows it is not announced (RFC 9220 section 3).
+            b":protocol" => &mut pseudo.protocol,
             _ => return Err(broken("unknown_pseudo_field")),
         };
         size += field.name().len() + field.value().len() + FIELD_OVERHEAD_BYTES;
@@ -84,6 +86,12 @@ pub(super) fn read_request<F: NameValue>(
         .ok_or_else(|| ProxyError::new(ErrorKind::NotImplemented).with_detail("method_too_long"))?;
     // The syntax of everything, before what any of it means.
     read_fields(rest, size, limits, &mut out.fields)?;
+    if let Some(protocol) = pseudo.protocol {
+        if out.method != Method::Connect || pseudo.authority.is_none() {
+            return Err(broken("bad_connect"));
+        }
+        begin_upgrade(protocol, out)?;
+    }
     if out.method == Method::Connect {
         if pseudo.scheme.is_some() || pseudo.path.is_some() || pseudo.authority.is_none() {
             return Err(broken("bad_connect"));
@@ -99,6 +107,9 @@ pub(super) fn read_request<F: NameValue>(
     }
     read_host(out)?;
     let length = read_length(has_ended, &mut out.fields)?;
+    if out.upgrade.is_some() {
+        return Ok(read_upgrade(length, out)?);
+    }
     if has_ended && matches!(length, BodyLength::Exact(length) if length > 0) {
         return Err(broken("body_too_short"));
     }
@@ -208,6 +219,15 @@ pub(super) fn write_response<'a>(
         list.push((b"date", date));
     }
     (list, body)
+}
+
+/// The head that accepts an extended CONNECT (RFC 9220 section 3), from that of a 101.
+pub(super) fn write_switch(head: &ResponseHead) -> FieldList<'_> {
+    let mut list = FieldList::with_capacity(head.fields.len() + 1);
+    list.push((b":status", b"200"));
+    push_fields(&head.fields, &mut list);
+    list.retain(|(name, _)| Known::lookup(name) != Known::SecWebSocketAccept);
+    list
 }
 
 /// An interim answer's head.

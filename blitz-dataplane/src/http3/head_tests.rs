@@ -54,7 +54,7 @@ fn malformed_heads_end_the_stream() {
         (&GET[..3], "missing_path"),
         (&[GET[0], GET[1], GET[2], (":path", "")], "missing_path"),
         (&[GET[0], GET[0], GET[1], GET[2], GET[3]], "duplicate_pseudo_field"),
-        (&[GET[0], GET[1], GET[2], GET[3], (":protocol", "websocket")], "unknown_pseudo_field"),
+        (&[GET[0], GET[1], GET[2], GET[3], (":protocol", "websocket")], "bad_connect"),
         (&[GET[0], GET[1], GET[2], GET[3], (":status", "200")], "unknown_pseudo_field"),
         (&[GET[0], GET[1], ("accept", "x"), GET[2], GET[3]], "pseudo_field_late"),
         (&[(":method", "G T"), GET[1], GET[2], GET[3]], "bad_method"),
@@ -100,6 +100,26 @@ fn what_is_wrong_otherwise_gets_an_answer() {
         assert!(!error.is_malformed, "{error:?}");
         assert_eq!((error.error.kind, error.error.status()), (*kind, *status), "{error:?}");
     }
+}
+
+#[test]
+fn an_extended_connect_is_the_get_that_it_stands_for() {
+    let connect = [
+        (":method", "CONNECT"),
+        GET[1],
+        GET[2],
+        GET[3],
+        (":protocol", "WebSocket"),
+        ("sec-websocket-key", "x"),
+    ];
+    let (head, length) = read(&connect, false).unwrap();
+    assert_eq!(
+        (head.method, head.upgrade, length),
+        (Method::Get, Some(crate::exchange::Upgrade::WebSocket), BodyLength::Empty)
+    );
+    assert!(head.path == b"/x?y=z" && !head.fields.contains(Known::SecWebSocketKey));
+    let other = [(":method", "CONNECT"), GET[1], GET[2], GET[3], (":protocol", "other")];
+    assert_eq!(read(&other, false).unwrap_err().error.status(), 501);
 }
 
 #[test]

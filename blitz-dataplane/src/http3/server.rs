@@ -169,6 +169,7 @@ impl<S: Service + 'static> Running<S> {
         let mut config = h3::Config::new().ok()?;
         // What is larger than allowed, and not much, gets an answer; the rest ends the connection.
         config.set_max_field_section_size(limits.head.head_bytes_max as u64 * 4);
+        config.enable_extended_connect(true);
         match h3::Connection::with_transport(quic, &config) {
             Ok(h3) => Some(h3),
             Err(error) => {

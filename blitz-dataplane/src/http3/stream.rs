@@ -20,12 +20,14 @@ use quiche::h3;
 use super::connection::{Begun, Conn, Signals, State};
 use super::head::{
     Digits, FieldList, OwnedList, owned, read_request, read_trailers, write_interim, write_response,
-    write_trailers,
+    write_switch, write_trailers,
 };
 use super::{Code, code};
 use crate::exchange::head::{AnswerBody, answer_failure};
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead};
+use crate::exchange::{
+    BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, upgrade,
+};
 use crate::fields::Fields;
 use crate::http1::refuse_method;
 use crate::proxy::connections::{Connection, UnderWay};
@@ -79,6 +81,7 @@ impl<S: Service> Task<S> {
             waiting: RefCell::default(),
             has_head: Cell::new(false),
             owes_continue: Cell::new(read.is_ok() && head.expects_continue),
+            is_tunnel: Cell::new(false),
         };
         let mut body = RequestBody {
             line: &line,
@@ -94,6 +97,7 @@ impl<S: Service> Task<S> {
             handle,
             line: &line,
             is_head_request: head.method == Method::Head,
+            is_connect: head.upgrade.is_some(),
             send_progress: limits.send_progress,
             body: None,
             left: None,
@@ -107,6 +111,8 @@ impl<S: Service> Task<S> {
         } else if matches!(length, BodyLength::Exact(length) if length > limits.body_bytes_max) {
             Err(ProxyError::new(ErrorKind::RequestBodyTooLarge))
         } else if let Some(error) = refuse_method(&head.method) {
+            Err(error)
+        } else if let Some(error) = head.upgrade.and_then(|_| upgrade::refuse(&head.fields, false)) {
             Err(error)
         } else {
             service.exchange(&origin, head, &mut body, &mut answer).await
@@ -165,6 +171,8 @@ struct Line<'a> {
     has_head: Cell<bool>,
     /// The client waits for a 100 that was not sent.
     owes_continue: Cell<bool>,
+    /// Protocols were switched.
+    is_tunnel: Cell<bool>,
 }
 
 /// What is still to be sent.
@@ -350,6 +358,10 @@ impl BodySource for RequestBody<'_> {
         if self.is_complete {
             return Ok(None);
         }
+        if self.line.is_tunnel.get() {
+            // As long as its owner lets it last, and as much as comes.
+            return poll_fn(|cx| self.poll_next(cx)).await;
+        }
         if self.line.owes_continue.replace(false) {
             let mut digits = Digits::default();
             // Too late where the answer has begun.
@@ -389,6 +401,8 @@ struct StreamAnswer<'a, S> {
     handle: &'a Handle,
     line: &'a Line<'a>,
     is_head_request: bool,
+    /// The request is an extended CONNECT: any 2xx would accept it.
+    is_connect: bool,
     send_progress: Duration,
     /// How the body is sent; absent until the head has been written.
     body: Option<AnswerBody>,
@@ -469,6 +483,11 @@ impl<S: Service> BodySink for StreamAnswer<'_, S> {
         // What does not go at once goes when the exchange is over.
         self.line.send_waiting().map(drop)
     }
+
+    async fn finish(&mut self) -> Result<(), ProxyError> {
+        self.end(None)?;
+        self.drain().await
+    }
 }
 
 impl<S: Service> Answer for StreamAnswer<'_, S> {
@@ -486,15 +505,25 @@ impl<S: Service> Answer for StreamAnswer<'_, S> {
     }
 
     fn head(&mut self, head: &ResponseHead, length: BodyLength) -> Result<(), ProxyError> {
+        let is_switch = head.status == 101;
+        if self.is_connect && matches!(head.status, 200..=299) {
+            // The endpoint has answered the request and not switched: nobody is at the other end of a tunnel.
+            return Err(ProxyError::new(ErrorKind::UpstreamUpgradeFailed).with_detail("not_switched"));
+        }
         let (date, mut digits) = (self.service.date(), Digits::default());
-        let (list, body) = write_response(head, length, self.is_head_request, &date, &mut digits);
+        let (list, body) = if is_switch {
+            (write_switch(head), AnswerBody::Data)
+        } else {
+            write_response(head, length, self.is_head_request, &date, &mut digits)
+        };
         self.line.owes_continue.set(false);
         self.line.head(&list, body == AnswerBody::None)?;
         self.body = Some(body);
         if let BodyLength::Exact(length) = length {
             self.left = Some(length);
         }
-        self.service.answered(Protocol::H3, head.status);
+        self.line.is_tunnel.set(is_switch);
+        self.service.answered(Protocol::H3, if is_switch { 200 } else { head.status });
         Ok(())
     }
 

@@ -143,6 +143,7 @@ metrics! {
 
     // Requests.
     family "blitz_requests_total" Counter "Final answers begun, by protocol and class of status." {
+        RequestsH1Status1xx { protocol = "h1", status = "1xx" };
         RequestsH1Status2xx { protocol = "h1", status = "2xx" };
         RequestsH1Status3xx { protocol = "h1", status = "3xx" };
         RequestsH1Status4xx { protocol = "h1", status = "4xx" };
@@ -171,6 +172,18 @@ metrics! {
     family "blitz_response_body_bytes_total" Counter "Bytes of answer bodies, without their framing." {
         ResponseBodyBytes;
     }
+    family "blitz_tunnels_total" Counter "Tunnels (WebSockets) begun, by the client's protocol." {
+        TunnelsH1 { protocol = "h1" };
+        TunnelsH2 { protocol = "h2" };
+        TunnelsH3 { protocol = "h3" };
+    }
+    family "blitz_tunnels_active" Gauge "Tunnels (WebSockets) open now; each is an active request as well." {
+        TunnelsActive;
+    }
+    family "blitz_tunnel_bytes_total" Counter "Bytes that passed through tunnels, by direction." {
+        TunnelBytesUp { direction = "to_endpoint" };
+        TunnelBytesDown { direction = "to_client" };
+    }
     family "blitz_deadline_expiries_total" Counter "Deadlines that passed, by phase." {
         DeadlineTlsHandshake { phase = "tls_handshake" };
         DeadlineRequestHead { phase = "request_head" };
@@ -181,6 +194,8 @@ metrics! {
         DeadlineUpstreamFirstByte { phase = "upstream_first_byte" };
         DeadlineUpstreamBody { phase = "upstream_body_progress" };
         DeadlineUpstreamIdle { phase = "upstream_idle" };
+        DeadlineTunnelIdle { phase = "tunnel_idle" };
+        DeadlineTunnelLifetime { phase = "tunnel_lifetime" };
         DeadlineDrain { phase = "drain" };
     }
 
@@ -338,10 +353,11 @@ metrics! {
 }
 
 impl Metric {
-    /// The slot of `blitz_requests_total` for an answer. Final answers only; a status outside 200..=599
-    /// counts as 5xx.
+    /// The slot of `blitz_requests_total` for an answer. Final answers only, 101 over HTTP/1 among them; any other
+    /// status outside 200..=599 counts as 5xx.
     pub const fn requests(protocol: Protocol, status: u16) -> Self {
         match (protocol, status / 100) {
+            (Protocol::H1, 1) => Self::RequestsH1Status1xx,
             (Protocol::H1, 2) => Self::RequestsH1Status2xx,
             (Protocol::H1, 3) => Self::RequestsH1Status3xx,
             (Protocol::H1, 4) => Self::RequestsH1Status4xx,

@@ -203,7 +203,7 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
 
-    fn banks() -> Banks {
+    fn none() -> Banks {
         Banks::new(QuicKeys::new(&Secret::generate().expect("random bytes")))
     }
 
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_bank_is_one_group_on_one_port_and_keeps_waiting_connections() {
-        let mut banks = banks();
+        let mut banks = none();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let bound = banks.bind_missing(&[tcp(any)], 3).expect("bind");
         banks.add(bound);
@@ -224,7 +224,7 @@ mod tests {
         let _client = TcpStream::connect(address.bound).expect("the kernel answers before anybody accepts");
         let bank = banks.iter().next().expect("bank");
         assert!(bank.socket(2).is_some() && bank.socket(3).is_none());
-        let rival = banks().bind_missing(&[tcp(address.bound)], 1).expect_err("in use");
+        let rival = none().bind_missing(&[tcp(address.bound)], 1).expect_err("in use");
         assert!(rival.contains(&format!("sport = :{}", address.bound.port())), "{rival}");
         assert_eq!(banks.superfluous(&[]), [tcp(any)]);
         banks.close(&[tcp(any)]);
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_bank_of_datagrams_takes_the_port_that_the_streams_got() {
-        let mut banks = banks();
+        let mut banks = none();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let udp = BankPlace { kind: SocketKind::Datagram, address };
         let bound = banks.bind_missing(&[tcp(address), udp], 2).expect("bind");
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(streams.bound, datagrams.bound);
         assert!(datagrams.to_string().ends_with("/udp"));
         let rival = BankPlace { kind: SocketKind::Datagram, address: datagrams.bound };
-        let rival = banks().bind_missing(&[rival], 1).expect_err("in use");
+        let rival = none().bind_missing(&[rival], 1).expect_err("in use");
         assert!(rival.contains("/udp") && rival.contains("ss -lunp"), "{rival}");
         assert_eq!(banks.superfluous(&[tcp(address)]), [udp]);
         banks.close(&[udp]);
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn an_address_that_overlaps_our_own_can_be_added() {
-        let mut banks = banks();
+        let mut banks = none();
         let wide = banks.bind_missing(&[tcp(SocketAddr::from(([0, 0, 0, 0], 0)))], 1).expect("bind");
         let port = wide[0].address().bound.port();
         drop(wide);
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn refusals_name_the_remedy() {
         let error =
-            banks().bind_missing(&[tcp(SocketAddr::from(([192, 0, 2, 1], 0)))], 1).expect_err("foreign");
+            none().bind_missing(&[tcp(SocketAddr::from(([192, 0, 2, 1], 0)))], 1).expect_err("foreign");
         assert!(error.contains("no address 192.0.2.1"), "{error}");
         let denied = io::Error::from_raw_os_error(libc::EACCES);
         assert!(explain(tcp(SocketAddr::from(([0, 0, 0, 0], 80))), &denied).contains("CAP_NET_BIND_SERVICE"));

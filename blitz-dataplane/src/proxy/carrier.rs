@@ -57,6 +57,10 @@ impl Transport for Carrier {
         carried!(self, stream => Transport::write_chunk(stream, chunk))
     }
 
+    fn write_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        carried!(self, stream => Transport::write_bytes(stream, bytes))
+    }
+
     fn write_framed(
         &self,
         before: impl FnOnce(&mut Vec<u8>),

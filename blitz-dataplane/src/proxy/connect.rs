@@ -120,7 +120,7 @@ pub(super) async fn connect(
     limit: Duration,
 ) -> Result<Connected, ProxyError> {
     if member.pool.link.protocol == UpstreamProtocol::H2 && offer == Offer::H1 {
-        return Err(ProxyError::new(ErrorKind::UpstreamUpgradeFailed).with_detail("h2_upstream"));
+        return Err(ProxyError::new(ErrorKind::Configuration).with_detail("upgrade_needs_h1"));
     }
     let mut deadline = Deadline::new(&proxy.handle);
     deadline.set_after(limit);

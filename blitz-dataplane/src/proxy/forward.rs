@@ -21,16 +21,17 @@ use super::balance::{Group, Member, Verdict};
 use super::connect::Offer;
 use super::replay::Replay;
 use super::snapshot::Live;
+use super::tunnel::Tunnel;
 use super::{Proxy, trace};
 use crate::exchange::stream::{Answer, AnswerSource, BodySink, BodySource, Origin, UpstreamExchange};
 use crate::exchange::{
-    ErrorKind, Forwarding, MaxForwards, Method, ProxyError, RequestHead, Retry, Side, VIA_PSEUDONYM,
-    add_forwarding, max_forwards, strip_hop_by_hop,
+    BodyLength, ErrorKind, Forwarding, MaxForwards, ProxyError, RequestHead, Retry, Side, VIA_PSEUDONYM,
+    add_forwarding, max_forwards, restore_upgrade, strip_hop_by_hop, upgrade,
 };
 use crate::fields::{FieldError, Known};
 use crate::logging::TRACE_TARGET;
 use crate::metrics::names::{Histogram, Metric};
-use crate::runtime::Deadline;
+use crate::runtime::{Chunk, Deadline};
 
 /// Attempts for one request (count): the first, and two elsewhere.
 const ATTEMPTS_MAX: u32 = 3;
@@ -42,19 +43,20 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// Interim answers (1xx) to one request (count). Beyond it the endpoint is broken: 502.
 const INTERIMS_MAX: u32 = 64;
 
-/// Forwards a request to a member of `group` and the answer back.
+/// Forwards a request to a member of `group` and the answer back. When that switches protocols, what is left to do is
+/// returned.
 ///
 /// # Errors
 /// What went wrong in the last attempt, or on the client's side.
-pub async fn forward<B: BodySource, A: Answer>(
-    proxy: &Proxy,
+pub(super) async fn forward<'a, B: BodySource, A: Answer>(
+    proxy: &'a Proxy,
     live: &Rc<Live>,
     group: &Group,
     origin: &Origin<'_>,
     request: &mut RequestHead,
     body: &mut B,
     answer: &mut A,
-) -> Result<(), ProxyError> {
+) -> Result<Option<Tunnel<'a>>, ProxyError> {
     prepare(live, origin, request)?;
     let body_taken = Cell::new(false);
     let mut tried = 0u64;
@@ -89,7 +91,7 @@ pub async fn forward<B: BodySource, A: Answer>(
             error.kind == ErrorKind::UpstreamClosedBeforeAnswer && error.retry == Retry::Yes
         };
         let verdict = match &outcome {
-            Ok(()) => Verdict::Succeeded,
+            Ok(_) => Verdict::Succeeded,
             Err(error) if is_unprocessed(error) => Verdict::Unknown,
             // A pooled connection that the endpoint had closed says nothing about its health.
             Err(error) if was_reused && error.may_retry(true) => Verdict::Unknown,
@@ -98,7 +100,7 @@ pub async fn forward<B: BodySource, A: Answer>(
         };
         group.note(&proxy.rows, index, verdict, proxy.handle.now_ms());
         let error = match outcome {
-            Ok(()) => return Ok(()),
+            Ok(tunnel) => return Ok(tunnel),
             Err(error) => error,
         };
         let is_safe = error.may_retry(false) || request.method.is_idempotent();
@@ -138,7 +140,10 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
         }
     }
     let hop = strip_hop_by_hop(&mut request.fields);
-    if hop.accepts_trailers {
+    if let Some(upgrade) = request.upgrade {
+        restore_upgrade(&mut request.fields, upgrade.token()).map_err(too_large)?;
+        upgrade::ensure_key(&mut request.fields)?;
+    } else if hop.accepts_trailers {
         request.fields.push_known(Known::Te, b"trailers").map_err(too_large)?;
         request.fields.push_known(Known::Connection, b"te").map_err(too_large)?;
     }
@@ -159,8 +164,8 @@ fn prepare(live: &Live, origin: &Origin<'_>, request: &mut RequestHead) -> Resul
 /// One attempt on one address. `was_reused` says whether a pooled connection may be used, and then
 /// whether one was.
 #[allow(clippy::too_many_arguments, reason = "the parts of one exchange; a struct would only rename them")]
-async fn attempt<B: BodySource, A: Answer>(
-    proxy: &Proxy,
+async fn attempt<'a, B: BodySource, A: Answer>(
+    proxy: &'a Proxy,
     live: &Live,
     member: &Member,
     request: &RequestHead,
@@ -168,8 +173,9 @@ async fn attempt<B: BodySource, A: Answer>(
     answer: &mut A,
     body_taken: &Cell<bool>,
     was_reused: &mut bool,
-) -> Result<(), ProxyError> {
-    let acquired = acquire(proxy, live, member, Offer::Any, std::mem::take(was_reused)).await?;
+) -> Result<Option<Tunnel<'a>>, ProxyError> {
+    let offer = if request.upgrade.is_some() { Offer::H1 } else { Offer::Any };
+    let acquired = acquire(proxy, live, member, offer, std::mem::take(was_reused)).await?;
     *was_reused = acquired.is_reused();
     if *was_reused {
         proxy.rows.add(Metric::UpstreamReuses, 1);
@@ -182,12 +188,16 @@ async fn attempt<B: BodySource, A: Answer>(
         // Closed, and counted as closed, however this attempt ends, unless the pool takes it.
         Acquired::Own { mut connection, open, .. } => {
             let outcome = converse(proxy, &mut connection, request, body, answer, body_taken).await;
+            if let Ok(Relayed::Switched) = outcome {
+                let timeouts = &live.snapshot.config.timeouts;
+                return Ok(Some(Tunnel::new(connection, open, in_flight, timeouts)));
+            }
             drop(in_flight);
             if outcome.is_ok() && connection.is_reusable() {
                 open.keep();
                 member.pool.put(connection, proxy.handle.now_ms());
             }
-            outcome
+            outcome.map(|_| None)
         }
         Acquired::Shared { place, scheme } => {
             let mut stream = place.stream(live.client, scheme, member.pool.address);
@@ -199,9 +209,18 @@ async fn attempt<B: BodySource, A: Answer>(
                 // Perhaps nobody is there any more: nobody else shall wait for that.
                 place.retire(&member.pool.shared);
             }
-            outcome
+            outcome.map(|_| None)
         }
     }
+}
+
+/// How an answer was relayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Relayed {
+    /// To its end.
+    Whole,
+    /// It was a 101: what follows is no HTTP.
+    Switched,
 }
 
 /// Sends the request and relays the answer. Request and answer flow at the same time: an endpoint
@@ -213,14 +232,17 @@ async fn converse<U: UpstreamExchange, B: BodySource, A: Answer>(
     body: &mut B,
     answer: &mut A,
     body_taken: &Cell<bool>,
-) -> Result<(), ProxyError> {
-    let (sink, source) = upstream.open(request, body.length())?;
-    if body.is_complete() {
-        return relay_answer(proxy, source, request.method, answer, None).await;
+) -> Result<Relayed, ProxyError> {
+    if request.upgrade.is_some() || body.is_complete() {
+        // What the client sends before a switch stays where it is.
+        let length = if request.upgrade.is_some() { BodyLength::Empty } else { body.length() };
+        let (_sink, source) = upstream.open(request, length)?;
+        return relay_answer(proxy, source, request, answer, None).await;
     }
+    let (sink, source) = upstream.open(request, body.length())?;
     let gate = Gate::new(request.expects_continue);
     let upload = relay_body(proxy, &gate, body, sink, body_taken);
-    let download = relay_answer(proxy, source, request.method, answer, Some(&gate));
+    let download = relay_answer(proxy, source, request, answer, Some(&gate));
     let mut upload = pin!(upload);
     let mut download = pin!(download);
     let mut uploading = true;
@@ -291,23 +313,40 @@ async fn relay_body<B: BodySource, S: BodySink>(
     taken.set(true);
     while let Some(chunk) = body.next().await? {
         proxy.rows.add(Metric::RequestBodyBytes, chunk.len() as u64);
-        sink.data(chunk).await?;
+        send(chunk, &mut sink, body).await?;
     }
     sink.end(body.trailers())
+}
+
+/// Sends a piece, and lets its source take in what comes meanwhile.
+pub(super) async fn send<S: BodySink, B: BodySource>(
+    chunk: Chunk,
+    sink: &mut S,
+    source: &mut B,
+) -> Result<(), ProxyError> {
+    let mut sending = pin!(sink.data(chunk));
+    poll_fn(|cx| {
+        let sent = sending.as_mut().poll(cx);
+        if sent.is_pending() {
+            source.absorb(cx);
+        }
+        sent
+    })
+    .await
 }
 
 async fn relay_answer<S: AnswerSource, A: Answer>(
     proxy: &Proxy,
     mut source: S,
-    method: Method,
+    request: &RequestHead,
     answer: &mut A,
     gate: Option<&Gate>,
-) -> Result<(), ProxyError> {
+) -> Result<Relayed, ProxyError> {
     let asked_ns = proxy.handle.now_ns();
     let mut head = proxy.take_response();
     let mut interims = 0;
     loop {
-        source.head(method, &mut head).await?;
+        source.head(request.method, &mut head).await?;
         if !head.is_interim() {
             break;
         }
@@ -329,10 +368,15 @@ async fn relay_answer<S: AnswerSource, A: Answer>(
         log::info!(target: TRACE_TARGET, "< {}", trace::response(&head));
     }
     strip_hop_by_hop(&mut head.fields);
+    let too_large = |_: FieldError| ProxyError::new(ErrorKind::UpstreamHeadTooLarge);
     let via: [&[u8]; 3] = [source.version().as_bytes(), b" ", VIA_PSEUDONYM.as_bytes()];
-    head.fields
-        .push_known_parts(Known::Via, &via)
-        .map_err(|_| ProxyError::new(ErrorKind::UpstreamHeadTooLarge))?;
+    head.fields.push_known_parts(Known::Via, &via).map_err(too_large)?;
+    if let (101, Some(upgrade)) = (head.status, request.upgrade) {
+        restore_upgrade(&mut head.fields, upgrade.token()).map_err(too_large)?;
+        answer.head(&head, BodyLength::Unknown)?;
+        proxy.put_response(head);
+        return Ok(Relayed::Switched);
+    }
     answer.head(&head, source.length())?;
     proxy.put_response(head);
     while let Some(chunk) = source.next().await? {
@@ -341,5 +385,6 @@ async fn relay_answer<S: AnswerSource, A: Answer>(
             answer.data(chunk).await?;
         }
     }
-    answer.end(source.trailers())
+    answer.end(source.trailers())?;
+    Ok(Relayed::Whole)
 }

@@ -1,7 +1,7 @@
 //! What happens to a request, whatever protocol it came by.
 //!
 //! Owns: routing ([`router`]), balancing ([`balance`]), pools ([`pool`]), the exchange with an
-//! endpoint ([`forward`]), built-in answers ([`builtin`]), limits on requests ([`limiter`]), who
+//! endpoint ([`forward`]), tunnels (`tunnel`), built-in answers ([`builtin`]), limits on requests ([`limiter`]), who
 //! is reported for the kernel's blocklist ([`misconduct`]), whom a PROXY
 //! protocol header names (`relay`), the registry of connections
 //! ([`connections`]). Does not own: codecs (`http1/`), the loop (`worker.rs`).
@@ -23,6 +23,7 @@ mod replay;
 pub mod router;
 mod shared;
 pub mod snapshot;
+mod tunnel;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -43,6 +44,7 @@ use connections::{Carrier, Connection, Connections};
 use pool::Pools;
 use router::Match;
 use snapshot::{Live, Snapshot};
+use tunnel::Tunnel;
 
 /// Heads a worker keeps for reuse (count). A head holds some kilobytes; beyond it they are freed.
 const HEADS_KEPT: usize = 256;
@@ -141,18 +143,18 @@ impl Proxy {
         }
     }
 
-    /// Routes a request and answers it.
+    /// Routes a request and answers it. What an endpoint has switched protocols on is returned.
     async fn serve<B: BodySource, A: Answer>(
         &self,
         origin: &Origin<'_>,
         request: &mut RequestHead,
         body: &mut B,
         answer: &mut A,
-    ) -> Result<(), ProxyError> {
+    ) -> Result<Option<Tunnel<'_>>, ProxyError> {
         match origin.connection.carrier() {
             Carrier::Plain | Carrier::Tls => {}
             Carrier::PlainRefused => return Err(ProxyError::new(ErrorKind::PlainOnTls)),
-            Carrier::PlainRedirected => return redirect_to_tls(request, answer),
+            Carrier::PlainRedirected => return redirect_to_tls(request, answer).map(|()| None),
         }
         path::normalise(&mut request.path)?;
         let live = self.live();
@@ -162,7 +164,7 @@ impl Proxy {
             if over.is_the_sources_own() {
                 misconduct::refused(self, origin.connection, over.name());
             }
-            return limiter::refuse(self, over, answer).await;
+            return limiter::refuse(self, over, answer).await.map(|()| None);
         }
         let (host, _) = authority::split(&request.authority);
         match live.snapshot.router.find(host, request.path_only(), request.method) {
@@ -175,10 +177,10 @@ impl Proxy {
             }
             Match::MethodNotAllowed => {
                 let allowed = live.snapshot.router.allowed(host, request.path_only());
-                self.refuse_method(&allowed, answer).await
+                self.refuse_method(&allowed, answer).await.map(|()| None)
             }
             Match::None => match builtin::find(origin.connection, request) {
-                Some(builtin) => builtin::answer(self, builtin, request, body, answer).await,
+                Some(builtin) => builtin::answer(self, builtin, request, body, answer).await.map(|()| None),
                 None => Err(ProxyError::new(ErrorKind::NoRoute)),
             },
         }
@@ -239,9 +241,15 @@ impl Service for Proxy {
         self.rows.gauge_add(Metric::RequestsActive, 1);
         let active = Active(self);
         let outcome = self.serve(origin, request, body, answer).await;
-        drop(active);
         let took_us = self.handle.now_ns().saturating_sub(began_ns) / 1000;
         self.rows.observe(Histogram::RequestDuration, took_us);
+        // In a block of its own, for as long as it lasts; without that of the request before it.
+        let outcome = match outcome {
+            Ok(Some(tunnel)) => Box::pin(tunnel.run(self, origin, body, answer)).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        drop(active);
         outcome
     }
 
@@ -279,6 +287,8 @@ impl Service for Proxy {
             ErrorKind::UpstreamConnectTimeout => Some(Metric::DeadlineUpstreamConnect),
             ErrorKind::UpstreamFirstByteTimeout => Some(Metric::DeadlineUpstreamFirstByte),
             ErrorKind::UpstreamBodyTimeout => Some(Metric::DeadlineUpstreamBody),
+            ErrorKind::TunnelIdle => Some(Metric::DeadlineTunnelIdle),
+            ErrorKind::TunnelLifetime => Some(Metric::DeadlineTunnelLifetime),
             _ => None,
         };
         if let Some(metric) = expired {

@@ -6,6 +6,8 @@
 //! Owns: the pieces, and playing them back. Does not own: whether a request is sent again (`forward.rs`).
 #![forbid(unsafe_code)]
 
+use std::task::Context;
+
 use crate::exchange::stream::BodySource;
 use crate::exchange::{BodyLength, ProxyError};
 use crate::fields::Fields;
@@ -82,6 +84,10 @@ impl<B: BodySource> BodySource for Replay<'_, B> {
 
     fn trailers(&self) -> Option<&Fields> {
         self.body.trailers()
+    }
+
+    fn absorb(&mut self, cx: &mut Context<'_>) {
+        self.body.absorb(cx);
     }
 }
 

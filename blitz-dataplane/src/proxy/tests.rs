@@ -3,6 +3,7 @@
 mod limits;
 mod misconduct;
 mod relay;
+mod tunnel;
 
 use std::cell::Cell;
 use std::future::Future;
@@ -32,11 +33,13 @@ const ENDPOINT: SocketAddr =
 const GET: &str = "GET /up/ HTTP/1.1\r\nHost: h\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Milliseconds of the deadlines: request head, request body, keep-alive, first byte.
+/// Milliseconds of the deadlines: request head, request body, keep-alive, first byte, tunnels.
 const HEAD: u64 = 200;
 const BODY: u64 = 300;
 const KEEP_ALIVE: u64 = 10_000;
 const FIRST_BYTE: u64 = 500;
+const TUNNEL_IDLE: u64 = 2_000;
+const TUNNEL_LIFETIME: u64 = 30_000;
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -116,7 +119,8 @@ fn run_with<F: Future<Output = ()>>(
          [upstreams.up]\nendpoints = [{{ address = \"{ENDPOINT}\" }}]\n\
          [[routes]]\npath = \"/up/*rest\"\nupstream = \"up\"\n\
          [timeouts]\nrequest_head_ms = {HEAD}\nrequest_body_progress_ms = {BODY}\nkeep_alive_ms = {KEEP_ALIVE}\n\
-         upstream_first_byte_ms = {FIRST_BYTE}\n[http]\n{http}\n"
+         upstream_first_byte_ms = {FIRST_BYTE}\n\
+         tunnel_idle_ms = {TUNNEL_IDLE}\ntunnel_lifetime_ms = {TUNNEL_LIFETIME}\n[http]\n{http}\n"
     );
     let config = blitz_config::load(&text, Format::Toml, "test", &Overrides::default()).unwrap();
     let addresses = vec![EndpointAddresses { endpoint: ENDPOINT.to_string(), addresses: vec![ENDPOINT] }];

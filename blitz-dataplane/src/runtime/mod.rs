@@ -138,8 +138,9 @@ impl Runtime {
                 return output;
             }
             self.tasks.run_ready(TASKS_PER_TURN);
-            let idle = !self.tasks.has_work();
+            let idle = !self.tasks.has_work() && !self.tasks.has_later();
             self.handle.reactor.borrow_mut().turn(idle);
+            self.tasks.wake_later();
             after_turn(&self.handle);
         }
     }
@@ -163,6 +164,12 @@ impl Handle {
     /// Adds a task to the runtime of this thread. It starts at the next turn.
     pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
         task::spawn(Box::pin(future));
+    }
+
+    /// Wakes the task of `cx` once the loop has nothing else to do, or after `turns` turns, whichever comes first:
+    /// for work that is cheaper when more of it has come together.
+    pub fn wake_later(&self, cx: &Context<'_>, turns: u8) {
+        task::wake_later(cx.waker(), turns);
     }
 
     /// Nanoseconds on the runtime's monotonic clock, read once a turn.

@@ -30,6 +30,8 @@ struct Scheduler {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
     ready: RefCell<VecDeque<u32>>,
+    /// Tasks that wait until nothing else is to be done, each with the turns that it waits at most.
+    later: RefCell<Vec<(u8, Waker)>>,
     main_woken: Cell<bool>,
     panics: Cell<u64>,
     /// Zero: first in, first out. Otherwise the state of a generator that picks the next task, so
@@ -44,6 +46,7 @@ thread_local! {
             slots: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
             ready: RefCell::new(VecDeque::new()),
+            later: RefCell::new(Vec::new()),
             main_woken: Cell::new(false),
             panics: Cell::new(0),
             shuffle: Cell::new(0),
@@ -94,6 +97,26 @@ impl Tasks {
         SCHEDULER.with(|s| s.main_woken.get() || !s.ready.borrow().is_empty())
     }
 
+    /// Whether a task waits until nothing else is to be done.
+    pub(super) fn has_later(&self) -> bool {
+        SCHEDULER.with(|s| !s.later.borrow().is_empty())
+    }
+
+    /// A turn is over: wakes those who waited for this, all of them when it has brought no work.
+    pub(super) fn wake_later(&self) {
+        let is_quiet = !self.has_work();
+        SCHEDULER.with(|s| {
+            s.later.borrow_mut().retain_mut(|(turns, waker)| {
+                *turns = turns.saturating_sub(1);
+                let waits_on = *turns > 0 && !is_quiet;
+                if !waits_on {
+                    waker.wake_by_ref();
+                }
+                waits_on
+            });
+        });
+    }
+
     /// Polls at most `budget` ready tasks.
     pub(super) fn run_ready(&self, budget: usize) {
         SCHEDULER.with(|s| {
@@ -123,6 +146,7 @@ impl Tasks {
             }
             s.ready.borrow_mut().clear();
             s.slots.borrow_mut().clear();
+            s.later.borrow_mut().clear();
             s.free.borrow_mut().clear();
             s.main_woken.set(false);
         });
@@ -219,6 +243,11 @@ pub(super) fn spawn(future: TaskFuture) {
     });
 }
 
+/// Wakes the task once a turn has brought no work, or after so many turns.
+pub(super) fn wake_later(waker: &Waker, turns: u8) {
+    SCHEDULER.with(|s| s.later.borrow_mut().push((turns, waker.clone())));
+}
+
 /// Tasks of this thread that ended by a panic.
 pub(super) fn panics() -> u64 {
     SCHEDULER.with(|s| s.panics.get())
@@ -263,4 +292,43 @@ fn wake_bits(data: *const ()) {
             FOREIGN_WAKES.fetch_add(1, Ordering::Relaxed);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_quiet_turn_waits_no_longer_than_asked() {
+        let tasks = Tasks::install(0);
+        let count = Arc::new(Count::default());
+        let woken = || count.0.load(Ordering::Relaxed);
+        // A turn without work.
+        wake_later(&Arc::clone(&count).into(), 4);
+        assert!(tasks.has_later());
+        tasks.wake_later();
+        assert_eq!((woken(), tasks.has_later()), (1, false));
+        // Work all the time.
+        wake_later(&Arc::clone(&count).into(), 3);
+        tasks.wake_main();
+        for expected in [1, 1, 2] {
+            tasks.wake_later();
+            assert_eq!(woken(), expected);
+        }
+        assert!(!tasks.has_later());
+        tasks.clear();
+    }
 }

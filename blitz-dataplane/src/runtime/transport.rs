@@ -40,6 +40,12 @@ pub trait Transport {
     /// When an earlier send has failed.
     fn write_with(&self, write: impl FnOnce(&mut Vec<u8>)) -> io::Result<()>;
 
+    /// Appends bytes that lie in the caller's memory.
+    ///
+    /// # Errors
+    /// When an earlier send has failed.
+    fn write_bytes(&self, bytes: &[u8]) -> io::Result<()>;
+
     /// Appends a chunk.
     ///
     /// # Errors
@@ -106,6 +112,20 @@ impl Transport for TcpStream {
 
     fn write_with(&self, write: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         self.write_with(write)
+    }
+
+    fn write_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            self.write_with(|out| {
+                // No more than the buffer has room for: it would move, and grow for ever.
+                let room = (out.capacity() - out.len()).max(1).min(rest.len());
+                let (now, later) = rest.split_at(room);
+                out.extend_from_slice(now);
+                rest = later;
+            })?;
+        }
+        Ok(())
     }
 
     fn write_chunk(&self, chunk: Chunk) -> io::Result<()> {

@@ -296,6 +296,10 @@ impl<E: End> Transport for TlsStream<E> {
         self.seal_written(write)
     }
 
+    fn write_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() { Ok(()) } else { self.seal(bytes) }
+    }
+
     fn write_chunk(&self, chunk: Chunk) -> io::Result<()> {
         if chunk.is_empty() { Ok(()) } else { self.seal(&chunk) }
     }

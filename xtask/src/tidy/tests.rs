@@ -83,7 +83,9 @@ fn dead_files_and_dead_links_are_found() {
     let root = std::env::temp_dir().join(format!("blitz-tidy-{}", std::process::id()));
     std::fs::create_dir_all(root.join("a/src/used")).unwrap();
     let write = |name: &str, text: &str| std::fs::write(root.join(name), text).unwrap();
-    write("a/Cargo.toml", "");
+    write("a/Cargo.toml", "[[bin]]\nname = \"second\"\npath = \"src/second.rs\"\n");
+    write("a/src/second.rs", "mod beside;\n");
+    write("a/src/beside.rs", "");
     write("a/src/lib.rs", "mod used;\npub(crate) mod gone;\n");
     write("a/src/used.rs", "mod inner;\n");
     write("a/src/used/inner.rs", "");

@@ -193,12 +193,22 @@ impl Reactor {
     }
 
     /// A message boundary: the next message is expected to be small again. From here on the peer's
-    /// end is noticed although nobody waits for it.
+    /// end is noticed although nobody waits for it, and a buffer of the socket's own is given back.
     pub(in crate::runtime) fn settle(&mut self, key: Key) {
-        if let Some(stream) = self.stream(key)
-            && stream.inbox.is_empty()
-        {
-            stream.bulk = false;
+        let Some(Entry { fd, closing: false, body: Body::Stream(stream), .. }) = self.entries.get_mut(key)
+        else {
+            return;
+        };
+        if !stream.inbox.is_empty() {
+            return;
+        }
+        stream.bulk = false;
+        if stream.receive == Receive::Bulk {
+            // It ends with what it has received, or with nothing; a pooled one follows.
+            stream.receive = Receive::Cancelling;
+            let fd = *fd;
+            self.cancel(key, fd, Kind::Receive);
+        } else {
             self.arm_receive(key);
         }
     }

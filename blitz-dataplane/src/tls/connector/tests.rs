@@ -182,7 +182,7 @@ fn connections_are_shared_only_where_all_that_was_checked_is_the_same() {
     for other in [
         "ca_path = \"stranger.pem\"",
         "verify = false",
-        "ca_path = \"ca.pem\"\nmin_version = \"1.2\"",
+        "ca_path = \"ca.pem\"\nmin_version = \"1.3\"",
         "ca_path = \"ca.pem\"\ncert_path = \"edge.crt\"\nkey_path = \"edge.key\"",
     ] {
         assert!(base != of(other, &files), "{other}");
