@@ -273,7 +273,8 @@ fn listeners(file: &[ListenerFile], issues: &mut Issues) -> Vec<Listener> {
 /// What HTTP/3 needs of its listener.
 fn check_h3(index: usize, listener: &ListenerFile, issues: &mut Issues) {
     if listener.tls.is_none() {
-        let why = "\"h3\" needs TLS, which QUIC carries in itself; add [listeners.tls] with a certificate, or leave h3 out";
+        let why = "\"h3\" needs TLS, which QUIC carries in itself; add [listeners.tls] with a certificate, \
+                   or leave h3 out";
         issues.add(format!("listeners[{index}].protocols"), why);
     }
     if listener.proxy_protocol == ProxyProtocolFile::Required {

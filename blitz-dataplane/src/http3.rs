@@ -2,8 +2,8 @@
 //!
 //! quiche has no socket and no clock of its own: a listener ([`listener`]) gives each datagram to the connection that
 //! its destination connection ID names; each connection is a task ([`server`]) that lets quiche handle time, starts a
-//! task for each request (`stream.rs`), and sends what quiche has to send while the socket takes it. What cannot be sent
-//! yet stays in quiche, within the congestion window.
+//! task for each request (`stream.rs`), and sends what quiche has to send while the socket takes it. What cannot be
+//! sent yet stays in quiche, within the congestion window.
 //!
 //! Owns: that, heads (`head.rs`), Retry (`retry.rs`), keys and connection IDs ([`keys`]). Does not own: what a request
 //! means (`proxy`), certificates (`tls::quic`), the layout of connection IDs and the choice of a worker

@@ -227,7 +227,11 @@ impl H3 {
                     self.flush();
                     return id;
                 }
-                Err(h3::Error::StreamBlocked) if begun.elapsed() < PATIENCE => self.turn(),
+                Err(h3::Error::StreamBlocked | h3::Error::TransportError(quiche::Error::StreamLimit))
+                    if begun.elapsed() < PATIENCE =>
+                {
+                    self.turn();
+                }
                 Err(error) => panic!("a request cannot be begun: {error}"),
             }
         }
@@ -351,6 +355,8 @@ impl H3 {
     pub fn move_on(&mut self) {
         let socket = UdpSocket::bind((self.peer.ip(), 0)).expect("a socket");
         let local = socket.local_addr().expect("it is bound");
+        let scid = quiche::ConnectionId::from_ref(b"another-ID-of-mine");
+        self.quic.new_scid(&scid, 7, false).expect("the peer takes another connection ID");
         self.until("there is a connection ID to spare", |client| client.quic.available_dcids() > 0);
         self.quic.migrate_source(local).expect("the connection can move");
         self.socket = socket;

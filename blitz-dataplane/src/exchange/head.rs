@@ -136,8 +136,8 @@ fn parse_length(value: &[u8]) -> Option<u64> {
     })
 }
 
-/// Takes `:protocol` (RFC 8441 section 4, RFC 9220 section 3): for all that follows, the request is the GET with Upgrade
-/// that it stands for.
+/// Takes `:protocol` (RFC 8441 section 4, RFC 9220 section 3): for all that follows, the request is the GET with
+/// Upgrade that it stands for.
 ///
 /// # Errors
 /// A protocol that is not passed on.

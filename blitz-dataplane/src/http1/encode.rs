@@ -101,8 +101,8 @@ pub fn write_request_head(out: &mut Vec<u8>, head: &RequestHead, body: BodyLengt
 }
 
 /// Appends a final response head with its empty line. `date` is written unless the fields hold a Date
-/// (RFC 9110 section 6.6.1). The status line always says HTTP/1.1 (RFC 9110 section 2.5). `more` are fields beside those
-/// of the answer.
+/// (RFC 9110 section 6.6.1). The status line always says HTTP/1.1 (RFC 9110 section 2.5). `more` are fields beside
+/// those of the answer.
 pub fn write_response_head(
     out: &mut Vec<u8>,
     status: u16,

@@ -4,8 +4,8 @@
 //! connection-specific field, `te` only as `trailers`, one Content-Length. What is left is what two readers could
 //! take for different requests, and it is treated as in HTTP/1: see `http1/request.rs`.
 //!
-//! Owns: the mapping both ways. Does not own: the rules that HTTP/3 has too (`exchange/head.rs`), the bytes (HPACK), the
-//! body.
+//! Owns: the mapping both ways. Does not own: the rules that HTTP/3 has too (`exchange/head.rs`), the bytes (HPACK),
+//! the body.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, request};

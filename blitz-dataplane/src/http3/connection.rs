@@ -26,6 +26,8 @@ pub(super) struct State {
     /// Once the handshake is done.
     pub(super) h3: Option<h3::Connection>,
     streams: HashMap<u64, Rc<Signals>>,
+    /// Answers that the client has stopped (count), as of the last look.
+    stopped: u64,
 }
 
 /// What is known of a request's stream.
@@ -94,7 +96,7 @@ const EVENTS_MAX: usize = 256;
 
 impl Conn {
     pub(super) fn new(quic: quiche::Connection) -> Self {
-        let state = State { quic, h3: None, streams: HashMap::new() };
+        let state = State { quic, h3: None, streams: HashMap::new(), stopped: 0 };
         Self { state: RefCell::new(state), task: RefCell::new(None), is_broken: Cell::new(false) }
     }
 
@@ -165,9 +167,15 @@ impl State {
         while let Some(id) = self.quic.stream_writable_next() {
             if let Some(signals) = self.streams.get(&id) {
                 signals.writer.wake();
-                // It is also how a client says that it wants no more (STOP_SENDING).
-                signals.watcher.wake();
             }
+        }
+        // Which one it was quiche does not say of a stream that had room already.
+        let stopped = self.quic.stats().stopped_stream_count_remote;
+        let more = stopped.saturating_sub(std::mem::replace(&mut self.stopped, stopped));
+        if more > 0 {
+            // A client gives a request up by a reset, by this, or by both.
+            news.resets = news.resets.max(u32::try_from(more).unwrap_or(u32::MAX));
+            self.streams.values().for_each(|signals| signals.wake_all());
         }
         news
     }

@@ -1,3 +1,5 @@
+//! Heads of HTTP/3: what is taken, what ends the stream, what is answered.
+
 use super::*;
 use crate::exchange::Scheme;
 

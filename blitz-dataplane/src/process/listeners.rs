@@ -5,8 +5,8 @@
 //!
 //! The sockets of a bank form one SO_REUSEPORT group, bound in the order of the workers; the kernel spreads
 //! new connections over them. A bank of datagrams has two sockets for each worker and one more, and a program steers by
-//! connection ID among them ([`blitz_ebpf_common::steer`]). Worker w gets a copy of socket w only. When it dies, its socket and the
-//! connections that wait in it stay here, and its successor gets the same socket.
+//! connection ID among them ([`blitz_ebpf_common::steer`]). Worker w gets a copy of socket w only. When it dies, its
+//! socket and the connections that wait in it stay here, and its successor gets the same socket.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;

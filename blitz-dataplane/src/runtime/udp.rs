@@ -165,7 +165,7 @@ impl Drop for UdpSocket {
 /// bytes, padded to 24).
 pub(super) const CONTROL_WORDS: usize = (40 + 24) / 8;
 
-/// A control message as the kernel lays it out: `cmsghdr` (16 bytes: length, level, type), then data, padded to 8 bytes.
+/// A control message as the kernel lays it out: `cmsghdr` (16 bytes: length, level, type), then data, padded to 8.
 const HEADER_WORDS: usize = size_of::<libc::cmsghdr>() / 8;
 
 const IP_INFO: u64 = kind(libc::IPPROTO_IP, libc::IP_PKTINFO);
