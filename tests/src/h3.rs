@@ -61,7 +61,6 @@ impl Got {
 /// A connection.
 pub struct H3 {
     socket: UdpSocket,
-    peer: SocketAddr,
     /// The transport.
     pub quic: quiche::Connection,
     /// The protocol on it, once the handshake is done.
@@ -118,7 +117,6 @@ impl H3 {
         let quic = quiche::connect(Some(name), &scid, local, address, config).expect("a connection");
         let mut client = Self {
             socket,
-            peer: address,
             quic,
             h3: None,
             streams: HashMap::new(),
@@ -348,18 +346,6 @@ impl H3 {
     pub fn close_code(&mut self) -> (bool, u64) {
         self.until("the peer closes", |client| client.quic.peer_error().is_some());
         self.quic.peer_error().map(|error| (error.is_app, error.error_code)).expect("it has come")
-    }
-
-    /// Goes on from another port.
-    #[track_caller]
-    pub fn move_on(&mut self) {
-        let socket = UdpSocket::bind((self.peer.ip(), 0)).expect("a socket");
-        let local = socket.local_addr().expect("it is bound");
-        let scid = quiche::ConnectionId::from_ref(b"another-ID-of-mine");
-        self.quic.new_scid(&scid, 7, false).expect("the peer takes another connection ID");
-        self.until("there is a connection ID to spare", |client| client.quic.available_dcids() > 0);
-        self.quic.migrate_source(local).expect("the connection can move");
-        self.socket = socket;
     }
 }
 

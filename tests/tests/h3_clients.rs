@@ -82,6 +82,43 @@ asyncio.run(asyncio.wait_for(main(), 60))
 print("fine")
 "#;
 
+/// The same client behind an address translation that gives it another port again and again.
+const REBINDING: (&str, &str) = (
+    r#"
+import asyncio, select, socket, sys, threading
+switch = threading.Event()
+def udp():
+    it = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    it.bind(("127.0.0.1", 0))
+    return it
+front = udp()
+def relay(target):
+    back, client = udp(), None
+    while True:
+        if switch.is_set():
+            back = udp()
+            switch.clear()
+        for it in select.select([front, back], [], [], 0.005)[0]:
+            data, sender = it.recvfrom(65536)
+            if it is front:
+                client = sender
+                back.sendto(data, target)
+            else:
+                front.sendto(data, client)
+threading.Thread(target=relay, args=(("127.0.0.1", int(sys.argv[1])),), daemon=True).start()
+"#,
+    r#"
+    async with connect("127.0.0.1", front.getsockname()[1], configuration=configuration, create_protocol=Client) as client:
+        for n in range(5):
+            assert await client.ask("GET", f"/{n}") == (200, f"/{n}".encode())
+            switch.set()
+            while switch.is_set():
+                await asyncio.sleep(0.001)
+asyncio.run(asyncio.wait_for(main(), 60))
+print("fine")
+"#,
+);
+
 fn start(cell: Cell, workers: usize) -> (Pki, Upstream, Gateway) {
     let (pki, upstream) = (Pki::new(), Upstream::echoing_targets());
     pki.certificate("edge", &["localhost"], Algorithm::Ecdsa);
@@ -111,6 +148,19 @@ matrix! {
     fn libcurl(cell) {
         let (pki, _upstream, gateway) = start(cell, 2);
         run("curl_cffi", LIBCURL, &pki, &gateway);
+        gateway.stop();
+    }
+
+    fn a_client_whose_port_changes_keeps_its_worker(cell) {
+        let (pki, _upstream, gateway) = start(cell, 3);
+        let (client, _) = AIOQUIC.split_once("    async with connect").expect("it connects");
+        let script = format!("{}{client}{}", REBINDING.0, REBINDING.1);
+        run("aioquic", &script, &pki, &gateway);
+        let metrics = gateway.admin("/metrics").text();
+        for fate in ["other_worker", "unknown"] {
+            let none = format!("blitz_quic_datagrams_received_total{{fate=\"{fate}\"}} 0\n");
+            assert!(metrics.contains(&none), "{metrics}");
+        }
         gateway.stop();
     }
 

@@ -362,20 +362,6 @@ matrix! {
         gateway.stop();
     }
 
-    fn a_client_that_moves_keeps_its_connection_and_worker(cell) {
-        let pki = Pki::new();
-        let gateway = setup(cell, &pki, &[], "").workers(3).start();
-        for _ in 0..4 {
-            let mut client = H3::connect(gateway.address, "edge.test");
-            assert_eq!(client.get("/hello").status(), 200);
-            client.move_on();
-            assert_eq!(client.post("/echo/x", b"from elsewhere").body, b"from elsewhere");
-        }
-        assert_eq!(metric(&gateway, "blitz_quic_datagrams_received_total{fate=\"other_worker\"}"), 0);
-        assert_eq!(metric(&gateway, "blitz_quic_datagrams_received_total{fate=\"unknown\"}"), 0);
-        gateway.stop();
-    }
-
     fn a_websocket_passes_bytes_both_ways(cell) {
         let upstream = Upstream::start(|conn| {
             let request = conn.head()?;
