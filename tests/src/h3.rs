@@ -171,11 +171,7 @@ impl H3 {
 
     fn take(&mut self) {
         let Some(h3) = &mut self.h3 else { return };
-        loop {
-            let (id, event) = match h3.poll(&mut self.quic) {
-                Ok(event) => event,
-                Err(_) => break,
-            };
+        while let Ok((id, event)) = h3.poll(&mut self.quic) {
             if let h3::Event::GoAway = event {
                 self.goaway = Some(id);
                 continue;

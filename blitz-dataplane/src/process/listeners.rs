@@ -52,9 +52,9 @@ impl Banks {
         for place in places.iter().filter(|place| !self.banks.contains_key(place)) {
             // Where the kernel chooses the port of the one, the other takes the same: answers over TCP name it.
             let beside = self.banks.values().chain(&banks).map(|bank| bank.address);
-            let beside =
+            let mut beside =
                 beside.filter(|other| other.configured == place.address && place.address.port() == 0);
-            let bound = beside.last().map_or(place.address, |other| other.bound);
+            let bound = beside.next().map_or(place.address, |other| other.bound);
             let bank = self.bind(*place, bound, workers).map_err(|error| explain(*place, &error))?;
             banks.push(bank);
         }

@@ -185,8 +185,10 @@ mod tests {
 
     use super::*;
 
+    type Line = (String, Vec<u8>, Vec<u8>);
+
     #[derive(Debug, Default)]
-    struct Lines(Mutex<Vec<(String, Vec<u8>, Vec<u8>)>>);
+    struct Lines(Mutex<Vec<Line>>);
 
     impl KeyLog for Lines {
         fn log(&self, label: &str, random: &[u8], secret: &[u8]) {
