@@ -7,7 +7,6 @@
 //! (`server.rs`), heads (`head.rs`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -17,6 +16,7 @@ use bytes::Buf;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 
+use super::absorb::Absorbed;
 use super::error::code;
 use super::frame::Code;
 use super::head::{
@@ -138,7 +138,7 @@ impl<S: Service> Active<S> {
             length,
             taken: 0,
             unreleased: 0,
-            gathered: Gathered::default(),
+            absorbed: Absorbed::default(),
             is_complete: has_ended,
             trailers: None,
         };
@@ -237,19 +237,19 @@ struct RequestBody<'a> {
     taken: u64,
     /// Bytes handed out and not yet given back to the windows.
     unreleased: usize,
-    gathered: Gathered,
+    absorbed: Absorbed,
     is_complete: bool,
     trailers: Option<Fields>,
 }
 
 impl RequestBody<'_> {
     /// Takes all that has come; ready at the end of the data, or when they break off.
-    fn gather(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+    fn take_in(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
         loop {
             match std::task::ready!(self.received.poll_data(cx)) {
                 // It may have brought padding, whose room the crate gives back itself.
                 Some(Ok(bytes)) if bytes.is_empty() => {}
-                Some(Ok(bytes)) => self.gathered.put(bytes),
+                Some(Ok(bytes)) => self.absorbed.put(bytes),
                 Some(Err(error)) => return Poll::Ready(Err(broken(&error))),
                 None => return Poll::Ready(Ok(())),
             }
@@ -258,8 +258,8 @@ impl RequestBody<'_> {
 
     /// The next piece, or what ends the body; waits for ever.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<bytes::Bytes>, ProxyError>> {
-        let more = self.gather(cx);
-        if let Some(bytes) = self.gathered.take() {
+        let more = self.take_in(cx);
+        if let Some(bytes) = self.absorbed.take() {
             return Poll::Ready(Ok(Some(bytes)));
         }
         std::task::ready!(more)?;
@@ -347,51 +347,7 @@ impl BodySource for RequestBody<'_> {
 
     fn absorb(&mut self, cx: &mut Context<'_>) {
         // What ends the data is asked for again by whoever has taken them.
-        let _more = self.gather(cx);
-    }
-}
-
-/// DATA that was received and not handed out, bounded by the stream's window. A message may come as a thousand frames
-/// of a few bytes, each of which costs the crate, and later the endpoint's connection, far more than its bytes: such
-/// are put together.
-#[derive(Default)]
-struct Gathered {
-    /// The oldest piece, as it came: mostly there is one.
-    first: Option<bytes::Bytes>,
-    whole: VecDeque<bytes::Bytes>,
-    /// The youngest small ones.
-    small: Vec<u8>,
-}
-
-impl Gathered {
-    /// Bytes of a piece that is passed on as it came.
-    const WHOLE_BYTES_MIN: usize = 4 * 1024;
-
-    /// Bytes up to which small pieces are put together.
-    const JOINED_BYTES_MAX: usize = 16 * 1024;
-
-    fn put(&mut self, bytes: bytes::Bytes) {
-        if self.first.is_none() && self.whole.is_empty() && self.small.is_empty() {
-            self.first = Some(bytes);
-            return;
-        }
-        let is_whole = bytes.len() >= Self::WHOLE_BYTES_MIN;
-        if is_whole || self.small.len() + bytes.len() > Self::JOINED_BYTES_MAX {
-            let joined = std::mem::take(&mut self.small);
-            if !joined.is_empty() {
-                self.whole.push_back(joined.into());
-            }
-        }
-        if is_whole {
-            self.whole.push_back(bytes);
-        } else {
-            self.small.extend_from_slice(&bytes);
-        }
-    }
-
-    fn take(&mut self) -> Option<bytes::Bytes> {
-        let oldest = self.first.take().or_else(|| self.whole.pop_front());
-        oldest.or_else(|| (!self.small.is_empty()).then(|| std::mem::take(&mut self.small).into()))
+        let _more = self.take_in(cx);
     }
 }
 
@@ -532,25 +488,4 @@ impl<S: Service> Answer for StreamAnswer<'_, S> {
 
     /// A stream carries one answer, and the others are none of its business.
     fn close_after(&mut self) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Gathered;
-
-    #[test]
-    fn small_pieces_are_put_together_and_none_is_lost_or_moved() {
-        let mut gathered = Gathered::default();
-        let mut sent = Vec::new();
-        for turn in 0..3_000_u32 {
-            let piece = vec![turn as u8; if turn % 700 == 699 { 9_000 } else { 1 + turn as usize % 20 }];
-            sent.extend_from_slice(&piece);
-            gathered.put(piece.into());
-        }
-        let pieces: Vec<_> = std::iter::from_fn(|| gathered.take()).collect();
-        assert_eq!(pieces.concat(), sent);
-        assert_eq!(pieces.first().map(bytes::Bytes::len), Some(1), "the first is passed on as it came");
-        assert!(pieces.len() < 16, "{}", pieces.len());
-        assert!(pieces.iter().all(|piece| piece.len() <= Gathered::JOINED_BYTES_MAX));
-    }
 }
