@@ -9,6 +9,7 @@
 pub mod authority;
 mod error;
 mod forward;
+pub mod grpc;
 mod method;
 pub mod path;
 pub mod refusal;

@@ -24,10 +24,10 @@ use super::head::{
 };
 use super::io::Shared;
 use super::meter::Abuse;
-use crate::exchange::refusal::refuse;
+use crate::exchange::refusal::{Form, refuse};
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
 use crate::exchange::{
-    BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, upgrade,
+    BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, grpc, upgrade,
 };
 use crate::fields::Fields;
 use crate::http1::refuse_method;
@@ -123,6 +123,12 @@ impl<S: Service> Active<S> {
         let (parts, received) = request.into_parts();
         let has_ended = received.is_end_stream();
         let read = read_request(&parts, has_ended, &limits.head, head);
+        // Where the head could not be read, its fields may not have been reached.
+        let unread_form = read.is_err().then(|| {
+            let value = parts.headers.get(http::header::CONTENT_TYPE);
+            let is_grpc = value.is_some_and(|value| grpc::is_content_type(value.as_bytes()));
+            if is_grpc { Form::Grpc } else { Form::Text }
+        });
         drop(parts);
         let length = read.unwrap_or_default();
         let line = Line {
@@ -175,8 +181,9 @@ impl<S: Service> Active<S> {
             ErrorKind::DownstreamSendTimeout => shared.charge(Abuse::StalledWindow, handle.now_ms()),
             _ => {}
         }
+        let form = unread_form.unwrap_or_else(|| Form::of(&head.fields));
         let is_answered =
-            !answer.has_begun() && error.status() != 0 && refuse(&mut answer, &error).await.is_ok();
+            !answer.has_begun() && error.status() != 0 && refuse(&mut answer, &error, form).await.is_ok();
         if !is_answered && error.kind != ErrorKind::DownstreamClosed {
             // An answer that is not whole must not look so (RFC 9113 section 8.1).
             line.sender.borrow_mut().reset(code(error.kind));

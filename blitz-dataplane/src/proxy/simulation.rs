@@ -497,6 +497,7 @@ const UNREACHED: &[(ErrorKind, &str)] = &[
     (ErrorKind::PlainOnTls, "the simulated listener has no TLS"),
     (ErrorKind::TlsHandshake, "as above"),
     (ErrorKind::TlsHandshakeTimeout, "as above"),
+    (ErrorKind::GrpcTimeout, "simulated clients do not speak gRPC"),
     (ErrorKind::Denied, "no policy of this release denies requests"),
     (ErrorKind::DnsFailure, "names are resolved beside the workers; here an upstream has no address"),
     (ErrorKind::DnsTimeout, "as above"),
