@@ -100,11 +100,11 @@ class Cases:
     def cancelled(self):
         return int(self.unary_unary("Count")(b"", timeout=PATIENCE))
 
-    def until_cancelled(self, before):
+    def until_cancelled(self, what, before):
         begun = time.monotonic()
         while self.cancelled() == before:
             if time.monotonic() - begun > PATIENCE / 2:
-                raise AssertionError("the server was not told")
+                raise AssertionError(f"the server was not told of {what}")
             time.sleep(0.005)
 
     def deadline(self):
@@ -112,7 +112,7 @@ class Cases:
             before = self.cancelled()
             slow = lambda: self.unary_unary("Slow")(message, timeout=0.3)
             expect_error(grpc.StatusCode.DEADLINE_EXCEEDED, slow)
-            self.until_cancelled(before)
+            self.until_cancelled(f"the deadline of {message}", before)
 
     def client_leaves(self):
         before = self.cancelled()
@@ -120,10 +120,10 @@ class Cases:
         stream = self.unary_stream("SlowStream")(b"", timeout=PATIENCE)
         expect(next(stream), b"first")
         stream.cancel()
-        self.until_cancelled(before)
+        self.until_cancelled("the stream", before)
         before = self.cancelled()
         future.cancel()
-        self.until_cancelled(before)
+        self.until_cancelled("the call", before)
 
     def server_leaves(self):
         stream = self.unary_stream("Leave")(b"", timeout=PATIENCE)

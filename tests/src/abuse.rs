@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::gateway::one_upstream;
@@ -250,8 +250,10 @@ pub const ATTACKS: &[Attack] = &[
 const SEND_PROGRESS: Duration = Duration::from_millis(500);
 /// Good requests a second.
 const GOOD_PER_SECOND: u32 = 500;
-/// Connections that they are spread over: few enough to share, enough that none runs out of streams.
+/// Connections that they are spread over.
 const GOOD_CONNECTIONS: u32 = 8;
+/// Good requests under way on one connection: fewer than the gateway announces.
+const GOOD_STREAMS_MAX: u32 = 100;
 /// Bytes of the large answer.
 const BIG_BYTES: usize = 64 << 20;
 /// How much of the memory before may be there more afterwards.
@@ -453,7 +455,7 @@ fn warm_up(address: SocketAddr) {
         h2.send(streams().flat_map(|stream| data(stream, flag::END_STREAM, b"x")).collect::<Vec<u8>>());
     }
     for h2 in &mut connections {
-        let (_, failed) = answers(h2, 100, |_| Instant::now());
+        let (_, failed) = answers(h2, 100, &AtomicU32::new(0), |_| Instant::now());
         assert!(failed.is_empty(), "{failed:?}");
     }
 }
@@ -473,24 +475,30 @@ fn good_client(address: SocketAddr, length: Duration) -> Report {
     let each = (length.div_duration_f64(every) as u32).div_ceil(GOOD_CONNECTIONS);
     let begun = Instant::now();
     let is_over = AtomicBool::new(false);
+    // Requests that have ended, by connection: no more are under way than the gateway allows.
+    let ended: Vec<AtomicU32> = (0..GOOD_CONNECTIONS).map(|_| AtomicU32::new(0)).collect();
     let (latencies, failed) = std::thread::scope(|scope| {
         scope.spawn(|| {
             for nth in 0..each * GOOD_CONNECTIONS {
                 std::thread::sleep((begun + every * nth).saturating_duration_since(Instant::now()));
-                if is_over.load(Ordering::SeqCst) {
-                    return;
+                let (place, of_place) = ((nth % GOOD_CONNECTIONS) as usize, nth / GOOD_CONNECTIONS);
+                while of_place >= ended[place].load(Ordering::SeqCst) + GOOD_STREAMS_MAX {
+                    if is_over.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
                 }
                 let path = if nth % 3 == 0 { "/good" } else { "/hello" };
-                let request = get(2 * (nth / GOOD_CONNECTIONS) + 1, path);
                 // One that fails is seen by whoever reads.
-                let _ = senders[(nth % GOOD_CONNECTIONS) as usize].write_all(&request);
+                let _ = senders[place].write_all(&get(2 * of_place + 1, path));
             }
         });
         let readers: Vec<_> = (0..)
             .zip(&mut connections)
-            .map(|(place, h2)| {
+            .zip(&ended)
+            .map(|((place, h2), ended)| {
                 let due = move |stream: u32| begun + every * ((stream - 1) / 2 * GOOD_CONNECTIONS + place);
-                scope.spawn(move || answers(h2, each, due))
+                scope.spawn(move || answers(h2, each, ended, due))
             })
             .collect();
         let (mut latencies, mut failed) = (Vec::new(), Vec::new());
@@ -519,9 +527,15 @@ fn good_client(address: SocketAddr, length: Duration) -> Report {
 
 /// Waits for the ends of so many requests on a connection: the time that each took since it was due, and a word for
 /// each that failed.
-fn answers(h2: &mut H2, count: u32, due: impl Fn(u32) -> Instant) -> (Vec<Duration>, Vec<String>) {
+fn answers(
+    h2: &mut H2,
+    count: u32,
+    ended: &AtomicU32,
+    due: impl Fn(u32) -> Instant,
+) -> (Vec<Duration>, Vec<String>) {
     let (mut latencies, mut failed) = (Vec::new(), Vec::new());
     while latencies.len() + failed.len() < count as usize {
+        ended.store((latencies.len() + failed.len()) as u32, Ordering::SeqCst);
         let frame = match h2.frame_within(PATIENCE) {
             Ok(Some(frame)) => frame,
             // Then none of the others has an end either.
