@@ -2,8 +2,9 @@
 //!
 //! Owns: which measurement runs, and the report's frame. Does not own: building what is measured (see
 //! `xtask/src/bench.rs`); the measurements (`h1.rs`, `h2.rs`,
-//! `handshakes.rs`, `idle.rs`, `xdp.rs`).
+//! `handshakes.rs`, `idle.rs`, `abuse.rs`, `xdp.rs`).
 
+mod abuse;
 mod account;
 mod ask;
 mod h1;
@@ -38,7 +39,7 @@ struct Options {
     scenario: Option<String>,
     connections: usize,
     without_blitz: bool,
-    /// Names of the servers that take part; empty: all.
+    /// Names of the servers that take part, or of the attacks; empty: all.
     only: Vec<String>,
     /// The BPF object to measure instead of the embedded one.
     object: Option<PathBuf>,
@@ -71,9 +72,12 @@ fn run() -> Result<()> {
         inside: false,
     };
     let mut words = std::env::args().skip(1);
-    let which = words.next().ok_or("which one, h1, h2, tls, idle or xdp?")?;
+    let which = words.next().ok_or("which one, h1, h2, tls, idle, abuse or xdp?")?;
     if which == xdp::FLOOD {
         return xdp::flood(words.next().as_deref());
+    }
+    if which == "abuse" {
+        options.seconds = 10;
     }
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} wants a value"));
@@ -103,6 +107,7 @@ fn run() -> Result<()> {
         "h2" => h2::run(&options)?,
         "tls" => handshakes::run(&options)?,
         "idle" => idle::run(&options)?,
+        "abuse" => abuse::run(&options)?,
         "xdp" => xdp::run(&options)?,
         other => return Err(format!("there is no bench {other:?}")),
     };

@@ -180,6 +180,10 @@ pub struct UpstreamFile {
     /// What is spoken to the endpoints. Default: `auto`. Reloadable, for new connections.
     #[serde(default)]
     pub protocol: UpstreamProtocolFile,
+    /// What connections to the endpoints begin with, to say whose they are. Default: `off`. Reloadable, for new
+    /// connections.
+    #[serde(default)]
+    pub proxy_protocol: UpstreamProxyProtocolFile,
     /// TLS to all its endpoints. Default: absent, so that only endpoints on port 443 are spoken to over
     /// TLS, with the defaults of this table. Reloadable, for new connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -220,6 +224,17 @@ pub enum UpstreamProtocolFile {
     H1,
     /// HTTP/2; with prior knowledge on a connection without TLS. One connection carries many requests.
     H2,
+}
+
+/// What a connection to an endpoint says of the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UpstreamProxyProtocolFile {
+    /// Nothing.
+    #[default]
+    Off,
+    /// A PROXY protocol header of version 2. Such a connection carries one request, since it names one client.
+    V2,
 }
 
 /// One host and port of an upstream.

@@ -110,6 +110,9 @@ pub struct Upstream {
 pub struct Link {
     /// What is spoken.
     pub protocol: UpstreamProtocol,
+    /// Whether a connection begins with a PROXY protocol header of version 2 that names the client. Then it carries
+    /// one request, over HTTP/1.1.
+    pub names_client: bool,
     /// How TLS is spoken to those of its endpoints that have it ([`Endpoint::is_tls`]); `None` when none has.
     pub tls: Option<UpstreamTls>,
 }

@@ -14,7 +14,8 @@ use crate::address;
 use crate::error::{ConfigError, Issues, quoted};
 use crate::file::{
     ENDPOINTS_MAX, FileConfig, Format, HttpFile, ListenerFile, Milliseconds, ProtocolFile, ProxyProtocolFile,
-    RouteFile, TimeoutsFile, UPSTREAM_ENDPOINTS_MAX, UpstreamFile, UpstreamProtocolFile, key_text, parse,
+    RouteFile, TimeoutsFile, UPSTREAM_ENDPOINTS_MAX, UpstreamFile, UpstreamProtocolFile,
+    UpstreamProxyProtocolFile, key_text, parse,
 };
 use crate::model::{
     Admin, Balance, Cidr, Config, Endpoint, HostPattern, HttpLimits, Link, Listener, PassiveHealth,
@@ -364,7 +365,7 @@ fn upstreams(file: &BTreeMap<String, UpstreamFile>, issues: &mut Issues) -> Vec<
             name: name.clone(),
             // Both words of the file mean the one way there is.
             balance: Balance::RoundRobin,
-            link: link(upstream.protocol, tls, &endpoints),
+            link: link(upstream, tls, &endpoints, &path, issues),
             endpoints,
             passive: PassiveHealth {
                 consecutive_failures: narrow(passive.consecutive_failures.value()),
@@ -381,9 +382,24 @@ fn upstreams(file: &BTreeMap<String, UpstreamFile>, issues: &mut Issues) -> Vec<
 }
 
 /// How the endpoints are spoken to; `tls` is what the file says of it, if anything.
-fn link(protocol: UpstreamProtocolFile, tls: Option<UpstreamTls>, endpoints: &[Endpoint]) -> Link {
+fn link(
+    file: &UpstreamFile,
+    tls: Option<UpstreamTls>,
+    endpoints: &[Endpoint],
+    path: &str,
+    issues: &mut Issues,
+) -> Link {
+    let names_client = file.proxy_protocol == UpstreamProxyProtocolFile::V2;
+    if names_client && file.protocol == UpstreamProtocolFile::H2 {
+        issues.add(
+            format!("{path}.proxy_protocol"),
+            "\"v2\" beside protocol = \"h2\": a connection of HTTP/2 carries the requests of many clients, and the \
+             header names one; accepted: \"off\", or another protocol",
+        );
+    }
     Link {
-        protocol: match protocol {
+        names_client,
+        protocol: match file.protocol {
             UpstreamProtocolFile::Auto => UpstreamProtocol::Auto,
             UpstreamProtocolFile::H1 => UpstreamProtocol::H1,
             UpstreamProtocolFile::H2 => UpstreamProtocol::H2,
@@ -426,7 +442,10 @@ fn default_upstream(
     Upstream {
         name: DEFAULT_UPSTREAM.to_owned(),
         balance: Balance::RoundRobin,
-        link: link(UpstreamProtocolFile::default(), None, &endpoints),
+        link: Link {
+            tls: endpoints.iter().any(|endpoint| endpoint.is_tls).then(UpstreamTls::default),
+            ..Link::default()
+        },
         endpoints,
         passive: PassiveHealth::RECOMMENDED,
         idle_connections_max: Upstream::IDLE_CONNECTIONS_RECOMMENDED,

@@ -127,6 +127,14 @@ const TOML_MORE: &[(&str, &str)] = &[
         "f.toml: upstreams.b.protocol: \"h4\" is not accepted; did you mean \"h1\"? accepted: \"auto\", \"h1\", \"h2\"",
     ),
     (
+        "[upstreams.b]\nendpoints = [{ address = \"a:1\" }]\nproxy_protocol = \"v1\"",
+        "f.toml: upstreams.b.proxy_protocol: \"v1\" is not accepted; did you mean \"v2\"? accepted: \"off\", \"v2\"",
+    ),
+    (
+        "[upstreams.b]\nendpoints = [{ address = \"a:1\" }]\nprotocol = \"h2\"\nproxy_protocol = \"v2\"",
+        "f.toml: upstreams.b.proxy_protocol: \"v2\" beside protocol = \"h2\": a connection of HTTP/2 carries the requests of many clients, and the header names one; accepted: \"off\", or another protocol",
+    ),
+    (
         "[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:1\"\nprotocols = [\"h1\", \"h3\"]",
         "f.toml: listeners[1].protocols: \"h3\" needs TLS, which QUIC carries in itself; add [listeners.tls] with a certificate, or leave h3 out",
     ),
@@ -308,7 +316,7 @@ const TOML_MORE: &[(&str, &str)] = &[
     // Trusted proxies.
     (
         "trusted_proxies_ = []",
-        "f.toml: upstreams.api.trusted_proxies_: unknown key; accepted: balance, endpoints, health, pool, protocol, tls",
+        "f.toml: upstreams.api.trusted_proxies_: unknown key; accepted: balance, endpoints, health, pool, protocol, proxy_protocol, tls",
     ),
     // Routes.
     (

@@ -188,6 +188,7 @@ fn config() -> impl Strategy<Value = Config> {
             idle_connections_max,
             link: Link {
                 protocol: if is_h2 { UpstreamProtocol::H2 } else { UpstreamProtocol::Auto },
+                names_client: !is_h2 && consecutive_failures == 1,
                 tls: (idle_connections_max == 2).then(UpstreamTls::default),
             },
         },

@@ -278,7 +278,7 @@ fn a_bad_rule_or_file_changes_nothing() {
     attach("[[listeners").refused(2, &["bad.toml", "correct"]);
     place
         .ctl(&["attach", INTERFACE, "--config", "/nonexistent.toml"])
-        .refused(2, &["/nonexistent.toml", "give --config"]);
+        .refused(2, &["/nonexistent.toml", "name a file"]);
     for words in [
         ["deny", "add", "192.0.2.1/24"].as_slice(),
         &["deny", "add", "192.0.2.0/24", "--ttl", "soon"],

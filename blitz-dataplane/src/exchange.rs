@@ -9,6 +9,7 @@
 pub mod authority;
 mod error;
 mod forward;
+pub mod grpc;
 pub mod head;
 mod method;
 pub mod path;

@@ -5,12 +5,14 @@
 //! through the same traits as HTTP/1.
 //!
 //! Owns: telling HTTP/2 from HTTP/1 ([`detect`]), the byte stream under the crate (`io.rs`), the meter, the life of a
-//! connection ([`server`]), a request and its answer (`stream.rs`), heads (`head.rs`); and the upstream end ([`client`]
+//! connection ([`server`]), a request and its answer (`stream.rs`), small pieces of its body
+//! put together (`absorb.rs`), heads (`head.rs`); and the upstream end ([`client`]
 //! and its `client_io.rs`, `client_head.rs`). Does not own: what a request
 //! means (`proxy`), what an error means (`exchange/error.rs`; its HTTP/2 codes are in `error.rs`).
 
 #![forbid(unsafe_code)]
 
+mod absorb;
 pub mod client;
 mod client_head;
 mod client_io;

@@ -5,6 +5,7 @@ pub mod control;
 pub mod date;
 pub mod exchange;
 pub mod fields;
+mod heap;
 pub mod http1;
 pub mod http2;
 pub mod http3;

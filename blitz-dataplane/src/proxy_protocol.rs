@@ -1,9 +1,11 @@
-//! Headers of the PROXY protocol, versions 1 and 2, as a load balancer sends them in front of a connection
-//! (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>; sections are those of that text).
+//! Headers of the PROXY protocol: versions 1 and 2 as a load balancer sends them in front of a connection, version 2
+//! as endpoints are sent it (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>; sections are those of
+//! that text).
 //!
 //! Owns: the syntax, its bounds, and whose address a header names. Does not own: who may send one, the
-//! deadline, what becomes of the address (`proxy::accept`). A pure function of the bytes so far: any split
-//! of them gives the same answer, and what lies behind the header is left where it is.
+//! deadline, what becomes of the address (`proxy::accept`), when one is sent (`proxy::connect`). Reading is a pure
+//! function of the bytes so far: any split of them gives the same answer, and what lies behind the header is left
+//! where it is.
 //!
 //! Of the records behind the addresses of version 2 (TLVs, section 2.2.7) only their framing and the checksum
 //! are looked at. What the sender says of TLS, names or namespaces is not used.
@@ -112,6 +114,37 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Header>, Refusal> {
         line(bytes)
     } else {
         Err(Refusal::NoHeader)
+    }
+}
+
+/// Writes a header of version 2 for a connection from `client` to `destination`: PROXY over TCP, or LOCAL when nobody
+/// is known (section 2.2). Addresses are told in one family: IPv4 when both are, be it within IPv6, else IPv6.
+pub fn write_v2(out: &mut Vec<u8>, addresses: Option<(SocketAddr, SocketAddr)>) {
+    out.extend_from_slice(SIGNATURE);
+    let Some((client, destination)) = addresses else {
+        out.extend_from_slice(&[0x20, 0x00, 0, 0]);
+        return;
+    };
+    let ports = [client.port().to_be_bytes(), destination.port().to_be_bytes()];
+    match (client.ip().to_canonical(), destination.ip().to_canonical()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            out.extend_from_slice(&[0x21, 0x11, 0, 4 + 4 + 2 + 2]);
+            out.extend_from_slice(&from.octets());
+            out.extend_from_slice(&to.octets());
+        }
+        (from, to) => {
+            out.extend_from_slice(&[0x21, 0x21, 0, 16 + 16 + 2 + 2]);
+            out.extend_from_slice(&in_v6(from).octets());
+            out.extend_from_slice(&in_v6(to).octets());
+        }
+    }
+    out.extend_from_slice(ports.as_flattened());
+}
+
+fn in_v6(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
     }
 }
 

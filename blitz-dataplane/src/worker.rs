@@ -23,6 +23,7 @@ use crate::exchange::ErrorKind;
 use crate::fields::Fields;
 use crate::http3::QuicKeys;
 use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener};
+use crate::heap::Heap;
 use crate::metrics::names::Metric;
 use crate::process::endpoints::ResolvedEndpoints;
 use crate::process::messages::ListenerAddress;
@@ -111,10 +112,12 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
     log::debug!("serving: worker {} of {}", boot.worker, boot.workers);
 
     let mut published = Stats::default();
+    let mut heap = Heap::default();
     let mut mail = handle.readiness(orders.as_fd().as_raw_fd());
     loop {
         let Some(arrived) = first(mail.ready(), handle.sleep(TICK)).await else {
             tick(&proxy, &mut published);
+            heap.tick(&handle);
             continue;
         };
         arrived.map_err(|error| WorkerError(format!("the mailbox cannot be watched: {error}")))?;

@@ -169,7 +169,7 @@ impl Client {
         matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
-    fn body_after(&mut self, head: String, status: u16, method: &str) -> Response {
+    pub(crate) fn body_after(&mut self, head: String, status: u16, method: &str) -> Response {
         let mut response =
             Response { status, head, body: Vec::new(), trailers: String::new(), is_complete: true };
         if method == "HEAD" || matches!(status, 101 | 204 | 304) {
@@ -186,6 +186,28 @@ impl Client {
             response.body = self.rest();
         }
         response
+    }
+
+    /// One chunk, or several, of an answer's body: so many bytes in all.
+    #[track_caller]
+    pub(crate) fn chunk(&mut self, bytes: usize) -> Vec<u8> {
+        let mut body = Vec::new();
+        while body.len() < bytes {
+            let end = self.fill_until(|bytes| find(bytes, b"\r\n")).expect("a chunk");
+            let line = self.take(end + 2);
+            let digits = String::from_utf8_lossy(&line[..end]).into_owned();
+            let size = usize::from_str_radix(&digits, 16).unwrap_or_else(|_| panic!("chunk size {digits:?}"));
+            self.fill_until(|bytes| (bytes.len() >= size + 2).then_some(())).expect("a whole chunk");
+            let chunk = self.take(size + 2);
+            body.extend_from_slice(&chunk[..size]);
+        }
+        body
+    }
+
+    /// Whether anything comes before the peer closes.
+    #[track_caller]
+    pub(crate) fn has_bytes(&mut self) -> bool {
+        self.fill_until(|bytes| (!bytes.is_empty()).then_some(())).is_some()
     }
 
     fn chunks(&mut self, response: &mut Response) -> Option<()> {

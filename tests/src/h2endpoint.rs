@@ -66,6 +66,18 @@ pub enum Event {
     Pong([u8; 8]),
 }
 
+impl Event {
+    /// The stream that it is about.
+    pub fn stream(&self) -> Option<u32> {
+        match self {
+            Self::Head(stream) | Self::Data(stream, _) | Self::End(stream) | Self::Reset(stream, _) => {
+                Some(*stream)
+            }
+            Self::GoAway(_) | Self::Pong(_) => None,
+        }
+    }
+}
+
 /// One accepted connection, in the hands of a script.
 #[derive(Debug)]
 pub struct H2Conn {
@@ -91,6 +103,16 @@ impl H2Conn {
         loop {
             if let Some(event) = self.seen.pop_front() {
                 return Some(event);
+            }
+            self.step()?;
+        }
+    }
+
+    /// What happens next on a stream; what happens on others waits.
+    pub fn event_of(&mut self, stream: u32) -> Option<Event> {
+        loop {
+            if let Some(place) = self.seen.iter().position(|event| event.stream() == Some(stream)) {
+                return self.seen.remove(place);
             }
             self.step()?;
         }
@@ -192,12 +214,11 @@ impl H2Conn {
         }
     }
 
-    /// Waits until the gateway resets a stream; the code.
+    /// Waits until the gateway resets a stream; the code. What happens on others waits.
     pub fn reset(&mut self, stream: u32) -> Option<u32> {
         loop {
-            match self.event()? {
-                Event::Reset(of, code) if of == stream => return Some(code),
-                _ => {}
+            if let Event::Reset(_, code) = self.event_of(stream)? {
+                return Some(code);
             }
         }
     }

@@ -283,6 +283,11 @@ impl H2 {
         self.stream.write_all(bytes.as_ref()).is_ok()
     }
 
+    /// Another hold on the connection, to send on from another thread.
+    pub fn sender(&self) -> TcpStream {
+        self.stream.try_clone().expect("a socket can be duplicated")
+    }
+
     /// Closes with a reset of TCP.
     pub fn abort(self) {
         crate::sys::reset_on_close(&self.stream);

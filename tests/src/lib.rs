@@ -4,6 +4,7 @@
 //! deadlines. Does not own: what is expected, which each file of `tests/tests/` says for one behaviour.
 //! A helper that cannot do its part panics with a sentence: the test has failed.
 
+pub mod abuse;
 pub mod bank;
 pub mod client;
 pub mod ctl;
@@ -20,6 +21,7 @@ pub mod matrix;
 pub mod net;
 pub mod netns;
 pub mod nginx;
+pub mod pair;
 pub mod policy;
 pub mod process;
 pub mod python;

@@ -18,6 +18,9 @@ use crate::{PATIENCE, Pki, Upstream, free_port, process, require, sys, wait_unti
 pub struct Nginx {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where it takes connections with a PROXY protocol header, and answers with the client's address and port and the
+    /// destination's that the header names.
+    pub proxied: SocketAddr,
     /// What stands behind `/sink`.
     pub sink: Upstream,
     child: Child,
@@ -29,6 +32,12 @@ impl Nginx {
     #[track_caller]
     pub fn start() -> Self {
         Self::start_with("", "")
+    }
+
+    /// Starts it with HTTP/2 by prior knowledge, and nothing else.
+    #[track_caller]
+    pub fn start_h2() -> Self {
+        Self::start_with("http2", "")
     }
 
     /// Starts it with TLS, 1.2 and 1.3 unless `more`, which goes into its server, says otherwise: shows the certificate
@@ -50,10 +59,12 @@ impl Nginx {
         let dir = tempfile::tempdir().expect("a scratch folder can be made");
         let sink = Upstream::counting();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let proxied = SocketAddr::from(([127, 0, 0, 1], free_port()));
         fs::create_dir(dir.path().join("file")).expect("a folder can be made");
         let conf = dir.path().join("nginx.conf");
-        fs::write(&conf, configuration(&dir.path().to_string_lossy(), address, sink.address, listen, more))
-            .expect("can be written");
+        let text =
+            configuration(&dir.path().to_string_lossy(), [address, proxied, sink.address], listen, more);
+        fs::write(&conf, text).expect("can be written");
         let log = File::create(dir.path().join("stderr.log")).expect("a log can be made");
         let mut command = Command::new(program);
         command.arg("-p").arg(dir.path()).arg("-c").arg(&conf).args(["-e", "stderr"]);
@@ -65,7 +76,7 @@ impl Nginx {
             assert!(matches!(child.try_wait(), Ok(None)), "nginx ended: {}", said());
             TcpStream::connect(address).is_ok()
         });
-        Self { address, sink, child, dir }
+        Self { address, proxied, sink, child, dir }
     }
 
     /// Makes a file of zeros without using the disk; it is at `/file/NAME`.
@@ -93,7 +104,8 @@ fn tls(pki: &Pki, name: &str, more: &str) -> String {
     )
 }
 
-fn configuration(dir: &str, address: SocketAddr, sink: SocketAddr, listen: &str, more: &str) -> String {
+fn configuration(dir: &str, addresses: [SocketAddr; 3], listen: &str, more: &str) -> String {
+    let [address, proxied, sink] = addresses;
     let body = "x".repeat(1024);
     // As root, a worker would run as another user, who cannot enter the scratch folder. One process is enough:
     // a killed master would leave its worker.
@@ -109,6 +121,12 @@ http {{
   client_max_body_size 0;
   client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy;
   fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+  server {{
+    listen {proxied} proxy_protocol;
+    location / {{
+      return 200 \"$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr $proxy_protocol_server_port\";
+    }}
+  }}
   server {{
     listen {address} {listen} backlog=4096;
     {more}

@@ -96,6 +96,17 @@ impl Conn {
         }
     }
 
+    /// The next chunk of a body; `None` at its end.
+    pub(crate) fn chunk(&mut self) -> Option<Vec<u8>> {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).ok()?;
+        let size = usize::from_str_radix(line.trim_end(), 16).ok()?;
+        let mut chunk = vec![0; size];
+        self.reader.read_exact(&mut chunk).ok()?;
+        self.reader.read_exact(&mut [0; 2]).ok()?;
+        (size > 0).then_some(chunk)
+    }
+
     fn bytes(&mut self, count: u64, request: &mut Request) -> Option<()> {
         let mut part = (&mut self.reader).take(count);
         let copied = if self.keeps_bodies && request.body_bytes + count <= KEPT_BODY_BYTES_MAX {

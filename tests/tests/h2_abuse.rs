@@ -1,9 +1,7 @@
 //! What burdens a server over HTTP/2 is named, counted, and ends the connection; nobody else notices.
 
-use blitz_tests::h2raw::{
-    H2, Outcome, code, data, field_indexed, flag, frame, get, headers, integer, kind, ping, request, reset,
-    settings, window_update,
-};
+use blitz_tests::abuse::{self, Attack};
+use blitz_tests::h2raw::{H2, Outcome, code, flag, get, headers, kind, request, settings, window_update};
 use blitz_tests::{Cell, Gateway, PATIENCE, Setup, Upstream, matrix, wait_until};
 
 /// The sum of the samples whose name and labels begin like this.
@@ -17,16 +15,17 @@ fn named(gateway: &Gateway, abuse: &str) -> f64 {
     metric(gateway, &format!("blitz_h2_abuse_total{{abuse=\"{abuse}\"}}"))
 }
 
-/// Sends `begin` and then `repeat` until the connection no longer takes it, with a good client beside.
-fn flood(cell: Cell, abuse: &str, begin: &[u8], mut repeat: impl FnMut(u32) -> Vec<u8>) {
+/// Attacks until the connection no longer takes it, with a good client beside.
+fn flood(cell: Cell, attack: &Attack) {
+    let abuse = attack.label;
     let gateway = Setup::new(cell).h2(&[], "").start();
     let mut good = H2::connect(gateway.address);
     good.send(get(1, "/hello"));
     good.outcome(1);
     let mut h2 = H2::connect(gateway.address);
-    h2.send(begin);
+    h2.send([settings(attack.settings), (attack.begin)()].concat());
     for round in 0..200 {
-        let bytes: Vec<u8> = (0..100).flat_map(|n| repeat(round * 100 + n)).collect();
+        let bytes: Vec<u8> = (0..100).flat_map(|n| (attack.repeat)(round * 100 + n)).collect();
         if !h2.try_send(&bytes) || named(&gateway, abuse) > 0.0 {
             break;
         }
@@ -42,51 +41,36 @@ fn flood(cell: Cell, abuse: &str, begin: &[u8], mut repeat: impl FnMut(u32) -> V
     gateway.stop();
 }
 
-/// A request that puts a field of 4,000 bytes into the dynamic table.
-fn fill_table() -> Vec<u8> {
-    let block = [request("GET", "/hello", &[]), field_indexed(b"x", &[b'a'; 4000])].concat();
-    headers(1, flag::WHOLE, &block)
-}
-
-fn post(stream: u32) -> Vec<u8> {
-    headers(stream, flag::END_HEADERS, &request("POST", "/echo/x", &[]))
-}
-
 matrix! {
     fn rapid_reset(cell) {
-        flood(cell, "rapid_reset", b"", |n| [get(2 * n + 1, "/hello"), reset(2 * n + 1, code::CANCEL)].concat());
+        flood(cell, &abuse::RAPID_RESET);
     }
 
     fn made_you_reset(cell) {
-        let block = request("POST", "/echo/x", &[("content-length", "1")]);
-        flood(cell, "made_you_reset", b"", |n| headers(2 * n + 1, flag::WHOLE, &block));
+        flood(cell, &abuse::MADE_YOU_RESET);
     }
 
     fn made_you_reset_by_windows(cell) {
-        flood(cell, "made_you_reset", b"", |n| [post(2 * n + 1), window_update(2 * n + 1, (1 << 31) - 1)].concat());
+        flood(cell, &abuse::MADE_YOU_RESET_BY_WINDOWS);
     }
 
     fn continuation_flood(cell) {
-        let begin = headers(1, flag::END_STREAM, &request("GET", "/hello", &[]));
-        flood(cell, "continuation_flood", &begin, |_| frame(kind::CONTINUATION, 0, 1, b""));
+        flood(cell, &abuse::CONTINUATION_FLOOD);
     }
 
-    /// A field of 4,000 bytes, asked for again and again: 4 bytes on the wire are 16 KiB.
     fn hpack_bomb(cell) {
-        let fill = fill_table();
-        let bomb = [request("GET", "/hello", &[]), integer(62, 7, 0x80).repeat(100)].concat();
-        flood(cell, "hpack_bomb", &[settings(&[(4, 0)]), fill].concat(), |n| headers(2 * n + 3, flag::WHOLE, &bomb));
+        flood(cell, &abuse::HPACK_BOMB);
     }
 
     /// The same, each just beyond the limit and answered with 431, until there are too many.
     fn hpack_bomb_in_small(cell) {
         let gateway = Setup::new(cell).h2(&[], "").start();
-        let bomb = [request("GET", "/hello", &[]), integer(62, 7, 0x80).repeat(5)].concat();
+        let attack = abuse::HPACK_BOMB_IN_SMALL;
         let mut h2 = H2::connect(gateway.address);
-        h2.send([settings(&[(4, 0)]), fill_table()].concat());
+        h2.send([settings(attack.settings), (attack.begin)()].concat());
         let mut answered = 0;
         let last = loop {
-            h2.send(headers(2 * answered + 3, flag::WHOLE, &bomb));
+            h2.send((attack.repeat)(answered));
             match h2.outcome(2 * answered + 3) {
                 Outcome::Answer(431) => answered += 1,
                 outcome => break outcome,
@@ -100,31 +84,31 @@ matrix! {
     }
 
     fn ping_flood(cell) {
-        flood(cell, "ping_flood", b"", |_| ping(b"12345678"));
+        flood(cell, &abuse::PING_FLOOD);
     }
 
     fn settings_flood(cell) {
-        flood(cell, "settings_flood", b"", |_| settings(&[(4, 65_535)]));
+        flood(cell, &abuse::SETTINGS_FLOOD);
     }
 
     fn priority_flood(cell) {
-        flood(cell, "priority_flood", b"", |n| frame(kind::PRIORITY, 0, 2 * n + 1, &[0, 0, 0, 0, 1]));
+        flood(cell, &abuse::PRIORITY_FLOOD);
     }
 
     fn window_update_flood(cell) {
-        flood(cell, "window_update_flood", b"", |_| window_update(0, 1));
+        flood(cell, &abuse::WINDOW_UPDATE_FLOOD);
     }
 
     fn empty_data_flood(cell) {
-        flood(cell, "empty_data_flood", &post(1), |_| data(1, 0, b""));
+        flood(cell, &abuse::EMPTY_DATA_FLOOD);
     }
 
     fn padding_flood(cell) {
-        flood(cell, "empty_data_flood", &post(1), |_| data(1, flag::PADDED, &[3, 0, 0, 0]));
+        flood(cell, &abuse::PADDING_FLOOD);
     }
 
     fn unknown_frame_flood(cell) {
-        flood(cell, "unknown_frame_flood", b"", |_| frame(0xfa, 0, 0, b"x"));
+        flood(cell, &abuse::UNKNOWN_FRAME_FLOOD);
     }
 
     /// Answers that are asked for and given no window end with their streams, and too many with the connection.

@@ -13,6 +13,7 @@ cargo xtask bench h2 [--pairs N] [--seconds S] [--quick] [--scenario direct|prox
 cargo xtask bench tls [--pairs N] [--seconds S] [--quick] [--only NAMES]
                       [--scenario full|resumed|full-mlkem|resumed-mlkem]
 cargo xtask bench idle [--connections N] [--scenario plain|tls|h2]
+cargo xtask bench abuse [--seconds S] [--only NAMES]
 cargo xtask bench xdp [--pairs N] [--seconds S] [--quick] [--scenario stage|wire] [--object FILE]
 
   h1     HTTP/1.1, keep-alive, 64 connections: the gateway beside nginx, haproxy and the
@@ -24,6 +25,10 @@ cargo xtask bench xdp [--pairs N] [--seconds S] [--quick] [--scenario stage|wire
          peers, likewise; writes target/bench/tls.json
   idle   memory of each idle connection in clear, with TLS, with HTTP/2 over TLS, beside
          nginx and haproxy; writes target/bench/idle.json
+  abuse  every abuse of HTTP/2 at full speed from one thread against one worker, beside 500
+         good requests a second on a fixed schedule (10 s each); fails when a good one does,
+         when memory does not come back, when an attacker is not ended as it has to be;
+         writes target/bench/abuse.json
   xdp    the kernel stage, as root: ns per packet over a bare XDP_DROP (stage), and drops on
          a veth pair beside nftables, xdp-filter and the bare drop (wire), interleaved, in
          private namespaces that leave nothing behind; writes target/bench/xdp.json
@@ -32,7 +37,8 @@ cargo xtask bench xdp [--pairs N] [--seconds S] [--quick] [--scenario stage|wire
   --seconds S       length of one measured run, after 1 s of warming up (3)
   --quick           2 rounds of 1 s: to see that it works; its figures mean nothing
   --scenario NAME   only one of them
-  --only NAMES      only these servers, with commas: blitz,nginx,haproxy,h2o,envoy
+  --only NAMES      only these servers, with commas: blitz,nginx,haproxy,h2o,envoy; or only
+                    these attacks
   --object FILE     another BPF object than the embedded one
   --connections N   how many idle connections (10000)
   --without-blitz   only the peers and the floors
@@ -42,8 +48,8 @@ h2o and Envoy are left out where they are not installed (cargo xtask setup --ben
 
 pub(crate) fn main(args: Args) -> Result<()> {
     let words = args.rest();
-    if !matches!(words.first().map(String::as_str), Some("h1" | "h2" | "tls" | "idle" | "xdp")) {
-        return Err("which one, h1, h2, tls, idle or xdp? See --help".to_owned());
+    if !matches!(words.first().map(String::as_str), Some("h1" | "h2" | "tls" | "idle" | "abuse" | "xdp")) {
+        return Err("which one, h1, h2, tls, idle, abuse or xdp? See --help".to_owned());
     }
     let missing = setup::ensure(true)?;
     if !missing.is_empty() {
@@ -60,6 +66,8 @@ pub(crate) fn main(args: Args) -> Result<()> {
     sh::run(&mut sh::cargo(["build", "--release", "-p", "blitz-bench"]))?;
     let programs = sh::target_dir().join("release");
     let mut runner = Command::new(programs.join("blitz-bench"));
+    // The harness of the tests starts what this says.
+    runner.env("BLITZ_BIN", programs.join("blitz"));
     runner.args(words).arg("--out").arg(sh::target_dir().join("bench")).arg("--programs").arg(programs);
     sh::run(&mut runner)
 }

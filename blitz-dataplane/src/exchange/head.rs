@@ -3,6 +3,7 @@
 //! Owns: what the parts of a head may be once they are known, and how the body of an answer is sent. Does not own: the
 //! types of either library (`http2/head.rs`, `http3/head.rs`), or HTTP/1, whose heads are text.
 
+use super::refusal::{Form, refuse};
 use super::stream::Answer;
 use super::{
     BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead, Scheme, Upgrade, authority,
@@ -238,9 +239,9 @@ pub fn answer_body(
     }
 }
 
-/// Answers a failed exchange where that is still possible. Whether the stream has to end with an error instead.
-pub async fn answer_failure<A: Answer>(answer: &mut A, error: &ProxyError) -> bool {
-    let is_answered =
-        !answer.has_begun() && error.status() != 0 && super::refusal::refuse(answer, error).await.is_ok();
+/// Answers a failed exchange where that is still possible, in a form that its client understands. Whether the stream has
+/// to end with an error instead.
+pub async fn answer_failure<A: Answer>(answer: &mut A, error: &ProxyError, form: Form) -> bool {
+    let is_answered = !answer.has_begun() && error.status() != 0 && refuse(answer, error, form).await.is_ok();
     !is_answered && error.kind != ErrorKind::DownstreamClosed
 }

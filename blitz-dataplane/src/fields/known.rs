@@ -133,6 +133,8 @@ known_fields! {
     SecWebSocketAccept = "Sec-WebSocket-Accept",
     /// RFC 6455 section 11.3.5.
     SecWebSocketVersion = "Sec-WebSocket-Version",
+    /// How long a gRPC client waits.
+    GrpcTimeout = "grpc-timeout",
 }
 
 // A set is one 64-bit word; `Other` takes a bit too.
@@ -172,6 +174,7 @@ impl Known {
             (10, b'u') => pick(name, b"user-agent", Self::UserAgent),
             (11, b'r') => pick(name, b"retry-after", Self::RetryAfter),
             (12, b'c') => pick(name, b"content-type", Self::ContentType),
+            (12, b'g') => pick(name, b"grpc-timeout", Self::GrpcTimeout),
             (12, b'm') => pick(name, b"max-forwards", Self::MaxForwards),
             (12, b'p') => pick(name, b"proxy-status", Self::ProxyStatus),
             (13, b'a') => pick(name, b"authorization", Self::Authorization),

@@ -18,7 +18,7 @@ use super::{
     BodyDecoder, ConnectionField, H1Error, HeadKind, HeadScanner, RequestFraming, ResponseBody, Version,
     read_request, refuse_method, write_interim_head, write_last_chunk, write_response_head,
 };
-use crate::exchange::refusal::refuse;
+use crate::exchange::refusal::{Form, refuse};
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
 use crate::exchange::{
     BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, Side, upgrade,
@@ -218,7 +218,8 @@ async fn exchange<S: Service, T: Transport>(
             // It may still read: answers to the requests before this one are on their way.
             return Next::Cut { by_reset: false, ended: Ended::ByClient };
         }
-        if answer.has_begun() || error.status() == 0 || refuse(&mut answer, &error).await.is_err() {
+        let form = Form::of(&request.fields);
+        if answer.has_begun() || error.status() == 0 || refuse(&mut answer, &error, form).await.is_err() {
             return Next::Abort(Ended::Error);
         }
     }
@@ -267,7 +268,7 @@ async fn refuse_head<S: Service, T: Transport>(
         shared: &shared,
     };
     // A client that is gone gets no answer, and there is nothing to do about it.
-    let _gone = refuse(&mut answer, error).await;
+    let _gone = refuse(&mut answer, error, Form::Text).await;
 }
 
 /// Sends what is left, ends our side, and listens until the client has ended its own.

@@ -30,6 +30,7 @@ pub const fn code(kind: ErrorKind) -> Code {
         | K::RequestBodyTimeout
         | K::DownstreamClosed
         | K::DownstreamSendTimeout
+        | K::GrpcTimeout
         | K::Denied
         | K::MethodNotAllowed
         | K::RateLimited

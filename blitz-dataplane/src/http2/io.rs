@@ -26,6 +26,12 @@ const GIVEN_BYTES_MAX: usize = 16 * 1024;
 /// Turns of the loop for which answers are held back at most, while it has other work.
 const HELD_TURNS_MAX: u8 = 4;
 
+/// Field blocks of one connection that are handed over before the others have their turn (count).
+///
+/// The crate writes when there is nothing to read, so it is also how many answers of its own may wait: fewer than there
+/// are streams, or those behind them would be refused.
+const BLOCKS_PER_TURN: u32 = 32;
+
 /// What the parts of one connection know of each other.
 pub(super) struct Shared {
     pub(super) meter: RefCell<Meter>,
@@ -137,12 +143,14 @@ pub(super) struct MeteredIo<'a, T> {
     shared: Rc<Shared>,
     /// Received and not yet handed over.
     unread: Option<Chunk>,
+    /// Field blocks handed over since the crate had nothing to read.
+    blocks: u32,
 }
 
 impl<'a, T: Transport> MeteredIo<'a, T> {
     /// `received` is what has been read to find out that it speaks HTTP/2.
     pub(super) fn new(stream: &'a T, shared: Rc<Shared>, received: Option<Chunk>) -> Self {
-        Self { stream, shared, unread: received }
+        Self { stream, shared, unread: received, blocks: 0 }
     }
 
     fn put_bytes(&self, bytes: &[u8]) -> io::Result<()> {
@@ -167,15 +175,21 @@ impl<'a, T: Transport> MeteredIo<'a, T> {
         self.shared.gathered.push(bytes, self.stream)?;
         let now_ms = self.stream.handle().now_ms();
         let taken = self.shared.taken.borrow();
-        let mut fault = None;
+        let (mut own_answers, mut fault) = (0, None);
         self.shared.meter.borrow_mut().sent(bytes, now_ms, |found| match found {
             // What is answered is young: a number in place of the highest says so.
             Sent::LastHeaders(stream) if taken.get(stream, stream) == Some(false) => {
-                self.shared.own_answers.set(self.shared.own_answers.get() + 1);
+                own_answers += 1;
             }
             Sent::LastHeaders(_) => {}
             Sent::Fault(found) => fault = Some(found),
         });
+        self.shared.own_answers.set(self.shared.own_answers.get() + own_answers);
+        // The crate resets the stream behind such an answer. That is not what the client is after: the cause comes
+        // before the effect.
+        for _ in 0..own_answers {
+            self.shared.charge(Abuse::HpackBomb, now_ms);
+        }
         if let Some(fault) = fault {
             self.shared.fail(fault);
         }
@@ -188,6 +202,12 @@ impl<T: Transport> AsyncRead for MeteredIo<'_, T> {
         let this = self.get_mut();
         let before = buf.filled().len();
         this.shared.is_behind_block.set(false);
+        // Only where more is there: whoever sends less at once is not held up.
+        if this.blocks >= BLOCKS_PER_TURN && this.unread.is_some() {
+            this.blocks = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             if this.shared.fault.get().is_some() {
                 // The owner looks at the fault after each poll, and reading is over.
@@ -203,7 +223,10 @@ impl<T: Transport> AsyncRead for MeteredIo<'_, T> {
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending if buf.filled().len() > before => return Poll::Ready(Ok(())),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        this.blocks = 0;
+                        return Poll::Pending;
+                    }
                 },
             };
             let room = chunk.get(..buf.remaining().min(chunk.len())).unwrap_or_default();
@@ -221,6 +244,7 @@ impl<T: Transport> AsyncRead for MeteredIo<'_, T> {
                         this.shared.taken.borrow_mut().set(block.stream, false);
                     }
                     this.shared.is_behind_block.set(true);
+                    this.blocks += 1;
                     return Poll::Ready(Ok(()));
                 }
                 None if buf.remaining() == 0 => {

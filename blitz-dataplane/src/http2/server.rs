@@ -237,7 +237,6 @@ impl<S: Service + 'static, T: Transport> Running<'_, S, T> {
         for _ in 0..self.shared.own_answers.replace(0) {
             self.service.answered(Protocol::H2, 431);
             self.service.note(&ProxyError::new(ErrorKind::RequestHeadTooLarge));
-            self.shared.charge(Abuse::HpackBomb, self.now_ms());
         }
     }
 

@@ -7,7 +7,6 @@
 //! (`server.rs`), heads (`head.rs`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -17,15 +16,17 @@ use bytes::Buf;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 
+use super::absorb::Absorbed;
 use super::error::code;
 use super::frame::Code;
 use super::head::{read_request, read_trailers, write_fields, write_head, write_response, write_switch};
 use super::io::Shared;
 use super::meter::Abuse;
 use crate::exchange::head::{AnswerBody, answer_failure};
+use crate::exchange::refusal::Form;
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
 use crate::exchange::{
-    BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, upgrade,
+    BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, grpc, upgrade,
 };
 use crate::fields::Fields;
 use crate::http1::refuse_method;
@@ -106,6 +107,12 @@ impl<S: Service> Task<S> {
         let (parts, received) = request.into_parts();
         let has_ended = received.is_end_stream();
         let read = read_request(&parts, has_ended, &limits.head, head);
+        // Where the head could not be read, its fields may not have been reached.
+        let unread_form = read.is_err().then(|| {
+            let value = parts.headers.get(http::header::CONTENT_TYPE);
+            let is_grpc = value.is_some_and(|value| grpc::is_content_type(value.as_bytes()));
+            if is_grpc { Form::Grpc } else { Form::Text }
+        });
         drop(parts);
         let length = read.unwrap_or_default();
         let line = Line {
@@ -121,7 +128,7 @@ impl<S: Service> Task<S> {
             length,
             taken: 0,
             unreleased: 0,
-            gathered: Gathered::default(),
+            absorbed: Absorbed::default(),
             is_complete: has_ended,
             trailers: None,
         };
@@ -159,7 +166,8 @@ impl<S: Service> Task<S> {
             ErrorKind::DownstreamSendTimeout => shared.charge(Abuse::StalledWindow, handle.now_ms()),
             _ => {}
         }
-        if answer_failure(&mut answer, &error).await {
+        let form = unread_form.unwrap_or_else(|| Form::of(&head.fields));
+        if answer_failure(&mut answer, &error, form).await {
             // An answer that is not whole must not look so (RFC 9113 section 8.1).
             line.sender.borrow_mut().reset(code(error.kind));
         }
@@ -219,19 +227,19 @@ struct RequestBody<'a> {
     taken: u64,
     /// Bytes handed out and not yet given back to the windows.
     unreleased: usize,
-    gathered: Gathered,
+    absorbed: Absorbed,
     is_complete: bool,
     trailers: Option<Fields>,
 }
 
 impl RequestBody<'_> {
     /// Takes all that has come; ready at the end of the data, or when they break off.
-    fn gather(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+    fn take_in(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
         loop {
             match std::task::ready!(self.received.poll_data(cx)) {
                 // It may have brought padding, whose room the crate gives back itself.
                 Some(Ok(bytes)) if bytes.is_empty() => {}
-                Some(Ok(bytes)) => self.gathered.put(bytes),
+                Some(Ok(bytes)) => self.absorbed.put(bytes),
                 Some(Err(error)) => return Poll::Ready(Err(broken(&error))),
                 None => return Poll::Ready(Ok(())),
             }
@@ -240,8 +248,8 @@ impl RequestBody<'_> {
 
     /// The next piece, or what ends the body; waits for ever.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<bytes::Bytes>, ProxyError>> {
-        let more = self.gather(cx);
-        if let Some(bytes) = self.gathered.take() {
+        let more = self.take_in(cx);
+        if let Some(bytes) = self.absorbed.take() {
             return Poll::Ready(Ok(Some(bytes)));
         }
         std::task::ready!(more)?;
@@ -329,51 +337,7 @@ impl BodySource for RequestBody<'_> {
 
     fn absorb(&mut self, cx: &mut Context<'_>) {
         // What ends the data is asked for again by whoever has taken them.
-        let _more = self.gather(cx);
-    }
-}
-
-/// DATA that was received and not handed out, bounded by the stream's window. A message may come as a thousand frames
-/// of a few bytes, each of which costs the crate, and later the endpoint's connection, far more than its bytes: such
-/// are put together.
-#[derive(Default)]
-struct Gathered {
-    /// The oldest piece, as it came: mostly there is one.
-    first: Option<bytes::Bytes>,
-    whole: VecDeque<bytes::Bytes>,
-    /// The youngest small ones.
-    small: Vec<u8>,
-}
-
-impl Gathered {
-    /// Bytes of a piece that is passed on as it came.
-    const WHOLE_BYTES_MIN: usize = 4 * 1024;
-
-    /// Bytes up to which small pieces are put together.
-    const JOINED_BYTES_MAX: usize = 16 * 1024;
-
-    fn put(&mut self, bytes: bytes::Bytes) {
-        if self.first.is_none() && self.whole.is_empty() && self.small.is_empty() {
-            self.first = Some(bytes);
-            return;
-        }
-        let is_whole = bytes.len() >= Self::WHOLE_BYTES_MIN;
-        if is_whole || self.small.len() + bytes.len() > Self::JOINED_BYTES_MAX {
-            let joined = std::mem::take(&mut self.small);
-            if !joined.is_empty() {
-                self.whole.push_back(joined.into());
-            }
-        }
-        if is_whole {
-            self.whole.push_back(bytes);
-        } else {
-            self.small.extend_from_slice(&bytes);
-        }
-    }
-
-    fn take(&mut self) -> Option<bytes::Bytes> {
-        let oldest = self.first.take().or_else(|| self.whole.pop_front());
-        oldest.or_else(|| (!self.small.is_empty()).then(|| std::mem::take(&mut self.small).into()))
+        let _more = self.take_in(cx);
     }
 }
 
@@ -518,25 +482,4 @@ impl<S: Service> Answer for StreamAnswer<'_, S> {
 
     /// A stream carries one answer, and the others are none of its business.
     fn close_after(&mut self) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Gathered;
-
-    #[test]
-    fn small_pieces_are_put_together_and_none_is_lost_or_moved() {
-        let mut gathered = Gathered::default();
-        let mut sent = Vec::new();
-        for turn in 0..3_000_u32 {
-            let piece = vec![turn as u8; if turn % 700 == 699 { 9_000 } else { 1 + turn as usize % 20 }];
-            sent.extend_from_slice(&piece);
-            gathered.put(piece.into());
-        }
-        let pieces: Vec<_> = std::iter::from_fn(|| gathered.take()).collect();
-        assert_eq!(pieces.concat(), sent);
-        assert_eq!(pieces.first().map(bytes::Bytes::len), Some(1), "the first is passed on as it came");
-        assert!(pieces.len() < 16, "{}", pieces.len());
-        assert!(pieces.iter().all(|piece| piece.len() <= Gathered::JOINED_BYTES_MAX));
-    }
 }

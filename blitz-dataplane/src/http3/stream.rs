@@ -24,6 +24,7 @@ use super::head::{
 };
 use super::{Code, code};
 use crate::exchange::head::{AnswerBody, answer_failure};
+use crate::exchange::refusal::Form;
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
 use crate::exchange::{
     BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, upgrade,
@@ -125,7 +126,8 @@ impl<S: Service> Task<S> {
             }
             // A message that turned out to be malformed is not answered (RFC 9114 section 4.1.2).
             let is_malformed = error.kind == ErrorKind::BadRequestFraming;
-            if is_malformed || answer_failure(&mut answer, &error).await {
+            let form = Form::of(&head.fields);
+            if is_malformed || answer_failure(&mut answer, &error, form).await {
                 cut = Some(code(error.kind));
             } else if error.kind == ErrorKind::DownstreamClosed {
                 cut = Some(Code::RequestCancelled);

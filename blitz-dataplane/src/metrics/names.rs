@@ -197,6 +197,7 @@ metrics! {
         DeadlineTunnelIdle { phase = "tunnel_idle" };
         DeadlineTunnelLifetime { phase = "tunnel_lifetime" };
         DeadlineDrain { phase = "drain" };
+        DeadlineGrpc { phase = "grpc" };
     }
 
     // HTTP/2.

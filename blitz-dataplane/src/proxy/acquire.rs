@@ -8,6 +8,7 @@ use super::Proxy;
 use super::balance::Member;
 use super::carrier::Carrier;
 use super::connect::{Connected, Offer, connect};
+use super::connections::Connection;
 use super::shared::{Opener, Place};
 use super::snapshot::Live;
 use crate::exchange::{ErrorKind, Protocol, ProxyError, Scheme};
@@ -39,8 +40,8 @@ impl Acquired<'_> {
     }
 }
 
-/// Gives a connection to `member` that can carry one more exchange. Unless `may_reuse`, none that has been idle in the
-/// pool; a shared one notices by itself when its endpoint closes it.
+/// Gives a connection to `member` that can carry one more exchange, for a request on `client`. Unless `may_reuse`, none
+/// that has been idle in the pool; a shared one notices by itself when its endpoint closes it.
 ///
 /// # Errors
 /// Why there is no connection; nothing was sent.
@@ -51,6 +52,7 @@ pub(super) async fn acquire<'a>(
     proxy: &'a Proxy,
     live: &Live,
     member: &Member,
+    client: &Connection,
     offer: Offer,
     may_reuse: bool,
 ) -> Result<Acquired<'a>, ProxyError> {
@@ -66,11 +68,11 @@ pub(super) async fn acquire<'a>(
             return Ok(Acquired::Own { connection, open, is_reused: true });
         }
         if !may_share || pool.shared.is_unshared() {
-            let connected = make(proxy, live, member, offer).await?;
+            let connected = make(proxy, live, member, client, offer).await?;
             return begin(proxy, live, member, connected, None).await;
         }
         match Opener::begin(pool) {
-            Ok(opener) => match make(proxy, live, member, offer).await {
+            Ok(opener) => match make(proxy, live, member, client, offer).await {
                 Ok(connected) => return begin(proxy, live, member, connected, Some(opener)).await,
                 Err(error) => {
                     opener.failed(error);
@@ -83,8 +85,14 @@ pub(super) async fn acquire<'a>(
     }
 }
 
-async fn make(proxy: &Proxy, live: &Live, member: &Member, offer: Offer) -> Result<Connected, ProxyError> {
-    connect(proxy, member, offer, live.snapshot.config.timeouts.upstream_connect).await
+async fn make(
+    proxy: &Proxy,
+    live: &Live,
+    member: &Member,
+    client: &Connection,
+    offer: Offer,
+) -> Result<Connected, ProxyError> {
+    connect(proxy, member, client, offer, live.snapshot.config.timeouts.upstream_connect).await
 }
 
 /// Puts a new connection to use. Those who wait for `opener` learn of it when it is known what the connection can

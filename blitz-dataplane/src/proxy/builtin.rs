@@ -8,6 +8,7 @@
 
 use super::Proxy;
 use super::connections::Connection;
+use crate::exchange::refusal::Form;
 use crate::exchange::stream::{Answer, BodySource};
 use crate::exchange::{BodyLength, ErrorKind, Method, ProxyError, RequestHead, ResponseHead};
 use crate::fields::{FieldError, Known};
@@ -48,7 +49,7 @@ pub async fn answer<B: BodySource, A: Answer>(
 ) -> Result<(), ProxyError> {
     let is_read = matches!(request.method, Method::Get | Method::Head);
     if !is_read && builtin != Builtin::Echo {
-        return proxy.refuse_method(&[Method::Get, Method::Head], answer).await;
+        return proxy.refuse_method(&[Method::Get, Method::Head], Form::of(&request.fields), answer).await;
     }
     match builtin {
         Builtin::Hello => fixed(proxy, answer, b"Hello from Blitz\n").await,

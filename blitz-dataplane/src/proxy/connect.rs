@@ -16,8 +16,10 @@ use rustls::pki_types::ServerName;
 use super::Proxy;
 use super::balance::Member;
 use super::carrier::Carrier;
+use super::connections::Connection;
 use crate::exchange::{ErrorKind, Protocol, ProxyError, Scheme};
 use crate::metrics::names::Metric;
+use crate::proxy_protocol;
 use crate::runtime::{Deadline, TcpStream};
 use crate::tls::Connector;
 
@@ -30,6 +32,8 @@ const ALPN_H1: &[u8] = b"http/1.1";
 #[derive(Default, PartialEq, Eq)]
 pub struct Link {
     protocol: UpstreamProtocol,
+    /// A connection begins with a PROXY protocol header that names one client: nobody else can use it.
+    names_client: bool,
     /// `None`: in clear.
     tls: Option<Tls>,
 }
@@ -46,7 +50,7 @@ pub struct Tls {
 impl Link {
     /// What a configuration says, and how TLS is spoken where it is.
     pub fn new(model: &model::Link, tls: Option<Tls>) -> Self {
-        Self { protocol: model.protocol, tls }
+        Self { protocol: model.protocol, names_client: model.names_client, tls }
     }
 
     /// What the endpoint's certificate has to be for; `None`: it is spoken to in clear.
@@ -77,9 +81,15 @@ impl Link {
         }
     }
 
+    /// Whether a connection is for one client and one request.
+    pub(super) fn names_client(&self) -> bool {
+        self.names_client
+    }
+
     /// Whether many requests may share a connection, as far as can be told before there is one.
     pub(super) fn may_be_shared(&self) -> bool {
         match self.protocol {
+            _ if self.names_client => false,
             UpstreamProtocol::H2 => true,
             // The endpoint may choose it.
             UpstreamProtocol::Auto => self.tls.is_some(),
@@ -109,13 +119,14 @@ pub(super) struct Connected {
     pub(super) protocol: Protocol,
 }
 
-/// Connects to a member; at the end of `limit` it has failed.
+/// Connects to a member, for a request on `client`'s connection; at the end of `limit` it has failed.
 ///
 /// # Errors
 /// Why there is no connection; each allows another try, since nothing was sent.
 pub(super) async fn connect(
     proxy: &Proxy,
     member: &Member,
+    client: &Connection,
     offer: Offer,
     limit: Duration,
 ) -> Result<Connected, ProxyError> {
@@ -124,7 +135,8 @@ pub(super) async fn connect(
     }
     let mut deadline = Deadline::new(&proxy.handle);
     deadline.set_after(limit);
-    let outcome = establish(proxy, member, offer, &mut deadline).await;
+    let offer = if member.pool.link.names_client { Offer::H1 } else { offer };
+    let outcome = establish(proxy, member, client, offer, &mut deadline).await;
     let metric = if outcome.is_ok() { Metric::UpstreamConnectsOk } else { Metric::UpstreamConnectsFailed };
     proxy.rows.add(metric, 1);
     outcome
@@ -133,6 +145,7 @@ pub(super) async fn connect(
 async fn establish(
     proxy: &Proxy,
     member: &Member,
+    client: &Connection,
     offer: Offer,
     deadline: &mut Deadline,
 ) -> Result<Connected, ProxyError> {
@@ -142,6 +155,11 @@ async fn establish(
         Ok(Err(error)) => return Err(explain(&error)),
         Err(_) => return Err(ProxyError::new(ErrorKind::UpstreamConnectTimeout)),
     };
+    if link.names_client {
+        // Before anything else, TLS included.
+        tcp.write_with(|out| proxy_protocol::write_v2(out, client.client_and_local()))
+            .map_err(|error| explain(&error))?;
+    }
     let Some(tls) = &link.tls else {
         let protocol = if link.protocol == UpstreamProtocol::H2 { Protocol::H2 } else { Protocol::H1 };
         return Ok(Connected { carrier: Carrier::Plain(tcp), protocol });
@@ -174,7 +192,7 @@ mod tests {
     use super::*;
 
     fn link(protocol: UpstreamProtocol) -> Link {
-        Link { protocol, tls: None }
+        Link { protocol, ..Link::default() }
     }
 
     #[test]

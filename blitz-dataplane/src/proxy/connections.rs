@@ -297,6 +297,12 @@ impl Connection {
         self.named.get().map(|named| **named).or_else(|| self.addresses.get().map(|(peer, _)| peer))
     }
 
+    /// The client and the address of ours that it came to; `None` when the kernel did not say.
+    pub fn client_and_local(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let (_, local) = self.addresses.get()?;
+        Some((self.client()?, local))
+    }
+
     /// Notes that the peer speaks for others, from a trusted address.
     pub fn set_relayed(&self) {
         self.is_relayed.set(true);

@@ -74,8 +74,17 @@ pub(super) async fn forward<'a, B: BodySource, A: Answer>(
         attempts += 1;
         let mut was_reused = may_reuse;
         let outcome = {
-            let attempt =
-                attempt(proxy, live, member, request, &mut body, answer, &body_taken, &mut was_reused);
+            let attempt = attempt(
+                proxy,
+                live,
+                member,
+                origin,
+                request,
+                &mut body,
+                answer,
+                &body_taken,
+                &mut was_reused,
+            );
             let mut attempt = pin!(attempt);
             poll_fn(|cx| match attempt.as_mut().poll(cx) {
                 Poll::Ready(outcome) => Poll::Ready(outcome),
@@ -168,6 +177,7 @@ async fn attempt<'a, B: BodySource, A: Answer>(
     proxy: &'a Proxy,
     live: &Live,
     member: &Member,
+    origin: &Origin<'_>,
     request: &RequestHead,
     body: &mut Replay<'_, B>,
     answer: &mut A,
@@ -175,7 +185,7 @@ async fn attempt<'a, B: BodySource, A: Answer>(
     was_reused: &mut bool,
 ) -> Result<Option<Tunnel<'a>>, ProxyError> {
     let offer = if request.upgrade.is_some() { Offer::H1 } else { Offer::Any };
-    let acquired = acquire(proxy, live, member, offer, std::mem::take(was_reused)).await?;
+    let acquired = acquire(proxy, live, member, origin.connection, offer, std::mem::take(was_reused)).await?;
     *was_reused = acquired.is_reused();
     if *was_reused {
         proxy.rows.add(Metric::UpstreamReuses, 1);
@@ -193,7 +203,7 @@ async fn attempt<'a, B: BodySource, A: Answer>(
                 return Ok(Some(Tunnel::new(connection, open, in_flight, timeouts)));
             }
             drop(in_flight);
-            if outcome.is_ok() && connection.is_reusable() {
+            if outcome.is_ok() && connection.is_reusable() && !member.pool.link.names_client() {
                 open.keep();
                 member.pool.put(connection, proxy.handle.now_ms());
             }

@@ -19,6 +19,7 @@ use blitz_config::model::LimitBy;
 use blitz_ebpf_common::gcra::{Rate, Take, UNITS_PER_SECOND, units};
 
 use super::Proxy;
+use crate::exchange::refusal::{self, Form};
 use crate::exchange::stream::{Answer, Service};
 use crate::exchange::{BodyLength, ErrorKind, ProxyError};
 use crate::fields::{FieldError, Fields, Known};
@@ -202,27 +203,35 @@ pub fn id(name: &str) -> u64 {
 pub(super) async fn refuse<A: Answer>(
     proxy: &Proxy,
     over: Over<'_>,
+    form: Form,
     answer: &mut A,
 ) -> Result<(), ProxyError> {
     const TEXT: &[u8] = b"429 Too Many Requests: rate_limited\n";
     let error = ProxyError::new(ErrorKind::RateLimited);
     proxy.note(&error);
     let mut head = proxy.take_response();
-    head.status = error.status();
+    let (status, length) = match form {
+        Form::Text => (error.status(), BodyLength::Exact(TEXT.len() as u64)),
+        Form::Grpc => (200, BodyLength::Empty),
+    };
+    head.status = status;
     // The fields are ours and few; they fit.
-    let filled = fill(&mut head.fields, over, &error).map_err(|_| ProxyError::new(ErrorKind::Internal));
-    let begun = filled.and_then(|()| answer.head(&head, BodyLength::Exact(TEXT.len() as u64)));
+    let filled = fill(&mut head.fields, over, &error, form).map_err(|_| ProxyError::new(ErrorKind::Internal));
+    let begun = filled.and_then(|()| answer.head(&head, length));
     proxy.put_response(head);
     begun?;
-    if answer.takes_body() {
+    if form == Form::Text && answer.takes_body() {
         answer.data(Chunk::from_static(TEXT)).await?;
     }
     answer.end(None)
 }
 
-fn fill(fields: &mut Fields, over: Over<'_>, error: &ProxyError) -> Result<(), FieldError> {
+fn fill(fields: &mut Fields, over: Over<'_>, error: &ProxyError, form: Form) -> Result<(), FieldError> {
     let Over { limit, wait_s } = over;
-    fields.push_known(Known::ContentType, b"text/plain; charset=utf-8")?;
+    match form {
+        Form::Text => fields.push_known(Known::ContentType, b"text/plain; charset=utf-8")?,
+        Form::Grpc => refusal::fill_grpc(fields, error)?,
+    }
     if let Some(token) = error.proxy_status() {
         let parts: [&[u8]; 5] =
             [b"blitz; error=", token.as_bytes(), b"; details=\"", error.detail.as_bytes(), b"\""];

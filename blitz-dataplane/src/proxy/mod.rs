@@ -27,16 +27,19 @@ mod tunnel;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::date::{DateCache, IMF_FIXDATE_BYTES};
-use crate::exchange::refusal::refuse;
+use crate::exchange::refusal::{Form, refuse};
 use crate::exchange::stream::{Answer, BodySource, Origin, ServerLimits, Service};
-use crate::exchange::{ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, authority, path};
+use crate::exchange::{
+    ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, authority, grpc, path,
+};
 use crate::http2::Abuse;
 use crate::logging::TRACE_TARGET;
 use crate::metrics::names::{Histogram, Metric};
 use crate::process::Reports;
-use crate::runtime::{Handle, Pooled};
+use crate::runtime::{Deadline, Expired, Handle, Pooled};
 use crate::segment::WorkerRows;
 use crate::tls::Diagnosis;
 
@@ -164,7 +167,7 @@ impl Proxy {
             if over.is_the_sources_own() {
                 misconduct::refused(self, origin.connection, over.name());
             }
-            return limiter::refuse(self, over, answer).await.map(|()| None);
+            return limiter::refuse(self, over, Form::of(&request.fields), answer).await.map(|()| None);
         }
         let (host, _) = authority::split(&request.authority);
         match live.snapshot.router.find(host, request.path_only(), request.method) {
@@ -172,18 +175,37 @@ impl Proxy {
                 let upstream = live.snapshot.config.routes.get(route).map(|route| route.upstream);
                 let group = upstream.and_then(|upstream| live.groups.get(upstream));
                 let Some(group) = group else { return Err(ProxyError::new(ErrorKind::Configuration)) };
+                let timeout_ms = grpc::timeout_ms(&request.fields);
                 // In a block of its own: an idle connection shall not carry the room for an exchange.
-                Pooled::new(forward::forward(self, &live, group, origin, request, body, answer)).await
+                let exchange =
+                    Pooled::new(forward::forward(self, &live, group, origin, request, body, answer));
+                match timeout_ms {
+                    None => exchange.await,
+                    Some(limit_ms) => self.within(limit_ms, exchange).await,
+                }
             }
             Match::MethodNotAllowed => {
                 let allowed = live.snapshot.router.allowed(host, request.path_only());
-                self.refuse_method(&allowed, answer).await.map(|()| None)
+                self.refuse_method(&allowed, Form::of(&request.fields), answer).await.map(|()| None)
             }
             Match::None => match builtin::find(origin.connection, request) {
                 Some(builtin) => builtin::answer(self, builtin, request, body, answer).await.map(|()| None),
                 None => Err(ProxyError::new(ErrorKind::NoRoute)),
             },
         }
+    }
+
+    /// Runs an exchange for as long as its gRPC client waits for it. All other deadlines hold as ever: a long time
+    /// that a client gives extends none of them.
+    async fn within<T>(
+        &self,
+        limit_ms: u64,
+        exchange: impl Future<Output = Result<T, ProxyError>>,
+    ) -> Result<T, ProxyError> {
+        let mut deadline = Deadline::new(&self.handle);
+        deadline.set_after(Duration::from_millis(limit_ms));
+        let outcome = deadline.limit(exchange).await;
+        outcome.unwrap_or_else(|Expired| Err(ProxyError::new(ErrorKind::GrpcTimeout)))
     }
 
     /// The limit that refuses the request, if one does.
@@ -202,7 +224,12 @@ impl Proxy {
     }
 
     /// 405 with the `Allow` that RFC 9110 section 15.5.6 asks for.
-    async fn refuse_method<A: Answer>(&self, allowed: &[Method], answer: &mut A) -> Result<(), ProxyError> {
+    async fn refuse_method<A: Answer>(
+        &self,
+        allowed: &[Method],
+        form: Form,
+        answer: &mut A,
+    ) -> Result<(), ProxyError> {
         let error = ProxyError::new(ErrorKind::MethodNotAllowed);
         let mut allow = Vec::new();
         for method in allowed {
@@ -213,9 +240,9 @@ impl Proxy {
         }
         self.note(&error);
         let mut head = ResponseHead { status: error.status(), ..ResponseHead::default() };
-        if head.fields.push(b"Allow", &allow).is_err() {
-            // More methods than a field section holds: the plain answer must do.
-            return refuse(answer, &error).await;
+        if form == Form::Grpc || head.fields.push(b"Allow", &allow).is_err() {
+            // More methods than a field section holds, or a client that knows one only: the plain answer must do.
+            return refuse(answer, &error, form).await;
         }
         answer.head(&head, crate::exchange::BodyLength::Empty)?;
         answer.end(None)
@@ -289,6 +316,7 @@ impl Service for Proxy {
             ErrorKind::UpstreamBodyTimeout => Some(Metric::DeadlineUpstreamBody),
             ErrorKind::TunnelIdle => Some(Metric::DeadlineTunnelIdle),
             ErrorKind::TunnelLifetime => Some(Metric::DeadlineTunnelLifetime),
+            ErrorKind::GrpcTimeout => Some(Metric::DeadlineGrpc),
             _ => None,
         };
         if let Some(metric) = expired {

@@ -497,6 +497,7 @@ const UNREACHED: &[(ErrorKind, &str)] = &[
     (ErrorKind::PlainOnTls, "the simulated listener has no TLS"),
     (ErrorKind::TlsHandshake, "as above"),
     (ErrorKind::TlsHandshakeTimeout, "as above"),
+    (ErrorKind::GrpcTimeout, "simulated clients do not speak gRPC"),
     (ErrorKind::Denied, "no policy of this release denies requests"),
     (ErrorKind::DnsFailure, "names are resolved beside the workers; here an upstream has no address"),
     (ErrorKind::DnsTimeout, "as above"),
@@ -504,10 +505,19 @@ const UNREACHED: &[(ErrorKind, &str)] = &[
     (ErrorKind::UpstreamTlsHandshake, "the simulated endpoints have no TLS; see `tls::connector`"),
     (ErrorKind::UpstreamCertificate, "as above"),
     (ErrorKind::UpstreamTlsAlert, "as above"),
+    (
+        ErrorKind::UpstreamTunnelReset,
+        "the scripts ask for no switch; tunnels have tests in virtual time, `tests::tunnel`",
+    ),
+    (ErrorKind::TunnelIdle, "as above"),
+    (ErrorKind::TunnelLifetime, "as above"),
     (ErrorKind::UpstreamConnectionLimit, "upstreams have no connection limit in this release"),
     (ErrorKind::Draining, "a draining worker answers and closes; it refuses nobody"),
     (ErrorKind::Loop, "loops are not detected in this release"),
-    (ErrorKind::Configuration, "a validated configuration has no route without its upstream"),
+    (
+        ErrorKind::Configuration,
+        "routes have their upstreams, and no script asks one of HTTP/2 alone for a switch",
+    ),
     (ErrorKind::Internal, "a mistake in the gateway"),
 ];
 

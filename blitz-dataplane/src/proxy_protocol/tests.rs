@@ -225,6 +225,33 @@ fn near_headers() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+#[test]
+fn a_header_for_nobody_is_local() {
+    let mut bytes = Vec::new();
+    write_v2(&mut bytes, None);
+    assert_eq!(bytes, v2(0x20, 0x00, &[]));
+    assert_eq!(parse(&bytes), header(Version::V2, "", bytes.len()));
+}
+
+#[test]
+fn a_header_is_of_one_family() {
+    for (client, local, family, bytes) in [
+        ("192.0.2.7:40000", "10.0.0.1:443", 0x11, 28),
+        ("[::ffff:192.0.2.7]:40000", "[::ffff:10.0.0.1]:443", 0x11, 28),
+        ("[2001:db8::7]:40000", "[2001:db8::1]:443", 0x21, 52),
+        ("[2001:db8::7]:40000", "10.0.0.1:443", 0x21, 52),
+        ("192.0.2.7:40000", "[2001:db8::1]:443", 0x21, 52),
+    ] {
+        let mut written = Vec::new();
+        write_v2(&mut written, Some((client.parse().unwrap(), local.parse().unwrap())));
+        assert_eq!((written[13], written.len()), (family, bytes), "{client} {local}");
+        assert_eq!(written[bytes - 4..], [0x9c, 0x40, 0x01, 0xbb], "{client} {local}");
+    }
+    let mut written = Vec::new();
+    write_v2(&mut written, Some(("192.0.2.7:40000".parse().unwrap(), "10.0.0.1:443".parse().unwrap())));
+    assert_eq!(written, v2(0x21, 0x11, &v4_block(&[])));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_000))]
 
@@ -255,6 +282,21 @@ proptest! {
         let mut bytes = bytes;
         bytes.resize(HEADER_BYTES_MAX, filler);
         prop_assert_ne!(parse(&bytes), Ok(None));
+    }
+
+    /// What we write names the client to whoever reads it as we do, with anything behind it.
+    #[test]
+    fn what_is_sent_is_read(
+        client: SocketAddr,
+        local: SocketAddr,
+        tail in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let mut bytes = Vec::new();
+        write_v2(&mut bytes, Some((client, local)));
+        let length = bytes.len();
+        bytes.extend(tail);
+        let named = SocketAddr::new(client.ip().to_canonical(), client.port());
+        prop_assert_eq!(parse(&bytes), Ok(Some(Header { version: Version::V2, client: Some(named), bytes: length })));
     }
 
     /// What is written is what is read.

@@ -37,6 +37,9 @@ const QUIET_TURNS: u16 = 1000;
 /// lines of all slots do not compete for the same sets of a cache.
 const STAGGER_BYTES: u32 = 3 * 64;
 
+/// Slots whose memory is given back, at least (count): fewer are not worth the system calls.
+const COOLED_AT_ONCE: usize = 64;
+
 /// Bulk buffers a worker keeps for reuse (count): 32 x 64 KiB = 2 MiB. Beyond it they are freed.
 const BULK_KEPT: usize = 32;
 
@@ -53,8 +56,22 @@ pub(super) struct Pool {
 struct Free {
     /// Free slots outside the ring; the last one in is the first one out.
     slots: RefCell<Vec<u16>>,
+    /// The fewest of them since the last look: so many from the front have not been used.
+    least: Cell<usize>,
+    /// So many from the front have no memory: it was given back, and they were not used since.
+    cold: Cell<usize>,
     /// The ring that the kernel takes from; absent when the driver takes slots itself.
     ring: Option<Ring>,
+}
+
+impl Free {
+    fn pop(&self) -> Option<u16> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.pop();
+        self.least.set(self.least.get().min(slots.len()));
+        self.cold.set(self.cold.get().min(slots.len()));
+        slot
+    }
 }
 
 struct Ring {
@@ -68,6 +85,8 @@ struct Ring {
     is_wider: Cell<bool>,
     /// Turns in a row that took less than a quarter of the target.
     quiet_turns: Cell<u16>,
+    /// The most that a turn has taken since the last [`Pool::cool`].
+    busiest: Cell<u16>,
 }
 
 impl Pool {
@@ -87,6 +106,7 @@ impl Pool {
             target,
             is_wider: Cell::new(false),
             quiet_turns: Cell::new(0),
+            busiest: Cell::new(0),
         };
         let pool = Self::new(slots, slot_bytes, Some(ring))?;
         pool.refill();
@@ -96,7 +116,8 @@ impl Pool {
     fn new(slots: u16, slot_bytes: u32, ring: Option<Ring>) -> io::Result<Self> {
         let memory = Mapping::anonymous(usize::from(slots) * (slot_bytes + STAGGER_BYTES) as usize)?;
         let refs = (0..slots).map(|_| Cell::new(0)).collect();
-        let free = Free { slots: RefCell::new((0..slots).rev().collect()), ring };
+        let (least, cold) = (Cell::new(usize::from(slots)), Cell::new(usize::from(slots)));
+        let free = Free { slots: RefCell::new((0..slots).rev().collect()), least, cold, ring };
         Ok(Self { memory, slot_bytes, slots, refs, taken: Cell::new(0), free })
     }
 
@@ -110,15 +131,16 @@ impl Pool {
         let Some(ring) = &self.free.ring else { return };
         ring.is_wider.set(false);
         let target = ring.target.get();
-        let is_quiet = target > OFFERED_AT_FIRST && target.saturating_sub(ring.offered.get()) < target / 4;
+        let used = target.saturating_sub(ring.offered.get());
+        ring.busiest.set(ring.busiest.get().max(used));
+        let is_quiet = target > OFFERED_AT_FIRST && used < target / 4;
         ring.quiet_turns.set(if is_quiet { ring.quiet_turns.get() + 1 } else { 0 });
         if ring.quiet_turns.get() >= QUIET_TURNS {
             ring.quiet_turns.set(0);
             ring.target.set(target / 2);
         }
-        let mut free = self.free.slots.borrow_mut();
         while ring.offered.get() < ring.target.get() {
-            let Some(slot) = free.pop() else { break };
+            let Some(slot) = self.free.pop() else { break };
             self.publish(ring, slot);
         }
     }
@@ -160,7 +182,34 @@ impl Pool {
     /// [`Pool::give_back`] or the last chunk on it.
     pub(super) fn take_slot(&self) -> Option<u16> {
         debug_assert!(self.free.ring.is_none(), "the kernel takes from its ring");
-        self.free.slots.borrow_mut().pop()
+        self.free.pop()
+    }
+
+    /// Gives back the memory of slots that were not used since the last call.
+    pub(super) fn cool(&self) {
+        // Where nothing happens no turns are counted either.
+        if let Some(ring) = &self.free.ring
+            && ring.target.get() > OFFERED_AT_FIRST
+            && ring.busiest.replace(0) < ring.target.get() / 4
+        {
+            ring.target.set(ring.target.get() / 2);
+        }
+        let free = self.free.slots.borrow();
+        let unused = self.free.least.replace(free.len());
+        if unused < self.free.cold.get() + COOLED_AT_ONCE {
+            return;
+        }
+        let mut slots = free.get(..unused).unwrap_or_default().to_vec();
+        slots.sort_unstable();
+        let stride = (self.slot_bytes + STAGGER_BYTES) as usize;
+        for run in slots.chunk_by(|slot, next| slot + 1 == *next) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            let range = usize::from(*first) * stride..(usize::from(*last) + 1) * stride;
+            // SAFETY: the slots are free: no chunk refers to them, the kernel's ring does not hold them, and what they
+            // held was consumed.
+            unsafe { self.memory.discard(range) };
+        }
+        self.free.cold.set(unused);
     }
 
     /// Returns a slot that was taken and not filled.
@@ -435,6 +484,34 @@ mod tests {
         assert_eq!(pool.taken(), 0);
         assert!(pool.take_slot().is_some() && pool.take_slot().is_some());
         assert!(pool.take_slot().is_none());
+    }
+
+    #[test]
+    fn slots_that_rest_lose_their_memory() {
+        let pool = Pool::listed(256, 4096).unwrap();
+        let use_all = || {
+            let slots: Vec<u16> = std::iter::from_fn(|| pool.take_slot()).collect();
+            for slot in &slots {
+                // SAFETY: slot memory is 4096 bytes and no chunk holds it yet.
+                unsafe { pool.slot_ptr(*slot).write(b'x') };
+            }
+            slots.into_iter().for_each(|slot| pool.give_back(slot));
+        };
+        let first_byte = |slot: u16| {
+            // SAFETY: slot memory is 4096 bytes and no chunk holds it.
+            unsafe { pool.slot_ptr(slot).read() }
+        };
+        use_all();
+        pool.cool();
+        assert_eq!(first_byte(100), b'x', "used since");
+        // One is used all the time.
+        let busy = pool.take_slot().unwrap();
+        pool.give_back(busy);
+        pool.cool();
+        assert_eq!((first_byte(100), first_byte(busy)), (0, b'x'));
+        use_all();
+        pool.cool();
+        assert_eq!(first_byte(100), b'x', "in use again");
     }
 
     #[test]

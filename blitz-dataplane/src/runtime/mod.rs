@@ -166,6 +166,12 @@ impl Handle {
         task::spawn(Box::pin(future));
     }
 
+    /// Gives back the memory of receive slots that were not used since the last call. The next use of one costs a page
+    /// fault.
+    pub fn cool(&self) {
+        self.reactor.borrow().cool();
+    }
+
     /// Wakes the task of `cx` once the loop has nothing else to do, or after `turns` turns, whichever comes first:
     /// for work that is cheaper when more of it has come together.
     pub fn wake_later(&self, cx: &Context<'_>, turns: u8) {

@@ -195,6 +195,11 @@ impl Reactor {
         }
     }
 
+    /// See [`Handle::cool`](super::Handle::cool).
+    pub(super) fn cool(&self) {
+        self.pool.cool();
+    }
+
     /// One look at the driver; waits for something to happen when `idle`.
     pub(super) fn turn(&mut self, idle: bool) {
         self.kick_dirty();

@@ -34,6 +34,23 @@ impl Mapping {
         self.start.as_ptr()
     }
 
+    /// Gives the whole pages within this range back to the kernel; they read as zeros afterwards. That the kernel does
+    /// not take them costs memory and nothing else.
+    ///
+    /// # Safety
+    /// Nobody, the kernel included, refers to the bytes of the range, and what they hold is not needed.
+    pub unsafe fn discard(&self, range: std::ops::Range<usize>) {
+        let start = range.start.next_multiple_of(4096);
+        let end = range.end.min(self.len) / 4096 * 4096;
+        if start >= end {
+            return;
+        }
+        // SAFETY: start < end <= len, so the place lies in the mapping.
+        let place = unsafe { self.start.as_ptr().add(start) };
+        // SAFETY: these are whole pages of a private anonymous mapping of ours, whose content the caller gives up.
+        unsafe { libc::madvise(place.cast(), end - start, libc::MADV_DONTNEED) };
+    }
+
     /// Length in bytes, a multiple of the page size.
     #[allow(clippy::len_without_is_empty, reason = "a mapping is never empty")]
     pub fn len(&self) -> usize {

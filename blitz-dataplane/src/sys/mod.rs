@@ -5,6 +5,7 @@
 pub mod affinity;
 pub mod clock;
 pub mod eventfd;
+pub mod heap;
 pub mod mapping;
 pub mod memfd;
 pub mod mmap;
