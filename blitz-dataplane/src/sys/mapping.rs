@@ -9,6 +9,9 @@ pub struct Mapping {
     len: usize,
 }
 
+// SAFETY: the pages belong to the process, not to a thread, and only the owner of this value hands out their address.
+unsafe impl Send for Mapping {}
+
 impl Mapping {
     /// Maps at least `len` bytes, rounded up to whole pages.
     ///
