@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, Blocklist, Http2Limits, Http3Limits, HttpLimits, Limit, PassiveHealth, Retry, Timeouts, Tls,
-    Upstream, Xdp, XdpMode,
+    Admin, AfXdp, Blocklist, Copying, Http2Limits, Http3Limits, HttpLimits, Limit, PassiveHealth, Retry,
+    Timeouts, Tls, Upstream, Xdp, XdpMode,
 };
 use blitz_ebpf_common::layout;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -222,6 +222,11 @@ impl Default for Blocklist {
     }
 }
 
+impl AfXdp {
+    /// 4 MiB for each queue: some ten milliseconds of a gigabit in each direction.
+    pub const RECOMMENDED: Self = Self { frames_per_queue: 2048, copying: Copying::Always };
+}
+
 impl Xdp {
     /// Sources whose buckets the kernel keeps.
     pub const SOURCES_RECOMMENDED: u32 = layout::SOURCES_MAX;
@@ -244,6 +249,7 @@ impl Default for Xdp {
             sources_max: Self::SOURCES_RECOMMENDED,
             deny_max: Self::DENY_RECOMMENDED,
             blocklist: Blocklist::RECOMMENDED,
+            afxdp: None,
         }
     }
 }

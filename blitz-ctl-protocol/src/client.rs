@@ -9,8 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::message::{
-    Blocked, DescriptorFacts, GiveDescriptor, Hello, ListBlocked, OpenSocket, Report, ReportDone, Request,
-    SocketFacts, Status, StatusQuery, TEXT_BYTES_MAX, Unblock, UnblockDone, Welcome,
+    Blocked, DescriptorFacts, GiveDescriptor, Hello, ListBlocked, OpenSocket, OpenXdp, QueueSeat, Queues,
+    QueuesQuery, Report, ReportDone, Request, SeatDone, SeatXdp, SocketFacts, Status, StatusQuery,
+    TEXT_BYTES_MAX, Unblock, UnblockDone, Welcome, XdpSocket,
 };
 use crate::{Connection, Error, VERSIONS, sys};
 
@@ -114,6 +115,33 @@ impl Client {
     pub fn give_descriptor(&mut self, descriptor: impl AsFd) -> Result<SocketFacts, Error> {
         let (DescriptorFacts(facts), _) = self.ask(&GiveDescriptor {}, &[descriptor.as_fd()])?;
         Ok(facts)
+    }
+
+    /// What there is to know of the receive queues of an interface.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such interface.
+    pub fn queues(&mut self, interface: &str) -> Result<Queues, Error> {
+        Ok(self.ask(&QueuesQuery { interface: interface.to_owned() }, &[])?.0)
+    }
+
+    /// A new AF_XDP socket.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the daemon may make none.
+    pub fn open_xdp(&mut self) -> Result<OwnedFd, Error> {
+        let (XdpSocket {}, mut descriptors) = self.ask(&OpenXdp {}, &[])?;
+        descriptors.pop().ok_or(Error::Descriptors { found: 0, expected: 1 })
+    }
+
+    /// Puts an AF_XDP socket, which is bound, to work in the stage of an interface. `socket` stays open here.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no stage, or the kernel does not take the socket.
+    pub fn seat_xdp(&mut self, interface: &str, seat: QueueSeat, socket: impl AsFd) -> Result<(), Error> {
+        let request = SeatXdp { interface: interface.to_owned(), seat };
+        let (SeatDone {}, _) = self.ask(&request, &[socket.as_fd()])?;
+        Ok(())
     }
 
     fn ask<R: Request>(

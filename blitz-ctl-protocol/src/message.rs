@@ -53,11 +53,23 @@ pub enum Kind {
     GiveDescriptor = 26,
     /// [`DescriptorFacts`].
     DescriptorFacts = 27,
+    /// [`QueuesQuery`], answered by [`Kind::Queues`].
+    QueuesQuery = 40,
+    /// [`Queues`].
+    Queues = 41,
+    /// [`OpenXdp`], answered by [`Kind::XdpSocket`].
+    OpenXdp = 42,
+    /// [`XdpSocket`] with one descriptor.
+    XdpSocket = 43,
+    /// [`SeatXdp`] with one descriptor, answered by [`Kind::SeatDone`].
+    SeatXdp = 44,
+    /// [`SeatDone`].
+    SeatDone = 45,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 21] = [
         Self::Hello,
         Self::Welcome,
         Self::Error,
@@ -73,6 +85,12 @@ impl Kind {
         Self::Socket,
         Self::GiveDescriptor,
         Self::DescriptorFacts,
+        Self::QueuesQuery,
+        Self::Queues,
+        Self::OpenXdp,
+        Self::XdpSocket,
+        Self::SeatXdp,
+        Self::SeatDone,
     ];
 
     /// The kind of a number; `None` when this version does not know it.
@@ -83,7 +101,7 @@ impl Kind {
     /// How many descriptors come with a frame of this kind.
     pub const fn descriptors(self) -> usize {
         match self {
-            Self::Socket | Self::GiveDescriptor => 1,
+            Self::Socket | Self::GiveDescriptor | Self::XdpSocket | Self::SeatXdp => 1,
             _ => 0,
         }
     }
@@ -128,6 +146,12 @@ messages! {
     Socket: Socket;
     GiveDescriptor: GiveDescriptor -> DescriptorFacts;
     DescriptorFacts: DescriptorFacts;
+    QueuesQuery: QueuesQuery -> Queues;
+    Queues: Queues;
+    OpenXdp: OpenXdp -> XdpSocket;
+    XdpSocket: XdpSocket;
+    SeatXdp: SeatXdp -> SeatDone;
+    SeatDone: SeatDone;
 }
 
 /// The first frame of a client.
@@ -374,3 +398,60 @@ pub struct SocketFacts {
     /// SO_PROTOCOL: 6 is TCP, 17 is UDP.
     pub protocol: i32,
 }
+
+/// Asks about an interface, for whoever wants frames of its receive queues.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueuesQuery {
+    /// Its name, at most [`TEXT_BYTES_MAX`] octets.
+    pub interface: String,
+}
+
+/// The answer to a [`QueuesQuery`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queues {
+    /// The interface's number.
+    pub index: u32,
+    /// Largest packet without the link's header, octets.
+    pub mtu: u32,
+    /// Receive queues in use.
+    pub queues: u32,
+    /// Who has which. `None`: the interface has no stage.
+    pub seats: Option<Vec<QueueSeat>>,
+}
+
+/// A receive queue and the worker that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueSeat {
+    /// Number of the queue.
+    pub queue: u32,
+    /// Generation of the worker, as connection IDs have it.
+    pub generation: u32,
+    /// Number of the worker, as connection IDs have it.
+    pub worker: u32,
+}
+
+/// Asks for an AF_XDP socket, which takes a right that workers do not have. It is bound to nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenXdp {}
+
+/// The answer to an [`OpenXdp`]; the descriptor comes with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdpSocket {}
+
+/// Hands over an AF_XDP socket that is bound to a receive queue, so that the stage sends it what is for its worker. The
+/// daemon closes its copy: nobody can bind to the queue as long as one is open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeatXdp {
+    /// The interface's name, at most [`TEXT_BYTES_MAX`] octets.
+    pub interface: String,
+    /// The queue and its worker.
+    pub seat: QueueSeat,
+}
+
+/// The answer to a [`SeatXdp`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeatDone {}

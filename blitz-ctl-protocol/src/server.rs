@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use crate::frame::Frame;
 use crate::message::{
-    GiveDescriptor, HELLO_VERSIONS_MAX, Hello, Kind, ListBlocked, Message, OpenSocket, Report, Sentence,
-    StatusQuery, TEXT_BYTES_MAX, Unblock, Welcome,
+    GiveDescriptor, HELLO_VERSIONS_MAX, Hello, Kind, ListBlocked, Message, OpenSocket, OpenXdp, QueuesQuery,
+    Report, SeatXdp, Sentence, StatusQuery, TEXT_BYTES_MAX, Unblock, Welcome,
 };
 use crate::{Connection, Credentials, Error, VERSIONS, sys};
 
@@ -41,6 +41,12 @@ pub enum Incoming {
     OpenSocket(OpenSocket),
     /// See [`GiveDescriptor`]; what was given.
     GiveDescriptor(OwnedFd),
+    /// See [`QueuesQuery`].
+    Queues(QueuesQuery),
+    /// See [`OpenXdp`].
+    OpenXdp,
+    /// See [`SeatXdp`]; the socket.
+    SeatXdp(SeatXdp, OwnedFd),
 }
 
 impl Session {
@@ -167,9 +173,7 @@ fn request(frame: Frame) -> Result<Incoming, Error> {
     match kind {
         Kind::Report => {
             let report: Report = parse(&payload)?;
-            if report.connection.note.len() > TEXT_BYTES_MAX {
-                return Err(Error::TooLarge(report.connection.note.len()));
-            }
+            text(&report.connection.note)?;
             Ok(Incoming::Report(report))
         }
         Kind::Unblock => Ok(Incoming::Unblock(parse(&payload)?)),
@@ -181,8 +185,25 @@ fn request(frame: Frame) -> Result<Incoming, Error> {
             let given = descriptors.pop().ok_or(Error::Descriptors { found: 0, expected: 1 })?;
             Ok(Incoming::GiveDescriptor(given))
         }
+        Kind::QueuesQuery => {
+            let query: QueuesQuery = parse(&payload)?;
+            text(&query.interface)?;
+            Ok(Incoming::Queues(query))
+        }
+        Kind::OpenXdp => parse(&payload).map(|OpenXdp {}| Incoming::OpenXdp),
+        Kind::SeatXdp => {
+            let seat: SeatXdp = parse(&payload)?;
+            text(&seat.interface)?;
+            let socket = descriptors.pop().ok_or(Error::Descriptors { found: 0, expected: 1 })?;
+            Ok(Incoming::SeatXdp(seat, socket))
+        }
         _ => Err(Error::Kind(number)),
     }
+}
+
+/// Refuses a text that is longer than allowed.
+fn text(text: &str) -> Result<(), Error> {
+    if text.len() <= TEXT_BYTES_MAX { Ok(()) } else { Err(Error::TooLarge(text.len())) }
 }
 
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Error> {

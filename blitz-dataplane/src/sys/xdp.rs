@@ -183,6 +183,12 @@ impl XdpSocket {
     }
 }
 
+impl AsFd for XdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.receiver.as_fd()
+    }
+}
+
 impl XdpReceiver {
     /// Shows `each` up to `max` frames that have come, and lends them to the kernel again; returns how many there were.
     ///
@@ -224,6 +230,12 @@ impl XdpReceiver {
         if woken >= 0 { Ok(()) } else { unless_passing(io::Error::last_os_error()) }
     }
 
+    /// What has gone wrong with the socket since the last call: its interface is gone (`ENETDOWN`).
+    pub fn pending_error(&self) -> Option<io::Error> {
+        let code = super::net::pending_error(self.fd.as_raw_fd());
+        (code != 0).then(|| io::Error::from_raw_os_error(code))
+    }
+
     /// Who has the frames of this direction. Walks over all of them.
     pub fn account(&self) -> Account {
         self.frames.account()
@@ -257,6 +269,11 @@ impl AsFd for XdpReceiver {
 }
 
 impl XdpSender {
+    /// Frames of this direction, whoever has them (count).
+    pub fn frames(&self) -> u32 {
+        self.frames.count()
+    }
+
     /// Frames that [`Self::send`] would take now (count).
     pub fn room(&self) -> u32 {
         self.frames.free()

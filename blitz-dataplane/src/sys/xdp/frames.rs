@@ -75,6 +75,11 @@ impl Frames {
         &self.area
     }
 
+    /// All frames (count).
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.holders.len()).unwrap_or(u32::MAX)
+    }
+
     /// Free frames (count).
     pub(super) fn free(&self) -> u32 {
         u32::try_from(self.free.len()).unwrap_or(u32::MAX)
