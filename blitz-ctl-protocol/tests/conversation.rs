@@ -73,6 +73,8 @@ fn row(last: u8) -> Blocked {
     }
 }
 
+const SEAT: QueueSeat = QueueSeat { queue: 1, generation: 0, worker: 3 };
+
 #[test]
 fn every_request_has_its_answer() {
     let daemon = daemon(everyone, |session, request| match request {
@@ -117,6 +119,19 @@ fn every_request_has_its_answer() {
             assert!(given.local_addr().is_ok());
             session.answer(&DescriptorFacts(SocketFacts { domain: 2, kind: 2, protocol: 17 }), &[])
         }
+        Incoming::Queues(asked) => {
+            assert_eq!(asked.interface, "veth0");
+            session.answer(&Queues { index: 7, mtu: 1500, queues: 2, seats: Some(vec![SEAT]) }, &[])
+        }
+        Incoming::OpenXdp => {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+            session.answer(&XdpSocket {}, &[socket.as_fd()])
+        }
+        Incoming::SeatXdp(asked, socket) => {
+            assert!(UdpSocket::from(socket).local_addr().is_ok());
+            assert_eq!((asked.interface.as_str(), asked.seat), ("veth0", SEAT));
+            session.answer(&SeatDone {}, &[])
+        }
     });
     let mut client = Client::connect(&daemon.path, "test", TIMEOUT).expect("connect");
     assert_eq!(client.version(), 0);
@@ -128,6 +143,10 @@ fn every_request_has_its_answer() {
     let address = SocketAddr::from(([127, 0, 0, 1], 53));
     let socket = client.open_socket(&OpenSocket { protocol: SocketProtocol::Udp, address }).expect("socket");
     let socket = UdpSocket::from(socket);
+    let queues = client.queues("veth0").expect("queues");
+    assert_eq!((queues.index, queues.mtu, queues.queues, queues.seats), (7, 1500, 2, Some(vec![SEAT])));
+    let given = client.open_xdp().expect("a socket");
+    client.seat_xdp("veth0", SEAT, &given).expect("a place");
     assert_ne!(socket.local_addr().expect("bound").port(), 0);
     assert_eq!(client.give_descriptor(&socket).expect("give").protocol, 17);
     drop(client);

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blitz_ctl_protocol::message::{
-    BlockedPage, DescriptorFacts, OpenSocket, Reason, Report, ReportDone, Socket, SocketFacts,
-    SocketProtocol, Status, UnblockDone,
+    BlockedPage, DescriptorFacts, OpenSocket, Queues, Reason, Report, ReportDone, SeatDone, SeatXdp, Socket,
+    SocketFacts, SocketProtocol, Status, UnblockDone, XdpSocket,
 };
 use blitz_ctl_protocol::server::{Incoming, Session};
 use blitz_ctl_protocol::{Error as Broken, sys};
@@ -54,6 +54,21 @@ pub trait Requests: Send + Sync + 'static {
     fn list_blocked(&self, after: Option<IpAddr>) -> BlockedPage;
     /// How the daemon is.
     fn status(&self) -> Status;
+    /// What there is to know of the receive queues of an interface.
+    ///
+    /// # Errors
+    /// The sentence for the client.
+    fn queues(&self, interface: &str) -> std::result::Result<Queues, String>;
+    /// A new AF_XDP socket.
+    ///
+    /// # Errors
+    /// The sentence for the client.
+    fn open_xdp(&self) -> std::result::Result<OwnedFd, String>;
+    /// An AF_XDP socket is to get what comes on its queue.
+    ///
+    /// # Errors
+    /// The sentence for the client.
+    fn seat_xdp(&self, wanted: &SeatXdp, socket: OwnedFd) -> std::result::Result<(), String>;
     /// A connection was turned away.
     fn refused(&self, cause: Refusal);
     /// How many connections there are now.
@@ -329,6 +344,19 @@ fn answer(
         Incoming::GiveDescriptor(given) => match facts(&given) {
             Ok(facts) => session.answer(&DescriptorFacts(facts), &[]),
             Err(error) => session.refuse(&format!("what was given is no socket: {error}")),
+        },
+        Incoming::Queues(query) => match requests.queues(&query.interface) {
+            Ok(queues) => session.answer(&queues, &[]),
+            Err(sentence) => session.refuse(&sentence),
+        },
+        Incoming::OpenXdp => match requests.open_xdp() {
+            // Our copy closes when it has been sent.
+            Ok(socket) => session.answer(&XdpSocket {}, &[socket.as_fd()]),
+            Err(sentence) => session.refuse(&sentence),
+        },
+        Incoming::SeatXdp(wanted, socket) => match requests.seat_xdp(&wanted, socket) {
+            Ok(()) => session.answer(&SeatDone {}, &[]),
+            Err(sentence) => session.refuse(&sentence),
         },
     }
 }

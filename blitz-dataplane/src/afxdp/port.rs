@@ -181,11 +181,7 @@ impl Port {
         }
     }
 
-    async fn serve(
-        self: Rc<Self>,
-        mut receiver: XdpReceiver,
-        take: Take,
-    ) -> End {
+    async fn serve(self: Rc<Self>, mut receiver: XdpReceiver, take: Take) -> End {
         let mut published =
             Published { rows: self.rows.clone(), account: Account::default(), statistics: None };
         let _closing = Closing(&self);
