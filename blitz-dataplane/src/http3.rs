@@ -5,7 +5,8 @@
 //! task for each request (`stream.rs`), and sends what quiche has to send while the socket takes it. What cannot be
 //! sent yet stays in quiche, within the congestion window.
 //!
-//! Owns: that, heads (`head.rs`), Retry (`retry.rs`), keys and connection IDs ([`keys`]). Does not own: what a request
+//! Owns: that, heads (`head.rs`), Retry (`retry.rs`), keys and connection IDs ([`keys`]), the way to the worker that a
+//! merged datagram belongs to ([`relay`]). Does not own: what a request
 //! means (`proxy`), certificates (`tls::quic`), the layout of connection IDs and the choice of a worker
 //! (`blitz_ebpf_common`, `docs/quic.md`), sockets (`process::listeners`, `runtime`).
 
@@ -17,9 +18,10 @@ mod head;
 pub mod keys;
 pub mod listener;
 mod outlet;
+pub mod relay;
 mod retry;
 mod server;
 mod stream;
 
 pub use error::{Code, code};
-pub use keys::QuicKeys;
+pub use keys::{Place, QuicKeys};

@@ -22,8 +22,9 @@ use blitz_config::model::Protocol;
 use crate::exchange::ErrorKind;
 use crate::fields::Fields;
 use crate::heap::Heap;
-use crate::http3::QuicKeys;
 use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener};
+use crate::http3::relay::Relay;
+use crate::http3::{Place, QuicKeys};
 use crate::metrics::names::Metric;
 use crate::process::endpoints::ResolvedEndpoints;
 use crate::process::messages::ListenerAddress;
@@ -103,11 +104,14 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
     let keys = QuicKeys::new(&boot.secret);
     drop(boot.secret);
     let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace, boot.reports, diagnosis);
-    let worker = boot.worker;
-    let mut listeners = Listeners { proxy: Rc::clone(&proxy), tls, keys, worker, open: Vec::new() };
+    let relay = Relay::adopt(boot.relays);
+    let place = Place { worker: boot.worker, workers: boot.workers };
+    let (shared, open) = (Rc::clone(&proxy), Vec::new());
+    let mut listeners = Listeners { proxy: shared, tls, keys, place, relay: Rc::clone(&relay), open };
     for listener in boot.listeners {
         listeners.open(listener)?;
     }
+    handle.spawn(relay.serve(handle.clone(), proxy.rows.clone()));
     orders.applied(generation);
     log::debug!("serving: worker {} of {}", boot.worker, boot.workers);
 
@@ -239,7 +243,8 @@ struct Listeners {
     proxy: Rc<Proxy>,
     tls: tls::Context,
     keys: QuicKeys,
-    worker: u32,
+    place: Place,
+    relay: Rc<Relay>,
     open: Vec<OpenListener>,
 }
 
@@ -283,7 +288,8 @@ impl Listeners {
                 Socket::Stream(stop)
             }
             SocketKind::Datagram => {
-                let listener = QuicListener::adopt(&self.proxy, &info, fd, &self.keys, self.worker);
+                let listener =
+                    QuicListener::adopt(&self.proxy, &info, fd, &self.keys, self.place, &self.relay);
                 let listener = listener.map_err(failed)?;
                 handle.spawn(Rc::clone(&listener).serve());
                 Socket::Datagram(listener)

@@ -20,9 +20,9 @@ use blitz_ctl_protocol::message::{
 
 use super::blocklist::{Blocklist, Rules};
 use super::census::{self, Entries};
-use super::{own, queues};
 use super::server::{Refusal, Requests};
 use super::stages::{All, Managed};
+use super::{own, queues};
 use crate::error::Result;
 use crate::pins::Pins;
 use crate::sys::clock;

@@ -38,6 +38,7 @@ use crate::process::messages::{
     BankPlace, BlockReport, BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress,
     LogLevel, SocketKind, TlsDiagnosis, ToWorker,
 };
+use crate::process::relays::{RELAYED_WORKERS_MAX, Relays};
 use crate::process::supervisor::{WorkerEvent, Workers};
 use crate::process::worker::{Place, WorkerCode, WorkerError, worker_main};
 use crate::secret::Secret;
@@ -177,6 +178,7 @@ struct Control {
     secret: OwnedFd,
     workers: Workers,
     banks: Banks,
+    relays: Relays,
     rows: RowTable,
     names: Names,
 
@@ -292,6 +294,14 @@ impl Control {
 
         let mut banks = Banks::new(QuicKeys::new(&options.secret));
         banks.add(banks.bind_missing(&places(&config), workers_count)?);
+        let relays = Relays::new(workers_count)
+            .map_err(|error| format!("no descriptor left for sockets between workers: {error}"))?;
+        if workers_count > RELAYED_WORKERS_MAX {
+            log::warn!(
+                "{workers_count} workers are more than {RELAYED_WORKERS_MAX}: QUIC datagrams that the kernel merges \
+                 across workers are lost, and sent again"
+            );
+        }
         let current = Current { config, head, text, generation, endpoints };
         let launcher =
             Launcher { mode: options.mode, entry: code.entry, arguments: options.worker_arguments.clone() };
@@ -316,6 +326,7 @@ impl Control {
             secret,
             workers,
             banks,
+            relays,
             rows,
             names,
             current,
@@ -403,6 +414,9 @@ impl Control {
             self.secret.try_clone()?,
             self.current.text.try_clone()?,
         ];
+        let relays = self.relays.sockets(index)?;
+        let relays_count = relays.len();
+        fds.extend(relays);
         let mut added = Vec::new();
         // A bank whose listener was just removed lives until the other workers have closed it.
         let listeners = places(&self.current.config);
@@ -428,6 +442,7 @@ impl Control {
             log_level: self.options.log_level,
             trace: self.options.trace,
             tls: self.options.tls.clone(),
+            relays: relays_count,
             config,
         };
         self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)?;

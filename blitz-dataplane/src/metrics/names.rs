@@ -229,10 +229,18 @@ metrics! {
         QuicVersion { fate = "version" };
         QuicRetry { fate = "retry" };
         QuicReset { fate = "reset" };
+        QuicForwarded { fate = "forwarded" };
+        QuicForwardFull { fate = "forward_full" };
         QuicStranger { fate = "other_worker" };
         QuicUnknown { fate = "unknown" };
         QuicMalformed { fate = "malformed" };
         QuicRefused { fate = "refused" };
+    }
+    family "blitz_quic_datagrams_relayed_total" Counter "Datagrams that another worker has passed on, by their fate here." {
+        QuicRelayedDelivered { fate = "delivered" };
+        QuicRelayedNew { fate = "new" };
+        QuicRelayedAnswered { fate = "answered" };
+        QuicRelayedDropped { fate = "dropped" };
     }
     family "blitz_quic_datagrams_sent_total" Counter "Datagrams handed to the kernel." {
         QuicDatagramsSent;

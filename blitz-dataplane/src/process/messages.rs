@@ -41,8 +41,8 @@ impl std::fmt::Display for IoMode {
 /// From the supervisor to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// The first message. Descriptors: segment, master secret, text of the configuration, then one listening
-    /// socket for each of [`ConfigMessage::added`].
+    /// The first message. Descriptors: segment, master secret, text of the configuration, then as many between workers
+    /// as [`BootMessage::relays`] says, then one listening socket for each of [`ConfigMessage::added`].
     Boot(Box<BootMessage>),
     /// A new configuration: compile it, answer with [`FromWorker::SnapshotReady`], use it when
     /// [`ToWorker::Swap`] comes. Descriptors: its text, then one listening socket for each of
@@ -95,6 +95,8 @@ pub struct BootMessage {
     pub trace: bool,
     /// `--tls-trace` and `--tls-key-log`.
     pub tls: TlsDiagnosis,
+    /// Sockets between workers (count): see [`super::relays::Relays::sockets`].
+    pub relays: usize,
     /// The configuration to begin with; `removed` is empty.
     pub config: ConfigMessage,
 }
