@@ -9,8 +9,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use blitz_ctl_protocol::message::{
-    Blocked, BlockedPage, ConnectionFacts, DescriptorFacts, Hello, Kind, OpenSocket, Outcome, Reason, Report,
-    ReportDone, Socket, SocketFacts, SocketProtocol, Status, UnblockDone,
+    Blocked, BlockedPage, ConnectionFacts, DescriptorFacts, Hello, Kind, OpenSocket, Outcome, QueueSeat,
+    Queues, Reason, Report, ReportDone, SeatDone, Socket, SocketFacts, SocketProtocol, Status, UnblockDone,
+    XdpSocket,
 };
 use blitz_ctl_protocol::server::{Incoming, Session};
 use blitz_ctl_protocol::{Client, Connection, Credentials, Error, frame};

@@ -1,11 +1,11 @@
 //! AF_XDP as a second way for the datagrams of QUIC, beside the kernel's UDP.
 //!
 //! A worker has every receive queue whose number, modulo the number of workers, is its own. The XDP program gives it
-//! what comes there and is for it ([`blitz_ebpf_common::steer`]); all else comes by UDP. A connection answers by the way
-//! that its path's last packet came, so queues may come and go under it.
+//! what comes there and is for it ([`blitz_ebpf_common::steer`]); all else comes by UDP. A connection answers by the
+//! way that its path's last packet came, so queues may come and go under it.
 //!
-//! Owns: frames ([`frame`]), the loop's side of a queue ([`port`]), how a worker gets its queues (`binder.rs`). Does not
-//! own: memory and rings of sockets (`sys::xdp`), connections (`http3`), the stage (`blitz-ctl`).
+//! Owns: frames ([`frame`]), the loop's side of a queue ([`port`]), how a worker gets its queues (`binder.rs`). Does
+//! not own: memory and rings of sockets (`sys::xdp`), connections (`http3`), the stage (`blitz-ctl`).
 #![forbid(unsafe_code)]
 
 mod binder;

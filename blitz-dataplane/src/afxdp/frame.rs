@@ -1,8 +1,8 @@
 //! Datagrams as frames: Ethernet with up to two VLAN tags, IPv4 or IPv6, UDP.
 //!
-//! The XDP program has chosen the frame with the same parser; here its datagram is found, and answers are built. Who the
-//! next hop is was learnt from the frame that came in: its link header, turned around, is that of the answer. So there
-//! is no ARP and no neighbour discovery here; the kernel has both, for what passes by it.
+//! The XDP program has chosen the frame with the same parser; here its datagram is found, and answers are built. Who
+//! the next hop is was learnt from the frame that came in: its link header, turned around, is that of the answer. So
+//! there is no ARP and no neighbour discovery here; the kernel has both, for what passes by it.
 //!
 //! Checksums of what comes are not looked at: QUIC's packet protection covers all that they would, but the addresses,
 //! and a path is validated before it is used (RFC 9000 section 8.2).

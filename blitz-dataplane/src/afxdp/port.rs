@@ -105,6 +105,14 @@ impl PartialEq for Hop {
     }
 }
 
+impl Eq for Hop {}
+
+impl std::fmt::Debug for Hop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hop").field("queue", &self.port.queue).field("link", &self.link).finish()
+    }
+}
+
 impl Hop {
     /// Whether something can be sent this way.
     pub fn is_open(&self) -> bool {

@@ -443,6 +443,7 @@ impl Control {
             trace: self.options.trace,
             tls: self.options.tls.clone(),
             relays: relays_count,
+            ctl_socket: self.options.ctl_socket.clone(),
             config,
         };
         self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)?;

@@ -10,6 +10,7 @@ use std::task::{Context, Waker};
 use quiche::h3;
 
 use super::Code;
+use super::outlet::Hops;
 
 /// A connection as its tasks share it. No borrow is held across a wait.
 pub(super) struct Conn {
@@ -18,6 +19,8 @@ pub(super) struct Conn {
     task: RefCell<Option<Waker>>,
     /// quiche has panicked in it.
     pub(super) is_broken: Cell<bool>,
+    /// The ways of its paths.
+    pub(super) hops: Hops,
 }
 
 /// quiche's two halves, and who waits for which stream.
@@ -97,7 +100,12 @@ const EVENTS_MAX: usize = 256;
 impl Conn {
     pub(super) fn new(quic: quiche::Connection) -> Self {
         let state = State { quic, h3: None, streams: HashMap::new(), stopped: 0 };
-        Self { state: RefCell::new(state), task: RefCell::new(None), is_broken: Cell::new(false) }
+        Self {
+            state: RefCell::new(state),
+            task: RefCell::new(None),
+            is_broken: Cell::new(false),
+            hops: Hops::default(),
+        }
     }
 
     /// Has the connection's task look: something has come, or is to be sent.

@@ -16,7 +16,7 @@ use super::Code;
 use super::connection::{Conn, News};
 use super::keys::Cids;
 use super::listener::{Cid, Table};
-use super::outlet::{Lane, Outlet};
+use super::outlet::{Hops, Lane, Outlet};
 use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
@@ -351,13 +351,15 @@ impl<S: Service + 'static> Running<S> {
     /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
     fn flush(&self, cx: &Context<'_>) -> bool {
         let session = &self.session;
+        let hops = &session.conn.hops;
         for _ in 0..BURSTS_MAX {
-            let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
+            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let Poll::Ready(mut lane) = lane else { return false };
             self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
             let Some(burst) = Burst::fill(&mut state.quic, &mut lane) else { return false };
             drop(state);
-            burst.send(lane, &session.outlet, cx, &self.is_waiting);
+            burst.send(lane, &session.outlet, hops, cx, &self.is_waiting);
         }
         true
     }
@@ -433,21 +435,23 @@ impl Burst {
         }
     }
 
-    fn send(self, lane: Lane<'_>, outlet: &Outlet, cx: &Context<'_>, is_waiting: &Cell<bool>) {
+    fn send(self, lane: Lane<'_>, outlet: &Outlet, hops: &Hops, cx: &Context<'_>, is_waiting: &Cell<bool>) {
         let Self { len, count, transmit, odd } = self;
+        let hop = hops.of(&transmit);
         let Some((extra, other)) = odd else {
-            lane.send(len, count, transmit);
+            lane.send(len, count, transmit, hop.as_ref());
             return;
         };
         let mut lane = lane;
         let copy = lane.buffer().get(len..len + extra).map(<[u8]>::to_vec);
-        lane.send(len, count, transmit);
+        lane.send(len, count, transmit, hop.as_ref());
+        let hop = hops.of(&other);
         // When there is no other lane it is lost, and sent again.
-        if let (Some(copy), Poll::Ready(mut lane)) = (copy, outlet.poll_lane(cx, is_waiting)) {
+        if let (Some(copy), Poll::Ready(mut lane)) = (copy, outlet.poll_lane(cx, is_waiting, hop.as_ref())) {
             is_waiting.set(false);
             if let Some(room) = lane.buffer().get_mut(..extra) {
                 room.copy_from_slice(&copy);
-                lane.send(extra, 1, other);
+                lane.send(extra, 1, other, hop.as_ref());
             }
         }
     }

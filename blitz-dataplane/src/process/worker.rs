@@ -12,6 +12,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -83,6 +84,8 @@ pub struct Boot<S> {
     pub reports: Reports,
     /// The sockets between workers: its inbox, then the way into each one's. None when it reaches nobody.
     pub relays: Vec<OwnedFd>,
+    /// The control socket of `blitz-ctl`.
+    pub ctl_socket: PathBuf,
     /// Its listening sockets.
     pub listeners: Vec<BoundListener>,
     /// Generation of `snapshot`.
@@ -172,7 +175,19 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         // The supervisor ended before it could say anything.
         None => return Ok(()),
     };
-    let BootMessage { worker, workers, incarnation, core, io, log_level, trace, tls, relays, config } = boot;
+    let BootMessage {
+        worker,
+        workers,
+        incarnation,
+        core,
+        io,
+        log_level,
+        trace,
+        tls,
+        relays,
+        ctl_socket,
+        config,
+    } = boot;
     logging::name_thread(logging::Who::Worker(worker));
     if place != Place::Thread {
         log::set_max_level(log_level.into());
@@ -228,6 +243,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         rows,
         reports,
         relays,
+        ctl_socket,
         listeners,
         generation,
         snapshot,
