@@ -4,7 +4,7 @@
 //! protocol is quiche's, which has no checks of what a request may say, so that wrong ones can be sent.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use quiche::h3::{self, NameValue};
@@ -110,7 +110,7 @@ impl H3 {
     /// # Panics
     /// When there is no socket.
     pub fn try_connect(address: SocketAddr, name: &str, config: &mut quiche::Config) -> Result<Self, String> {
-        let socket = UdpSocket::bind((address.ip(), 0)).expect("a socket");
+        let socket = UdpSocket::bind((own(address.ip()), 0)).expect("a socket");
         let local = socket.local_addr().expect("it is bound");
         let scid: Vec<u8> = local.port().to_be_bytes().into_iter().chain(*b"a-test's-client").collect();
         let scid = quiche::ConnectionId::from_ref(&scid);
@@ -342,6 +342,15 @@ impl H3 {
     pub fn close_code(&mut self) -> (bool, u64) {
         self.until("the peer closes", |client| client.quic.peer_error().is_some());
         self.quic.peer_error().map(|error| (error.is_app, error.error_code)).expect("it has come")
+    }
+}
+
+/// Where a client of `address` binds: any address that leads there.
+fn own(address: IpAddr) -> IpAddr {
+    match address {
+        address if address.is_loopback() => address,
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 

@@ -206,13 +206,17 @@ impl Port {
     ) -> End {
         let mut readable = self.handle.readiness(receiver.as_fd().as_raw_fd());
         let mut clock = Deadline::new(&self.handle);
+        clock.set_after(LOOK);
         loop {
             let mut ready = pin!(readable.ready());
-            let woken = poll_fn(|cx| match ready.as_mut().poll(cx) {
-                Poll::Ready(ready) => Poll::Ready(Some(ready)),
-                Poll::Pending => self.poll_look(cx, &mut clock).map(|()| None),
+            // The clock first: a busy queue must not keep it from being looked at.
+            let woken = poll_fn(|cx| match self.poll_look(cx, &mut clock) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => ready.as_mut().poll(cx).map(Some),
             });
-            if let Some(Err(error)) = woken.await {
+            let woken = woken.await;
+            let is_time = woken.is_none();
+            if let Some(Err(error)) = woken {
                 return End::Failed(error);
             }
             loop {
@@ -230,7 +234,7 @@ impl Port {
                 }
                 yield_now().await;
             }
-            if let Some(end) = self.look(receiver, published) {
+            if is_time && let Some(end) = self.look(receiver, published) {
                 return end;
             }
         }
@@ -252,8 +256,7 @@ impl Port {
                 self.handle.wake_later(cx, WAITING_TURNS);
             }
         }
-        clock.set_after(LOOK);
-        clock.poll_expired(cx).map(drop)
+        clock.poll_expired(cx).map(|_| clock.set_after(LOOK))
     }
 
     fn take(self: &Rc<Self>, bytes: &mut [u8], take: &Take) {
