@@ -12,7 +12,7 @@ mod binder;
 pub mod frame;
 pub mod port;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
@@ -38,6 +38,8 @@ pub struct Queues {
     /// Once something is wanted.
     binder: RefCell<Option<Rc<Binder>>>,
     wanted: RefCell<Option<Wanted>>,
+    /// Counts changes of it.
+    order: Cell<u64>,
     open: RefCell<Vec<Rc<Port>>>,
 }
 
@@ -56,6 +58,7 @@ impl Queues {
             whose: Whose { worker, workers, ctl_socket },
             binder: RefCell::default(),
             wanted: RefCell::default(),
+            order: Cell::default(),
             open: RefCell::default(),
         })
     }
@@ -82,7 +85,8 @@ impl Queues {
         }
         self.open.borrow().iter().for_each(|port| port.stop());
         if let Some(binder) = &*self.binder.borrow() {
-            binder.follow(wanted.clone());
+            self.order.set(self.order.get() + 1);
+            binder.follow(self.order.get(), wanted.clone());
         }
         *self.wanted.borrow_mut() = wanted;
     }
@@ -91,14 +95,9 @@ impl Queues {
     async fn receive(self: Rc<Self>, binder: Rc<Binder>, take: Take) {
         let mut mail = self.handle.readiness(binder.as_fd().as_raw_fd());
         while mail.ready().await.is_ok() {
-            for Bound { queue, facts, socket } in binder.take() {
-                // Of a configuration before: the binder has given it up.
-                if self
-                    .wanted
-                    .borrow()
-                    .as_ref()
-                    .is_none_or(|wanted| !wanted.interfaces.contains(&queue.interface))
-                {
+            for Bound { order, queue, facts, socket } in binder.take() {
+                if order != self.order.get() {
+                    // The binder has given it up.
                     continue;
                 }
                 let (port, task) = Port::open(queue, facts, socket, &self.handle, &self.rows, &take);
@@ -119,7 +118,9 @@ impl Queues {
             Some(End::Closed) => return,
             Some(End::Stalled) => (Metric::AfxdpFallbackStalled, "no frame was sent for a second".to_owned()),
             Some(End::Failed(error)) => (Metric::AfxdpFallbackFailed, error.to_string()),
-            None => (Metric::AfxdpFallbackFailed, "it panicked".to_owned()),
+            None if std::thread::panicking() => (Metric::AfxdpFallbackFailed, "it panicked".to_owned()),
+            // The worker ends.
+            None => return,
         };
         self.rows.add(reason, 1);
         log::warn!(

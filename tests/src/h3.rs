@@ -61,6 +61,8 @@ impl Got {
 /// A connection.
 pub struct H3 {
     socket: UdpSocket,
+    /// Where the transport believes itself to be.
+    local: SocketAddr,
     /// The transport.
     pub quic: quiche::Connection,
     /// The protocol on it, once the handshake is done.
@@ -117,6 +119,7 @@ impl H3 {
         let quic = quiche::connect(Some(name), &scid, local, address, config).expect("a connection");
         let mut client = Self {
             socket,
+            local,
             quic,
             h3: None,
             streams: HashMap::new(),
@@ -137,6 +140,14 @@ impl H3 {
         Ok(client)
     }
 
+    /// Goes on from another port, as behind an address translation that has forgotten: the transport is not told.
+    ///
+    /// # Panics
+    /// When there is no socket.
+    pub fn rebind(&mut self) {
+        self.socket = UdpSocket::bind((self.local.ip(), 0)).expect("a socket");
+    }
+
     /// Sends what there is to be sent, takes what has come or comes within a few milliseconds.
     pub fn turn(&mut self) {
         self.flush();
@@ -147,12 +158,12 @@ impl H3 {
             .clamp(Duration::from_millis(1), Duration::from_millis(5));
         self.socket.set_read_timeout(Some(wait)).expect("a timeout");
         let mut buffer = [0; 65_536];
-        let local = self.socket.local_addr().expect("it is bound");
         match self.socket.recv_from(&mut buffer) {
             Ok((length, from)) => {
                 self.datagrams += 1;
                 // What is not ours, or comes after the end, is no matter.
-                let _ignored = self.quic.recv(&mut buffer[..length], quiche::RecvInfo { from, to: local });
+                let _ignored =
+                    self.quic.recv(&mut buffer[..length], quiche::RecvInfo { from, to: self.local });
             }
             Err(_) if self.quic.timeout().is_some_and(|left| left.is_zero()) => self.quic.on_timeout(),
             Err(_) => {}

@@ -4,10 +4,9 @@
 //! one that is moved to another changes it.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 use blitz_tests::ctl::Daemon;
-use blitz_tests::h3::{H3, request};
+use blitz_tests::h3::H3;
 use blitz_tests::tls::Algorithm;
 use blitz_tests::wire::{HOST4, HOST6, Wire, WireSetup};
 use blitz_tests::{
@@ -106,7 +105,8 @@ impl World {
 
 fn config(wire: &Wire, pki: &Pki, upstream: &Upstream, xdp: &str, frames: u64) -> String {
     pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
-    let listener = pki.h3_listener("").replace("127.0.0.1:@PORT@", &format!("{HOST4}:{PORT}"));
+    let listener = pki.listener(&["edge"], "").replace("[\"h1\"]", "[\"h1\", \"h3\"]");
+    let listener = listener.replace("127.0.0.1:@PORT@", &format!("{HOST4}:{PORT}"));
     let second = listener
         .replace(&format!("{HOST4}:{PORT}"), &format!("[{HOST6}]:{PORT}"))
         .replace("\"edge\"\naddress", "\"edge6\"\naddress");
@@ -129,7 +129,7 @@ fn setup(cell: Cell, wire: &Wire, daemon: &Daemon, toml: &str) -> Setup {
 #[track_caller]
 fn exchange(client: &mut H3) {
     let got = client.get("/");
-    assert_eq!((got.status(), got.body_bytes, got.is_whole), (200, LARGE as u64, true), "{:?}", got.reset);
+    assert_eq!((got.status(), got.body.len(), got.is_whole), (200, LARGE, true), "{:?}", got.reset);
     let body = vec![b'u'; LARGE / 4];
     let got = client.post("/", &body);
     assert_eq!((got.status(), got.body == body), (200, true));
@@ -168,16 +168,16 @@ matrix! {
         let mut client = world.wire.on_queue(0, || H3::connect(world.address(), "edge.test"));
         let id = client.begin_get("/");
         for round in 0..8 {
-            let (queue, enough) = (round % WORKERS, (round + 1) as u64 * (LARGE / 8) as u64);
+            let (queue, enough) = (round % WORKERS, (round + 1) * (LARGE / 8));
             // The other queue is another worker's: there its packets go to the kernel, and find their worker by UDP.
             client = world.wire.on_queue(queue, || {
                 client.rebind();
-                client.until("a part has come", |client| client.got(id).body_bytes >= enough);
+                client.until("a part has come", |client| client.got(id).body.len() >= enough);
                 client
             });
         }
         let got = world.wire.on_queue(0, || client.outcome(id));
-        assert_eq!((got.status(), got.body_bytes, got.is_whole), (200, LARGE as u64, true), "{:?}", got.reset);
+        assert_eq!((got.status(), got.body.len(), got.is_whole), (200, LARGE, true), "{:?}", got.reset);
         assert!(world.metric("blitz_quic_datagrams_received_total") > world.metric("blitz_afxdp_frames_received_total"));
         world.nothing_is_lost();
     }
@@ -232,7 +232,7 @@ fn what_is_in_the_way_is_said() {
     require_netns!();
     let _alone = require::alone();
     let wire = Wire::new();
-    let upstream = wire.host.run(|| Upstream::start(|_| Ok(())));
+    let upstream = wire.host.run(|| Upstream::start(|_| Some(())));
     let pki = Pki::new();
     // 2 MiB for the one queue, and the gateway may lock 1 MiB.
     let toml = |frames| config(&wire, &pki, &upstream, "", frames);

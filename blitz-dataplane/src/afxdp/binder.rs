@@ -29,7 +29,7 @@ use crate::sys::{privilege, rlimit};
 
 /// Between two looks at the stages, and between two tries to bind a queue that somebody else still has: doubled each
 /// time, from the first to the last.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(500);
 const BUSY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(64));
 
 /// How long the daemon may take for one step.
@@ -59,6 +59,8 @@ pub(super) struct Whose {
 
 /// A queue that has just been bound.
 pub(super) struct Bound {
+    /// That of the order to bind it.
+    pub(super) order: u64,
     pub(super) queue: Queue,
     pub(super) facts: LinkFacts,
     pub(super) socket: XdpSocket,
@@ -71,7 +73,7 @@ pub(super) struct Binder {
 }
 
 enum Order {
-    Follow(Option<Wanted>),
+    Follow(u64, Option<Wanted>),
     Lost(Queue),
 }
 
@@ -95,10 +97,10 @@ impl Binder {
         Ok(Self { orders, found })
     }
 
-    /// Says what is to be bound from now on; what was bound before is given up.
-    pub(super) fn follow(&self, wanted: Option<Wanted>) {
+    /// Says what is to be bound from now on; what was bound for an order before is given up.
+    pub(super) fn follow(&self, order: u64, wanted: Option<Wanted>) {
         // The thread ends with this value only.
-        let _ended = self.orders.send(Order::Follow(wanted));
+        let _ended = self.orders.send(Order::Follow(order, wanted));
     }
 
     /// Says that a queue's port is closed: it is to be bound again.
@@ -130,7 +132,9 @@ struct Held {
 struct Conversation {
     whose: Whose,
     found: Arc<Found>,
+    /// While it looks: there may be more workers than the daemon takes connections.
     client: Option<Client>,
+    order: u64,
     wanted: Option<Wanted>,
     held: HashMap<Queue, Held>,
     /// Sockets with memory that wait for their queue.
@@ -149,6 +153,7 @@ impl Conversation {
             whose,
             found,
             client: None,
+            order: 0,
             wanted: None,
             held: HashMap::new(),
             ready: HashMap::new(),
@@ -163,7 +168,7 @@ impl Conversation {
         let mut wait = LOOK;
         loop {
             match inbox.recv_timeout(wait) {
-                Ok(Order::Follow(wanted)) => self.follow(wanted),
+                Ok(Order::Follow(order, wanted)) => self.follow(order, wanted),
                 Ok(Order::Lost(queue)) => drop(self.held.remove(&queue)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -172,15 +177,12 @@ impl Conversation {
         }
     }
 
-    fn follow(&mut self, wanted: Option<Wanted>) {
-        self.wanted = wanted;
+    fn follow(&mut self, order: u64, wanted: Option<Wanted>) {
+        (self.order, self.wanted) = (order, wanted);
         self.held.clear();
         self.ready.clear();
         self.queues.clear();
         self.told.clear();
-        if self.wanted.is_none() {
-            self.client = None;
-        }
     }
 
     /// Binds what can be bound; when to look again.
@@ -193,6 +195,7 @@ impl Conversation {
                 Err(sentence) => self.tell(interface, log::Level::Warn, sentence),
             }
         }
+        self.client = None;
         if !is_busy {
             self.busy = BUSY.0;
             return LOOK;
@@ -277,7 +280,7 @@ impl Conversation {
         let copy = copy.map_err(|error| format!("no descriptor left: {error}"))?;
         self.held.insert(queue.clone(), Held { copy, is_seated: false });
         let facts = LinkFacts { index: facts.index, mtu: facts.mtu as usize };
-        let bound = Bound { queue: queue.clone(), facts, socket };
+        let bound = Bound { order: self.order, queue: queue.clone(), facts, socket };
         self.found.bound.lock().unwrap_or_else(PoisonError::into_inner).push(bound);
         self.found.event.signal();
         Ok(true)
@@ -395,7 +398,7 @@ mod tests {
         assert_eq!(talk.look(), LOOK);
         assert!(talk.told.is_empty(), "nothing is wanted");
         let settings = AfXdp { frames_per_queue: 256, copying: Configured::Always };
-        talk.follow(Some(Wanted { interfaces: vec!["eth0".to_owned()], settings }));
+        talk.follow(1, Some(Wanted { interfaces: vec!["eth0".to_owned()], settings }));
         assert_eq!(talk.look(), LOOK);
         assert!(talk.told["eth0"].contains("blitz-ctl does not answer"), "{:?}", talk.told);
     }
