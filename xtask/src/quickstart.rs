@@ -20,8 +20,9 @@ pub(crate) const HELP: &str = "
 cargo xtask quickstart [--once] [--debug]
 
 Builds the gateway, starts it before two sample upstreams with a certificate of its own, makes
-requests through it over HTTP/1.1, HTTP/2 and HTTP/3, and says what it did. As root it also makes a veth pair into a namespace with the kernel stage
-on it, makes requests over it and floods it for a second. Then it stays up until Ctrl-C.
+requests through it over HTTP/1.1, HTTP/2 and HTTP/3, and says what it did. As root it also
+makes a veth pair into a namespace with the kernel stage on it, makes requests over it and
+floods it for a second. Then it stays up until Ctrl-C.
 
   --once    stop after the requests; the exit code says whether all went well
   --debug   use the debug build, which is quicker to build and slower to run
