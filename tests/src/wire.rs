@@ -156,16 +156,6 @@ impl Wire {
         threads
     }
 
-    /// Runs `work` at the peer, where all that it sends comes to the host on receive queue `queue`: on veth the processor
-    /// that sends decides.
-    #[track_caller]
-    pub fn on_queue<T: Send>(&self, queue: usize, work: impl FnOnce() -> T + Send) -> T {
-        self.peer.run(|| {
-            sys::pin(0, queue).expect("a thread can be pinned");
-            work()
-        })
-    }
-
     /// Packets that the pair dropped between the peer's sending and the host's program, so far: the
     /// host's ring was full.
     #[track_caller]

@@ -1,7 +1,7 @@
-//! HTTP/3 past the kernel's UDP: a stage on a veth pair of two queues, two workers, and clients that stay on one queue.
+//! HTTP/3 past the kernel's UDP: a stage on a veth pair of two queues, two workers, and clients at the other end.
 //!
-//! Which queue a packet takes on veth is the processor that sends it, so a client pinned to a processor has a queue, and
-//! one that is moved to another changes it.
+//! Which queue a packet takes on veth is a hash of its addresses and ports: a client stays on its queue until it changes
+//! its port, and then may be on another worker's, where its packets go to the kernel.
 
 use std::net::SocketAddr;
 
@@ -10,8 +10,8 @@ use blitz_tests::h3::H3;
 use blitz_tests::tls::Algorithm;
 use blitz_tests::wire::{HOST4, HOST6, Wire, WireSetup};
 use blitz_tests::{
-    Cell, Gateway, PATIENCE, Pki, Setup, Signal, Stage, Upstream, matrix, process, require, require_netns,
-    wait_until,
+    Cell, Gateway, Io, Mode, PATIENCE, Pki, Setup, Signal, Stage, Upstream, matrix, process, require,
+    require_netns, wait_until,
 };
 
 const PORT: u16 = 8443;
@@ -20,12 +20,18 @@ const WORKERS: usize = 2;
 const FRAMES: u64 = 512;
 /// Bytes of a large transfer.
 const LARGE: usize = 8 << 20;
+/// Connections that are tried until one is a certain worker's: each is with one chance in two.
+const TRIES: usize = 40;
+
+const RECEIVED: &str = "blitz_afxdp_frames_received_total";
+const SENT: &str = "blitz_afxdp_frames_sent_total";
+const DATAGRAMS: &str = "blitz_quic_datagrams_received_total";
 
 /// A gateway behind a stage, with an endpoint that answers with what it gets.
 struct World {
-    stage: Stage,
-    daemon: Daemon,
     gateway: Gateway,
+    daemon: Daemon,
+    stage: Stage,
     _upstream: Upstream,
     _pki: Pki,
     // The last to go: the stage is on it.
@@ -35,23 +41,25 @@ struct World {
 impl World {
     fn new(cell: Cell, mode: &str) -> Self {
         let wire = WireSetup::default().queues(WORKERS as u32).make();
-        let upstream = wire.host.run(|| {
-            Upstream::start(|conn| {
-                loop {
-                    let request = conn.request()?;
-                    let body = if request.body.is_empty() { vec![b'd'; LARGE] } else { request.body };
-                    conn.answer("200 OK", body)?;
-                }
-            })
-        });
+        let upstream = upstream(&wire);
         let pki = Pki::new();
         let toml = config(&wire, &pki, &upstream, &format!("mode = \"{mode}\""), FRAMES);
         let stage = Stage::prepare(&wire, &toml);
         let daemon = Daemon::start(&wire, &stage);
         let gateway = setup(cell, &wire, &daemon, &toml).start();
-        let world = Self { stage, daemon, gateway, _upstream: upstream, _pki: pki, wire };
+        let world = Self { gateway, daemon, stage, _upstream: upstream, _pki: pki, wire };
         world.is_bound();
         world
+    }
+
+    /// Waits until every queue is bound and in the stage, and no frame is away.
+    #[track_caller]
+    fn is_bound(&self) {
+        wait_until("the queues are bound", PATIENCE, || {
+            self.metric("blitz_afxdp_queues") == WORKERS as u64
+                && self.metric("blitz_afxdp_frames") == WORKERS as u64 * FRAMES
+                && self.daemon.log().matches("belongs to worker").count() >= WORKERS
+        });
     }
 
     /// The process of a worker.
@@ -60,23 +68,6 @@ impl World {
         let is_it =
             |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == name);
         self.gateway.workers().into_iter().find(is_it)
-    }
-
-    fn address(&self) -> SocketAddr {
-        SocketAddr::from((HOST4, PORT))
-    }
-
-    /// Waits until every queue is bound, and the stage sends them what is theirs.
-    #[track_caller]
-    fn is_bound(&self) {
-        wait_until("the queues are bound", PATIENCE, || {
-            self.metric("blitz_afxdp_queues") == WORKERS as u64
-                && self.metric("blitz_afxdp_frames") == WORKERS as u64 * FRAMES
-        });
-        let seated = "belongs to worker";
-        wait_until("they are in the stage", PATIENCE, || {
-            self.daemon.log().matches(seated).count() >= WORKERS
-        });
     }
 
     /// The sum of a metric over workers and labels.
@@ -92,15 +83,58 @@ impl World {
         values.sum()
     }
 
+    /// Connections of each worker.
+    #[track_caller]
+    fn connections(&self) -> Vec<u64> {
+        let of = |worker| self.metric(&format!("blitz_worker_connections{{worker=\"{worker}\"}}"));
+        (0..WORKERS).map(of).collect()
+    }
+
+    fn connect(&self) -> H3 {
+        self.wire.peer.run(|| H3::connect((HOST4, PORT).into(), "edge.test"))
+    }
+
+    /// A connection of a certain worker.
+    #[track_caller]
+    fn connect_to(&self, worker: usize) -> H3 {
+        for _ in 0..TRIES {
+            let before = self.connections();
+            let mut client = self.connect();
+            wait_until("the connection is counted", PATIENCE, || self.connections() != before);
+            if self.connections()[worker] > before[worker] {
+                return client;
+            }
+            client.close();
+            wait_until("the connection is gone", PATIENCE, || self.connections() == before);
+        }
+        panic!("{TRIES} connections, and none is with worker {worker}");
+    }
+
     /// Every frame that the stage has redirected was read, and none was lost.
     #[track_caller]
     fn nothing_is_lost(&self) {
         wait_until("what was redirected is read", PATIENCE, || {
-            self.stage.counters(&self.wire).verdict("redirected")
-                == self.metric("blitz_afxdp_frames_received_total")
+            self.stage.counters(&self.wire).verdict("redirected") == self.metric(RECEIVED)
         });
         assert_eq!(self.metric("blitz_afxdp_drops_total"), 0);
+        wait_until("no frame has leaked", PATIENCE, || {
+            self.metric("blitz_afxdp_frames") == WORKERS as u64 * FRAMES
+                && self.metric("blitz_afxdp_frames{holder=\"sending\"}") == 0
+        });
     }
+}
+
+/// Answers with the body that it gets, or a large one.
+fn upstream(wire: &Wire) -> Upstream {
+    wire.host.run(|| {
+        Upstream::start(|conn| {
+            loop {
+                let request = conn.request()?;
+                let body = if request.body.is_empty() { vec![b'd'; LARGE] } else { request.body };
+                conn.answer("200 OK", body)?;
+            }
+        })
+    })
 }
 
 fn config(wire: &Wire, pki: &Pki, upstream: &Upstream, xdp: &str, frames: u64) -> String {
@@ -141,44 +175,40 @@ matrix! {
         require_netns!();
         let _alone = require::alone();
         let world = World::new(cell, "native");
-        for queue in 0..WORKERS {
-            let (frames, sent) =
-                (world.metric("blitz_afxdp_frames_received_total"), world.metric("blitz_afxdp_frames_sent_total"));
-            let received = world.metric("blitz_quic_datagrams_received_total");
-            world.wire.on_queue(queue, || exchange(&mut H3::connect(world.address(), "edge.test")));
-            let frames = world.metric("blitz_afxdp_frames_received_total") - frames;
-            let sent = world.metric("blitz_afxdp_frames_sent_total") - sent;
+        for worker in 0..WORKERS {
+            let (frames, sent, received) = (world.metric(RECEIVED), world.metric(SENT), world.metric(DATAGRAMS));
+            let mut client = world.connect_to(worker);
+            exchange(&mut client);
+            let (frames, sent) = (world.metric(RECEIVED) - frames, world.metric(SENT) - sent);
             // All of it, in both directions: a client that stays on its queue never meets the kernel's UDP.
-            assert_eq!(world.metric("blitz_quic_datagrams_received_total") - received, frames);
+            assert_eq!(world.metric(DATAGRAMS) - received, frames);
             assert!(frames >= (LARGE / 4 / 1350) as u64 && sent >= (LARGE / 1350) as u64, "{frames} {sent}");
         }
-        world.wire.on_queue(0, || exchange(&mut H3::connect(SocketAddr::from((HOST6, PORT)), "edge.test")));
+        world.wire.peer.run(|| exchange(&mut H3::connect((HOST6, PORT).into(), "edge.test")));
         world.nothing_is_lost();
-        assert_eq!(world.metric("blitz_afxdp_frames"), WORKERS as u64 * FRAMES, "no frame leaks");
         world.gateway.stop();
     }
-}
 
-matrix! {
-    mp only:
     fn a_client_that_changes_its_queue_goes_on(cell) {
         require_netns!();
         let _alone = require::alone();
         let world = World::new(cell, "native");
-        let mut client = world.wire.on_queue(0, || H3::connect(world.address(), "edge.test"));
-        let id = client.begin_get("/");
-        for round in 0..8 {
-            let (queue, enough) = (round % WORKERS, (round + 1) * (LARGE / 8));
-            // The other queue is another worker's: there its packets go to the kernel, and find their worker by UDP.
-            client = world.wire.on_queue(queue, || {
-                client.rebind();
-                client.until("a part has come", |client| client.got(id).body.len() >= enough);
-                client
-            });
+        for _ in 0..TRIES {
+            let mut client = world.connect();
+            let id = client.begin_get("/");
+            for round in 1..=6 {
+                world.wire.peer.run(|| client.rebind());
+                client.until("a part has come", |client| client.got(id).body.len() >= round * LARGE / 8);
+            }
+            let got = client.outcome(id);
+            assert_eq!((got.status(), got.body.len(), got.is_whole), (200, LARGE, true), "{:?}", got.reset);
+            client.close();
+            // Until some of its ports were on the other worker's queue.
+            if world.metric(DATAGRAMS) > world.metric(RECEIVED) {
+                break;
+            }
         }
-        let got = world.wire.on_queue(0, || client.outcome(id));
-        assert_eq!((got.status(), got.body.len(), got.is_whole), (200, LARGE, true), "{:?}", got.reset);
-        assert!(world.metric("blitz_quic_datagrams_received_total") > world.metric("blitz_afxdp_frames_received_total"));
+        assert!(world.metric(DATAGRAMS) > world.metric(RECEIVED), "the kernel's UDP carried a part");
         world.nothing_is_lost();
     }
 
@@ -186,43 +216,40 @@ matrix! {
         require_netns!();
         let _alone = require::alone();
         let world = World::new(cell, "native");
-        let mut other = world.wire.on_queue(1, || H3::connect(world.address(), "edge.test"));
+        let mut other = world.connect_to(1);
         let victim = world.worker(0).expect("it runs");
         process::send(victim, Signal::Kill);
         wait_until("the worker is replaced", PATIENCE, || world.worker(0).is_some_and(|pid| pid != victim));
-        // It serves at once, by the kernel's UDP until the queue is its own.
-        world.wire.on_queue(0, || exchange(&mut H3::connect(world.address(), "edge.test")));
-        // Nobody else has noticed.
-        world.wire.on_queue(1, || exchange(&mut other));
+        // It serves at once, by the kernel's UDP until the queue is its own; and nobody else has noticed.
+        exchange(&mut world.connect());
+        exchange(&mut other);
         world.is_bound();
-        let frames = world.metric("blitz_afxdp_frames_received_total");
-        wait_until("frames come to the successor", PATIENCE, || {
-            world.wire.on_queue(0, || assert_eq!(H3::connect(world.address(), "edge.test").get("/hello").status(), 200));
-            world.metric("blitz_afxdp_frames_received_total") > frames
-        });
+        let (mut client, frames) = (world.connect_to(0), world.metric(RECEIVED));
+        exchange(&mut client);
+        assert!(world.metric(RECEIVED) - frames > (LARGE / 4 / 1350) as u64, "the queue is its successor's");
     }
 
     fn the_stage_may_go_and_come_back(cell) {
         require_netns!();
         let _alone = require::alone();
         let world = World::new(cell, "generic");
-        let mut client = world.wire.on_queue(1, || H3::connect(world.address(), "edge.test"));
-        world.wire.on_queue(1, || exchange(&mut client));
-        for _ in 0..3 {
+        let mut client = world.connect();
+        exchange(&mut client);
+        for _ in 0..2 {
             world.stage.must(&world.wire, &["detach", &world.wire.host.interface]);
-            let frames = world.metric("blitz_afxdp_frames_received_total");
-            world.wire.on_queue(1, || exchange(&mut client));
-            assert_eq!(world.metric("blitz_afxdp_frames_received_total"), frames, "it goes by the kernel's UDP");
+            let frames = world.metric(RECEIVED);
+            exchange(&mut client);
+            assert_eq!(world.metric(RECEIVED), frames, "it goes by the kernel's UDP");
             let config = world.stage.config().to_string_lossy().into_owned();
             let words = ["attach", &world.wire.host.interface, "--config", &config, "--mode", "generic"];
             world.stage.must(&world.wire, &words);
             wait_until("frames come again", PATIENCE, || {
-                world.wire.on_queue(1, || assert_eq!(client.get("/hello").status(), 200));
-                world.metric("blitz_afxdp_frames_received_total") > frames
+                assert_eq!(client.get("/").status(), 200);
+                world.metric(RECEIVED) > frames
             });
-            world.wire.on_queue(1, || exchange(&mut client));
+            exchange(&mut client);
         }
-        assert_eq!(world.metric("blitz_afxdp_frames"), WORKERS as u64 * FRAMES, "no frame leaks");
+        world.nothing_is_lost();
         assert_eq!(world.metric("blitz_afxdp_fallbacks_total"), 0);
     }
 }
@@ -232,19 +259,19 @@ fn what_is_in_the_way_is_said() {
     require_netns!();
     let _alone = require::alone();
     let wire = Wire::new();
-    let upstream = wire.host.run(|| Upstream::start(|_| Some(())));
+    let upstream = upstream(&wire);
     let pki = Pki::new();
     // 2 MiB for the one queue, and the gateway may lock 1 MiB.
     let toml = |frames| config(&wire, &pki, &upstream, "", frames);
     let stage = Stage::prepare(&wire, &toml(1024));
-    let cell = Cell { io: blitz_tests::Io::Epoll, mode: blitz_tests::Mode::Mp };
     let daemon = Daemon::start(&wire, &stage);
+    let cell = Cell { io: Io::Epoll, mode: Mode::Mp };
     let gateway = setup(cell, &wire, &daemon, &toml(1024)).locked_memory(1 << 20).start();
     let said = |what: &str| wait_until(what, PATIENCE, || gateway.log().contains(what));
     said("RLIMIT_MEMLOCK is 1024 KiB; raise LimitMEMLOCK=");
     said("has fewer receive queues (1) than there are workers (2)");
-    let hello = || wire.on_queue(0, || H3::connect((HOST4, PORT).into(), "edge.test").get("/hello").status());
-    assert_eq!(hello(), 200, "by the kernel's UDP");
+    let works = || wire.peer.run(|| exchange(&mut H3::connect((HOST4, PORT).into(), "edge.test")));
+    works();
     // Half a MiB, and it goes.
     gateway.write_config(&toml(256));
     gateway.signal(Signal::Hup);
@@ -254,5 +281,5 @@ fn what_is_in_the_way_is_said() {
     gateway.write_config(&toml(512));
     gateway.signal(Signal::Hup);
     said("blitz-ctl does not answer on ");
-    assert_eq!(hello(), 200);
+    works();
 }
