@@ -35,6 +35,8 @@ pub struct Carried {
     h3: h3::Connection,
     /// Where it believes to be.
     local: SocketAddr,
+    /// Connection IDs given out.
+    sequence: u8,
     /// Bytes of bodies that have come.
     pub taken: u64,
     /// Downloads that are whole.
@@ -82,8 +84,7 @@ impl Bundle {
         let network = network.cloned();
         let socket = open(network.as_ref(), source);
         let local = socket.local_addr().expect("it is bound");
-        let mut bundle =
-            Self { network, gateway, socket, connections: Vec::new(), body_bytes: 0, sent: 0 };
+        let mut bundle = Self { network, gateway, socket, connections: Vec::new(), body_bytes: 0, sent: 0 };
         for number in 0..count {
             let scid = scid(number, 0);
             let scid = quiche::ConnectionId::from_ref(&scid);
@@ -92,8 +93,17 @@ impl Bundle {
             bundle.establish(&mut quic);
             let h3 = h3::Config::new().and_then(|config| h3::Connection::with_transport(&mut quic, &config));
             let h3 = h3.expect("HTTP/3 begins");
-            let (taken, downloads) = (0, 0);
-            bundle.connections.push(Carried { quic, h3, local, taken, downloads, under_way: None, fault: None });
+            let (taken, downloads, sequence) = (0, 0, 0);
+            bundle.connections.push(Carried {
+                quic,
+                h3,
+                local,
+                sequence,
+                taken,
+                downloads,
+                under_way: None,
+                fault: None,
+            });
         }
         bundle
     }
@@ -138,16 +148,12 @@ impl Bundle {
             if connection.quic.is_closed() || connection.quic.is_draining() {
                 continue;
             }
-            match how {
-                Move::Migration => {
-                    connection.quic.migrate(local, self.gateway).expect("another connection ID is there");
-                    connection.local = local;
-                }
-                Move::Rebinding => {
-                    // So that the gateway hears of it.
-                    connection.quic.send_ack_eliciting().expect("it is open");
-                }
+            if how == Move::Migration {
+                connection.quic.migrate(local, self.gateway).expect("another connection ID is there");
+                connection.local = local;
             }
+            // So that the gateway hears of it.
+            connection.quic.send_ack_eliciting().expect("it is open");
         }
     }
 
@@ -247,7 +253,8 @@ impl Carried {
 
     fn offer_ids(&mut self, number: u8) {
         while self.quic.scids_left() > 0 {
-            let sequence = self.quic.active_scids() as u8;
+            self.sequence += 1;
+            let sequence = self.sequence;
             let scid = scid(number, sequence);
             let token = u128::from(number) << 8 | u128::from(sequence);
             if self.quic.new_scid(&quiche::ConnectionId::from_ref(&scid), token, false).is_err() {
@@ -259,8 +266,6 @@ impl Carried {
     fn take(&mut self, wanted: u64) {
         if self.under_way.is_none() && wanted > 0 && self.is_well() {
             let request = crate::h3::request("GET", "/body");
-            let request: Vec<_> =
-                request.iter().map(|(name, value)| h3::Header::new(name.as_bytes(), value.as_bytes())).collect();
             if let Ok(id) = self.h3.send_request(&mut self.quic, &request, true) {
                 self.under_way = Some((id, 0));
             }

@@ -4,7 +4,6 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -17,15 +16,14 @@ use super::connection::{Conn, News};
 use super::keys::Cids;
 use super::listener::{Cid, Table};
 use super::outlet::{Lane, Outlet};
+use super::paths::{Paths, Route, UsedUp, source};
 use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
+use crate::metrics::names::Metric;
 use crate::proxy::connections::{Connection, Ended};
 use crate::runtime::{Deadline, Handle, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
-
-/// Paths that a connection may use (count). quiche keeps each to the connection's end, about 70 KB, and drops packets
-/// from one more without a word; so the connection is closed, in plain words, when the last but one is used.
-pub(super) const PATHS_MAX: u64 = 8;
+use crate::segment::WorkerRows;
 
 /// Requests that the client resets may come so many seconds' worth at once.
 const BURST_SECONDS: u32 = 4;
@@ -56,6 +54,8 @@ pub(super) struct Session<S> {
     pub(super) handshake: Duration,
     /// Connection IDs under which it is in the table.
     pub(super) known_as: Vec<Cid>,
+    pub(super) paths: Paths,
+    pub(super) rows: WorkerRows,
 }
 
 /// Told once how a handshake has ended; `None`: not well.
@@ -66,6 +66,7 @@ impl<S: Service + 'static> Session<S> {
     pub(super) async fn run(self, handshaken: Handshaken) -> Ended {
         let deadline = Deadline::new(&self.handle);
         let now = self.handle.now_ms();
+        let route = Route::of(&self.conn.state.borrow().quic);
         let mut running = Running {
             session: self,
             deadline,
@@ -77,8 +78,8 @@ impl<S: Service + 'static> Session<S> {
             next_stream: 0,
             resets: 0,
             resets_at_ms: now,
-            paths: 1,
             is_waiting: Cell::new(false),
+            route,
         };
         poll_fn(|cx| running.poll(cx)).await
     }
@@ -109,8 +110,8 @@ struct Running<S> {
     /// Requests that the client has reset, in thousandths, less what has drained.
     resets: u64,
     resets_at_ms: u64,
-    paths: u64,
     is_waiting: Cell<bool>,
+    route: Route,
 }
 
 impl<S: Service + 'static> Running<S> {
@@ -247,16 +248,31 @@ impl<S: Service + 'static> Running<S> {
                 session.known_as.push(cid);
             }
         }
-        let before = self.paths;
+        let mut used_up = None;
         while let Some(event) = quic.path_event_next() {
             match event {
-                quiche::PathEvent::New(..) => self.paths += 1,
-                quiche::PathEvent::PeerMigrated(local, peer) => session.connection.set_addresses(peer, local),
+                quiche::PathEvent::New(..) => {
+                    used_up = used_up.or(session.paths.add(session.limits.moves_per_worker_max));
+                }
+                quiche::PathEvent::PeerMigrated(local, peer) => {
+                    session.rows.add(Metric::QuicMigrations, 1);
+                    session.connection.set_addresses(peer, local);
+                    self.route.moved(quic, (local, peer));
+                }
+                quiche::PathEvent::FailedValidation(local, peer) => {
+                    self.route.unanswered(quic, (local, peer));
+                }
                 _ => {}
             }
         }
-        if self.paths >= PATHS_MAX && before < PATHS_MAX {
-            log::debug!("quic: a connection has used {} paths and is closed", self.paths);
+        if let Some(used_up) = used_up
+            && !self.said
+        {
+            let metric = match used_up {
+                UsedUp::Connection => Metric::QuicPathsConnection,
+                UsedUp::Worker => Metric::QuicPathsWorker,
+            };
+            session.rows.add(metric, 1);
             self.closing = Some((Ended::Error, session.handle.now_ms()));
             let _closing = quic.close(true, Code::NoError as u64, b"paths");
             self.said = true;
@@ -355,7 +371,7 @@ impl<S: Service + 'static> Running<S> {
             let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
             self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
-            let Some(burst) = Burst::fill(&mut state.quic, &mut lane) else { return false };
+            let Some(burst) = Burst::fill(&mut state.quic, &mut lane, &self.route) else { return false };
             drop(state);
             burst.send(lane, &session.outlet, cx, &self.is_waiting);
         }
@@ -393,13 +409,13 @@ struct Burst {
     len: usize,
     count: u64,
     transmit: Transmit,
-    /// One that did not fit into this send: where it goes, and its bytes behind the others.
-    odd: Option<(usize, Transmit)>,
+    /// What comes behind them and cannot go with them.
+    apart: Vec<(Vec<u8>, Transmit)>,
 }
 
 impl Burst {
     /// Fills the lane's buffer with what quiche has to send now; `None` when that is nothing.
-    fn fill(quic: &mut quiche::Connection, lane: &mut Lane<'_>) -> Option<Self> {
+    fn fill(quic: &mut quiche::Connection, lane: &mut Lane<'_>, route: &Route) -> Option<Self> {
         let quantum = quic.send_quantum();
         let largest = quic.max_send_udp_payload_size();
         let buffer = lane.buffer();
@@ -411,8 +427,15 @@ impl Burst {
             // What quiche cannot encode, it closes the connection for.
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
             let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
+            let copied = || buffer.get(at..at + written).map(<[u8]>::to_vec).unwrap_or_default();
+            let also = route.also((info.from, info.to)).map(|also| (copied(), also));
             let Some(current) = &mut burst else {
-                burst = Some(Self { len: written, count: 1, transmit, odd: None });
+                let is_single = also.is_some();
+                let first = Self { len: written, count: 1, transmit, apart: also.into_iter().collect() };
+                if is_single {
+                    return Some(first);
+                }
+                burst = Some(first);
                 continue;
             };
             let segment = current.transmit.segment.map_or(current.len, usize::from);
@@ -420,7 +443,8 @@ impl Burst {
                 || transmit.to != current.transmit.to
                 || transmit.from != current.transmit.from
             {
-                current.odd = Some((written, transmit));
+                current.apart.push((copied(), transmit));
+                current.apart.extend(also);
                 return burst;
             }
             current.transmit.segment = u16::try_from(segment).ok();
@@ -434,26 +458,16 @@ impl Burst {
     }
 
     fn send(self, lane: Lane<'_>, outlet: &Outlet, cx: &Context<'_>, is_waiting: &Cell<bool>) {
-        let Self { len, count, transmit, odd } = self;
-        let Some((extra, other)) = odd else {
-            lane.send(len, count, transmit);
-            return;
-        };
-        let mut lane = lane;
-        let copy = lane.buffer().get(len..len + extra).map(<[u8]>::to_vec);
+        let Self { len, count, transmit, apart } = self;
         lane.send(len, count, transmit);
-        // When there is no other lane it is lost, and sent again.
-        if let (Some(copy), Poll::Ready(mut lane)) = (copy, outlet.poll_lane(cx, is_waiting)) {
+        for (bytes, transmit) in apart {
+            // When there is no other lane it is lost, and sent again.
+            let Poll::Ready(mut lane) = outlet.poll_lane(cx, is_waiting) else { return };
             is_waiting.set(false);
-            if let Some(room) = lane.buffer().get_mut(..extra) {
-                room.copy_from_slice(&copy);
-                lane.send(extra, 1, other);
+            if let Some(room) = lane.buffer().get_mut(..bytes.len()) {
+                room.copy_from_slice(&bytes);
+                lane.send(bytes.len(), 1, transmit);
             }
         }
     }
-}
-
-/// The address to send from; unspecified when the kernel has not said.
-fn source(from: SocketAddr) -> Option<std::net::IpAddr> {
-    Some(from.ip()).filter(|ip| !ip.is_unspecified())
 }
