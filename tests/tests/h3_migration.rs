@@ -81,9 +81,24 @@ impl Place {
             bundle.until("every download goes on", |bundle| {
                 if t.elapsed() > Duration::from_secs(6) {
                     eprintln!("MOVE {nth} before {before:?} {}", bundle.state());
-                    for (c,b) in bundle.connections.iter().zip(&before) { if c.taken < b + BETWEEN_BYTES { eprintln!("{:?}", c.quic.stats()); for p in c.quic.path_stats() { eprintln!("   {p:?}"); } } }
-                    for l in self.gateway.admin("/metrics").text().lines().filter(|l| l.contains("quic") && !l.starts_with('#')) { eprintln!("{l}"); }
-                    eprintln!("{}", self.gateway.log());
+                    for (c, b) in bundle.connections.iter().zip(&before) {
+                        if c.taken < b + BETWEEN_BYTES {
+                            eprintln!("{:?}", c.quic.stats());
+                            for p in c.quic.path_stats() {
+                                eprintln!("   {p:?}");
+                            }
+                        }
+                    }
+                    for l in self
+                        .gateway
+                        .admin("/metrics")
+                        .text()
+                        .lines()
+                        .filter(|l| l.contains("quic") && !l.starts_with('#'))
+                    {
+                        eprintln!("{l}");
+                    }
+                    std::fs::write("/tmp/h3sv.gwlog", self.gateway.log()).unwrap();
                     std::process::exit(1);
                 }
                 let mut connections = bundle.connections.iter().zip(&before);

@@ -5,9 +5,9 @@
 //! client comes anew, from where it is now.
 //!
 //! quiche keeps to each path what it sent there, and takes for lost only what was sent before something that was
-//! acknowledged. What was under way when a client moved is behind that, would never be sent again, and the download would
-//! hang. So the path that was left is probed, as RFC 9000 section 9.3.3 wants it, and the probe goes to where the client
-//! is now, too: its acknowledgement shows quiche what is lost.
+//! acknowledged. What was under way when a client moved is behind that, would never be sent again, and a download would
+//! hang. So quiche is asked for a PING on the path that was left, and again when its timer says that this was lost; it
+//! goes to where the client is now. Its acknowledgement shows quiche what else is lost.
 //!
 //! Owns: both counts, where a connection was. Does not own: closing, sending (`server.rs`).
 
@@ -74,43 +74,49 @@ pub(super) struct Route {
     current: Option<Ends>,
     /// At most as many as quiche keeps.
     left: Vec<Ends>,
+    /// The first so many of them may have something to send (count).
+    due: usize,
 }
 
 impl Route {
     /// Of a connection that has not moved.
     pub(super) fn of(quic: &quiche::Connection) -> Self {
         let active = quic.path_stats().find(|path| path.active);
-        Self { current: active.map(|path| (path.local_addr, path.peer_addr)), left: Vec::new() }
+        Self { current: active.map(|path| (path.local_addr, path.peer_addr)), ..Self::default() }
     }
 
     /// The client has moved to `ends`, and receives there.
     pub(super) fn moved(&mut self, quic: &mut quiche::Connection, ends: Ends) {
         self.left.retain(|left| *left != ends);
         if let Some(left) = self.current.replace(ends).filter(|left| *left != ends) {
+            // It was used a moment ago, so quiche knows it.
+            let _unknown = quic.send_ack_eliciting_on_path(left.0, left.1);
             self.left.push(left);
-            probe(quic, left);
         }
+        self.due = self.left.len();
     }
 
-    /// The probe of a path has been lost.
-    pub(super) fn unanswered(&self, quic: &mut quiche::Connection, ends: Ends) {
-        if self.left.contains(&ends) {
-            probe(quic, ends);
-        }
+    /// quiche may want to probe a path that was left.
+    pub(super) fn timed_out(&mut self) {
+        self.due = self.left.len();
     }
 
-    /// Where else a packet of a path goes.
-    pub(super) fn also(&self, ends: Ends) -> Option<Transmit> {
-        let (from, to) = self.current.filter(|_| self.left.contains(&ends))?;
-        Some(Transmit { to, from: source(from), segment: None })
+    /// Whether there may be something to send for a path that was left.
+    pub(super) fn is_due(&self) -> bool {
+        self.due > 0
     }
-}
 
-/// Has quiche send something there that is acknowledged.
-fn probe(quic: &mut quiche::Connection, (local, peer): Ends) {
-    // It has no connection ID of the client's left for it.
-    if let Err(error) = quic.probe_path(local, peer) {
-        log::debug!("quic: a path that was left cannot be probed: {error}");
+    /// Writes what quiche has to send on one of them, if it has, and says where that goes.
+    pub(super) fn send(
+        &mut self,
+        quic: &mut quiche::Connection,
+        room: &mut [u8],
+    ) -> Option<(usize, Transmit)> {
+        self.due = self.due.checked_sub(1)?;
+        let (local, peer) = *self.left.get(self.due)?;
+        let (from, to) = self.current?;
+        let (written, _) = quic.send_on_path(room, Some(local), Some(peer)).ok()?;
+        Some((written, Transmit { to, from: source(from), segment: None }))
     }
 }
 

@@ -143,6 +143,7 @@ impl<S: Service + 'static> Running<S> {
         let mut state = conn.state.borrow_mut();
         if state.quic.timeout_instant().is_some_and(|at| at <= Instant::now()) {
             state.quic.on_timeout();
+            self.route.timed_out();
         }
         if state.h3.is_none() && state.quic.is_established() && !self.said {
             state.h3 = self.establish(&mut state.quic);
@@ -259,9 +260,6 @@ impl<S: Service + 'static> Running<S> {
                     session.connection.set_addresses(peer, local);
                     self.route.moved(quic, (local, peer));
                 }
-                quiche::PathEvent::FailedValidation(local, peer) => {
-                    self.route.unanswered(quic, (local, peer));
-                }
                 _ => {}
             }
         }
@@ -365,13 +363,21 @@ impl<S: Service + 'static> Running<S> {
     }
 
     /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
-    fn flush(&self, cx: &Context<'_>) -> bool {
+    fn flush(&mut self, cx: &Context<'_>) -> bool {
         let session = &self.session;
+        while self.route.is_due() {
+            let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
+            self.is_waiting.set(false);
+            let sent = self.route.send(&mut session.conn.state.borrow_mut().quic, lane.buffer());
+            if let Some((len, transmit)) = sent {
+                lane.send(len, 1, transmit);
+            }
+        }
         for _ in 0..BURSTS_MAX {
             let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
             self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
-            let Some(burst) = Burst::fill(&mut state.quic, &mut lane, &self.route) else { return false };
+            let Some(burst) = Burst::fill(&mut state.quic, &mut lane) else { return false };
             drop(state);
             burst.send(lane, &session.outlet, cx, &self.is_waiting);
         }
@@ -409,13 +415,13 @@ struct Burst {
     len: usize,
     count: u64,
     transmit: Transmit,
-    /// What comes behind them and cannot go with them.
-    apart: Vec<(Vec<u8>, Transmit)>,
+    /// One that did not fit into this send: where it goes, and its bytes behind the others.
+    odd: Option<(usize, Transmit)>,
 }
 
 impl Burst {
     /// Fills the lane's buffer with what quiche has to send now; `None` when that is nothing.
-    fn fill(quic: &mut quiche::Connection, lane: &mut Lane<'_>, route: &Route) -> Option<Self> {
+    fn fill(quic: &mut quiche::Connection, lane: &mut Lane<'_>) -> Option<Self> {
         let quantum = quic.send_quantum();
         let largest = quic.max_send_udp_payload_size();
         let buffer = lane.buffer();
@@ -427,15 +433,8 @@ impl Burst {
             // What quiche cannot encode, it closes the connection for.
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
             let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
-            let copied = || buffer.get(at..at + written).map(<[u8]>::to_vec).unwrap_or_default();
-            let also = route.also((info.from, info.to)).map(|also| (copied(), also));
             let Some(current) = &mut burst else {
-                let is_single = also.is_some();
-                let first = Self { len: written, count: 1, transmit, apart: also.into_iter().collect() };
-                if is_single {
-                    return Some(first);
-                }
-                burst = Some(first);
+                burst = Some(Self { len: written, count: 1, transmit, odd: None });
                 continue;
             };
             let segment = current.transmit.segment.map_or(current.len, usize::from);
@@ -443,8 +442,7 @@ impl Burst {
                 || transmit.to != current.transmit.to
                 || transmit.from != current.transmit.from
             {
-                current.apart.push((copied(), transmit));
-                current.apart.extend(also);
+                current.odd = Some((written, transmit));
                 return burst;
             }
             current.transmit.segment = u16::try_from(segment).ok();
@@ -458,15 +456,20 @@ impl Burst {
     }
 
     fn send(self, lane: Lane<'_>, outlet: &Outlet, cx: &Context<'_>, is_waiting: &Cell<bool>) {
-        let Self { len, count, transmit, apart } = self;
+        let Self { len, count, transmit, odd } = self;
+        let Some((extra, other)) = odd else {
+            lane.send(len, count, transmit);
+            return;
+        };
+        let mut lane = lane;
+        let copy = lane.buffer().get(len..len + extra).map(<[u8]>::to_vec);
         lane.send(len, count, transmit);
-        for (bytes, transmit) in apart {
-            // When there is no other lane it is lost, and sent again.
-            let Poll::Ready(mut lane) = outlet.poll_lane(cx, is_waiting) else { return };
+        // When there is no other lane it is lost, and sent again.
+        if let (Some(copy), Poll::Ready(mut lane)) = (copy, outlet.poll_lane(cx, is_waiting)) {
             is_waiting.set(false);
-            if let Some(room) = lane.buffer().get_mut(..bytes.len()) {
-                room.copy_from_slice(&bytes);
-                lane.send(bytes.len(), 1, transmit);
+            if let Some(room) = lane.buffer().get_mut(..extra) {
+                room.copy_from_slice(&copy);
+                lane.send(extra, 1, other);
             }
         }
     }
