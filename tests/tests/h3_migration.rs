@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use blitz_tests::h3bundle::{Move, octet_at};
+use blitz_tests::h3::code::NO_ERROR;
+use blitz_tests::h3bundle::{Carried, Move, octet_at};
 use blitz_tests::tls::Algorithm;
 use blitz_tests::wire::{HOST4, Wire};
 use blitz_tests::{
@@ -76,47 +77,16 @@ impl Place {
         let mut bundle = self.bundle(CONNECTIONS);
         bundle.download(BODY_BYTES);
         for nth in 0..moves {
-            let before: Vec<_> = bundle.connections.iter().map(|connection| connection.taken).collect();
-            let t = std::time::Instant::now();
-            bundle.until("every download goes on", |bundle| {
-                if t.elapsed() > Duration::from_secs(6) {
-                    eprintln!("MOVE {nth} before {before:?} {}", bundle.state());
-                    for (c, b) in bundle.connections.iter().zip(&before) {
-                        if c.taken < b + BETWEEN_BYTES {
-                            eprintln!("{:?}", c.quic.stats());
-                            for p in c.quic.path_stats() {
-                                eprintln!("   {p:?}");
-                            }
-                        }
-                    }
-                    for l in self
-                        .gateway
-                        .admin("/metrics")
-                        .text()
-                        .lines()
-                        .filter(|l| l.contains("quic") && !l.starts_with('#'))
-                    {
-                        eprintln!("{l}");
-                    }
-                    std::fs::write("/tmp/h3sv.gwlog", self.gateway.log()).unwrap();
-                    std::process::exit(1);
-                }
-                let mut connections = bundle.connections.iter().zip(&before);
-                assert!(
-                    bundle.connections.iter().all(|connection| connection.is_well()),
-                    "{}",
-                    bundle.state()
-                );
-                connections.all(|(connection, before)| connection.taken >= before + BETWEEN_BYTES)
-            });
+            bundle.allow(BETWEEN_BYTES);
+            // Something is on its way when the socket moves.
+            (0..2).for_each(|_| bundle.turn());
             bundle.go(source(nth), if nth % 2 == 0 { Move::Rebinding } else { Move::Migration });
+            bundle.until("every download goes on", Bundle::has_taken);
         }
-        let before: Vec<_> = bundle.connections.iter().map(|connection| connection.downloads).collect();
+        bundle.allow(BODY_BYTES - moves as u64 * BETWEEN_BYTES % BODY_BYTES);
         bundle.until("every download is whole", |bundle| {
-            let mut connections = bundle.connections.iter().zip(&before);
-            connections.all(|(connection, before)| connection.downloads > *before)
+            bundle.has_taken() && bundle.connections.iter().all(Carried::is_between)
         });
-        assert!(bundle.connections.iter().all(|connection| connection.is_well()), "{}", bundle.state());
         bundle.close()
     }
 
@@ -163,9 +133,17 @@ fn moves_wanted() -> usize {
 
 /// So many moves, in bundles of at most [`MOVES_EACH`], while `meanwhile` runs again and again.
 fn campaign(place: &Place, moves: usize, meanwhile: impl Fn(usize) + Sync) {
+    /// Also when a move panics: the other thread would go on for ever.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
     let begun = Instant::now();
     let done = AtomicBool::new(false);
     let sent: u64 = std::thread::scope(|scope| {
+        let _done = Done(&done);
         scope.spawn(|| {
             for nth in 0.. {
                 if done.load(Ordering::SeqCst) {
@@ -175,9 +153,7 @@ fn campaign(place: &Place, moves: usize, meanwhile: impl Fn(usize) + Sync) {
             }
         });
         let bundles = (0..moves).step_by(MOVES_EACH);
-        let sent = bundles.map(|at| place.moves(MOVES_EACH.min(moves - at))).sum();
-        done.store(true, Ordering::SeqCst);
-        sent
+        bundles.map(|at| place.moves(MOVES_EACH.min(moves - at))).sum()
     });
     place.nothing_went_to_strangers(sent);
     println!(
@@ -212,4 +188,56 @@ matrix! { mp only:
         assert!(place.metric("blitz_config_reloads_total") > 0);
         place.gateway.stop();
     }
+
+    /// The connection that has used up its paths is closed plainly, and its client can come anew from where it is.
+    fn who_has_moved_too_often_is_told_so(cell) {
+        require_netns!();
+        let place = place(cell, 2, "");
+        let mut bundle = place.bundle(1);
+        bundle.download(BODY_BYTES);
+        for nth in 0..MOVES_EACH {
+            bundle.allow(BETWEEN_BYTES);
+            bundle.go(source(nth), Move::Rebinding);
+            bundle.until("the download goes on", Bundle::has_taken);
+        }
+        bundle.go(source(0), Move::Rebinding);
+        let told = told(&mut bundle, 1);
+        assert_eq!(told, [Some(NO_ERROR)]);
+        assert_eq!(place.metric("blitz_quic_paths_used_up_total{of=\"connection\"}"), 1);
+        place.moves(1);
+        place.gateway.stop();
+    }
+
+    /// Nor does a worker keep more paths than it may, over all its connections.
+    fn a_worker_keeps_no_more_paths_than_it_may(cell) {
+        require_netns!();
+        let place = place(cell, 1, "[http3]\nmoves_per_worker_max = 5\n");
+        let mut bundle = place.bundle(CONNECTIONS);
+        bundle.download(BODY_BYTES);
+        bundle.allow(BETWEEN_BYTES);
+        bundle.until("downloads go on", Bundle::has_taken);
+        bundle.go(source(1), Move::Rebinding);
+        let closed = usize::from(CONNECTIONS) - 5;
+        let told = told(&mut bundle, closed);
+        assert_eq!(told.iter().filter(|code| **code == Some(NO_ERROR)).count(), closed, "{told:?}");
+        assert_eq!(told.iter().filter(|code| code.is_none()).count(), 5, "{told:?}");
+        assert_eq!(place.metric("blitz_quic_paths_used_up_total{of=\"worker\"}"), closed as u64);
+        // The memory is there again when their connections have ended.
+        bundle.close();
+        wait_until("the connections have ended", PATIENCE, || {
+            place.metric("blitz_downstream_connections_active") == 0
+        });
+        place.moves(0);
+        place.gateway.stop();
+    }
+}
+
+/// Waits until so many connections have been closed; what each was told.
+fn told(bundle: &mut Bundle, closed: usize) -> Vec<Option<u64>> {
+    let codes = |bundle: &Bundle| -> Vec<_> {
+        let errors = bundle.connections.iter().map(|connection| connection.quic.peer_error());
+        errors.map(|error| error.filter(|error| error.is_app).map(|error| error.error_code)).collect()
+    };
+    bundle.until("connections are closed", |bundle| codes(bundle).iter().flatten().count() >= closed);
+    codes(bundle)
 }
