@@ -16,6 +16,8 @@ use crate::{PATIENCE, sys};
 
 /// Bytes that a client takes before it has read: so much comes beyond what a test waits for.
 const WINDOW_BYTES: u64 = 128 << 10;
+/// Bytes that come before anything else happens.
+pub const FIRST_BYTES: u64 = 4 << 10;
 /// Datagrams in one aggregate, at most (count).
 const SEGMENTS_MAX: usize = 16;
 
@@ -134,9 +136,13 @@ impl Bundle {
         }
     }
 
-    /// Has every connection download bodies of so many bytes, one after the other.
+    /// Has every connection download bodies of so many bytes, one after the other, and waits for the first of them: no
+    /// client may move before its handshake is confirmed (RFC 9000 section 9).
+    #[track_caller]
     pub fn download(&mut self, bytes: u64) {
         self.body_bytes = bytes;
+        self.allow(FIRST_BYTES);
+        self.until("downloads begin", Self::has_taken);
     }
 
     /// Lets every connection take so many bytes more, and no more than that: none is to starve the others.
