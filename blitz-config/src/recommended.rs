@@ -138,6 +138,8 @@ impl Http3Limits {
         retry: Retry::UnderPressure,
         // As for HTTP/2.
         resets_per_second: 100,
+        // @@
+        moves_per_worker_max: 4096,
     };
 }
 

@@ -18,6 +18,7 @@ mod head;
 pub mod keys;
 pub mod listener;
 mod outlet;
+pub mod paths;
 pub mod relay;
 mod retry;
 mod server;

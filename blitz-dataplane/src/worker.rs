@@ -23,7 +23,7 @@ use crate::afxdp::{Queues, Take};
 use crate::exchange::ErrorKind;
 use crate::fields::Fields;
 use crate::heap::Heap;
-use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener};
+use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener, Shared};
 use crate::http3::relay::Relay;
 use crate::http3::{Place, QuicKeys};
 use crate::metrics::names::Metric;
@@ -102,20 +102,22 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
         key_log: boot.tls.key_log.as_deref().map(key_log).transpose()?,
     };
     let tls = tls::Context { tickets: TicketRoot::new(&boot.secret), diagnosis: diagnosis.clone() };
-    let keys = QuicKeys::new(&boot.secret);
+    let quic = Shared {
+        keys: QuicKeys::new(&boot.secret),
+        place: Place { worker: boot.worker, workers: boot.workers },
+        relay: Relay::adopt(boot.relays),
+        paths: Rc::default(),
+    };
     drop(boot.secret);
     let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace, boot.reports, diagnosis);
-    let relay = Relay::adopt(boot.relays);
-    let place = Place { worker: boot.worker, workers: boot.workers };
-    let (shared, open) = (Rc::clone(&proxy), Vec::new());
-    let mut listeners = Listeners { proxy: shared, tls, keys, place, relay: Rc::clone(&relay), open };
+    handle.spawn(Rc::clone(&quic.relay).serve(handle.clone(), proxy.rows.clone()));
+    let mut listeners = Listeners { proxy: Rc::clone(&proxy), tls, quic, open: Vec::new() };
     for listener in boot.listeners {
         listeners.open(listener)?;
     }
     let queues = Queues::new(&handle, &proxy.rows, boot.worker, boot.workers, boot.ctl_socket);
-    let take = framed(&relay, &proxy.rows);
+    let take = framed(&listeners.quic.relay, &proxy.rows);
     queues.follow(&proxy.live().snapshot.config, &take);
-    handle.spawn(relay.serve(handle.clone(), proxy.rows.clone()));
     orders.applied(generation);
     log::debug!("serving: worker {} of {}", boot.worker, boot.workers);
 
@@ -257,9 +259,7 @@ fn key_log(path: &Path) -> Result<Arc<dyn KeyLog>, WorkerError> {
 struct Listeners {
     proxy: Rc<Proxy>,
     tls: tls::Context,
-    keys: QuicKeys,
-    place: Place,
-    relay: Rc<Relay>,
+    quic: Shared,
     open: Vec<OpenListener>,
 }
 
@@ -303,9 +303,7 @@ impl Listeners {
                 Socket::Stream(stop)
             }
             SocketKind::Datagram => {
-                let listener =
-                    QuicListener::adopt(&self.proxy, &info, fd, &self.keys, self.place, &self.relay);
-                let listener = listener.map_err(failed)?;
+                let listener = QuicListener::adopt(&self.proxy, &info, fd, &self.quic).map_err(failed)?;
                 handle.spawn(Rc::clone(&listener).serve());
                 Socket::Datagram(listener)
             }

@@ -16,6 +16,8 @@ use crate::{PATIENCE, sys};
 
 /// Bytes that a client takes before it has read: so much comes beyond what a test waits for.
 const WINDOW_BYTES: u64 = 128 << 10;
+/// Bytes that come before anything else happens.
+pub const FIRST_BYTES: u64 = 4 << 10;
 /// Datagrams in one aggregate, at most (count).
 const SEGMENTS_MAX: usize = 16;
 
@@ -35,6 +37,8 @@ pub struct Carried {
     h3: h3::Connection,
     /// Where it believes to be.
     local: SocketAddr,
+    /// Connection IDs given out.
+    sequence: u8,
     /// Bytes of bodies that have come.
     pub taken: u64,
     /// Downloads that are whole.
@@ -53,6 +57,8 @@ pub struct Bundle {
     /// The connections, in the order of the first octet of their connection IDs.
     pub connections: Vec<Carried>,
     body_bytes: u64,
+    /// Bytes that each connection may have taken.
+    allowed: u64,
     /// Datagrams sent.
     pub sent: u64,
 }
@@ -82,7 +88,8 @@ impl Bundle {
         let network = network.cloned();
         let socket = open(network.as_ref(), source);
         let local = socket.local_addr().expect("it is bound");
-        let mut bundle = Self { network, gateway, socket, connections: Vec::new(), body_bytes: 0, sent: 0 };
+        let mut bundle =
+            Self { network, gateway, socket, connections: Vec::new(), body_bytes: 0, allowed: 0, sent: 0 };
         for number in 0..count {
             let scid = scid(number, 0);
             let scid = quiche::ConnectionId::from_ref(&scid);
@@ -91,11 +98,12 @@ impl Bundle {
             bundle.establish(&mut quic);
             let h3 = h3::Config::new().and_then(|config| h3::Connection::with_transport(&mut quic, &config));
             let h3 = h3.expect("HTTP/3 begins");
-            let (taken, downloads) = (0, 0);
+            let (taken, downloads, sequence) = (0, 0, 0);
             bundle.connections.push(Carried {
                 quic,
                 h3,
                 local,
+                sequence,
                 taken,
                 downloads,
                 under_way: None,
@@ -128,9 +136,28 @@ impl Bundle {
         }
     }
 
-    /// Has every connection download bodies of so many bytes, one after the other.
+    /// Has every connection download bodies of so many bytes, one after the other, and waits for the first of them: no
+    /// client may move before its handshake is confirmed (RFC 9000 section 9).
+    #[track_caller]
     pub fn download(&mut self, bytes: u64) {
         self.body_bytes = bytes;
+        self.allow(FIRST_BYTES);
+        self.until("downloads begin", Self::has_taken);
+    }
+
+    /// Lets every connection take so many bytes more, and no more than that: none is to starve the others.
+    pub fn allow(&mut self, bytes: u64) {
+        self.allowed += bytes;
+    }
+
+    /// Whether every connection has taken what it may, without fault.
+    ///
+    /// # Panics
+    /// When one has not fared well.
+    #[track_caller]
+    pub fn has_taken(&self) -> bool {
+        assert!(self.connections.iter().all(Carried::is_well), "{}", self.state());
+        self.connections.iter().all(|connection| connection.taken >= self.allowed)
     }
 
     /// Moves the socket to another port of `source`.
@@ -145,16 +172,12 @@ impl Bundle {
             if connection.quic.is_closed() || connection.quic.is_draining() {
                 continue;
             }
-            match how {
-                Move::Migration => {
-                    connection.quic.migrate(local, self.gateway).expect("another connection ID is there");
-                    connection.local = local;
-                }
-                Move::Rebinding => {
-                    // So that the gateway hears of it.
-                    connection.quic.send_ack_eliciting().expect("it is open");
-                }
+            if how == Move::Migration {
+                connection.quic.migrate(local, self.gateway).expect("another connection ID is there");
+                connection.local = local;
             }
+            // So that the gateway hears of it.
+            connection.quic.send_ack_eliciting().expect("it is open");
         }
     }
 
@@ -214,13 +237,13 @@ impl Bundle {
             // What comes after the end is no matter.
             let _ = connection.quic.recv(&mut buffer[..length], info);
         }
-        let wanted = self.body_bytes;
+        let (wanted, allowed) = (self.body_bytes, self.allowed);
         for (number, connection) in (0..).zip(&mut self.connections) {
             if connection.quic.timeout().is_some_and(|left| left.is_zero()) {
                 connection.quic.on_timeout();
             }
             connection.offer_ids(number);
-            connection.take(wanted);
+            connection.take(wanted, allowed);
         }
         self.flush();
     }
@@ -252,9 +275,15 @@ impl Carried {
         self.fault.is_none() && !self.quic.is_closed() && self.quic.peer_error().is_none()
     }
 
+    /// Whether no download is under way.
+    pub fn is_between(&self) -> bool {
+        self.under_way.is_none()
+    }
+
     fn offer_ids(&mut self, number: u8) {
         while self.quic.scids_left() > 0 {
-            let sequence = self.quic.active_scids() as u8;
+            self.sequence += 1;
+            let sequence = self.sequence;
             let scid = scid(number, sequence);
             let token = u128::from(number) << 8 | u128::from(sequence);
             if self.quic.new_scid(&quiche::ConnectionId::from_ref(&scid), token, false).is_err() {
@@ -263,13 +292,9 @@ impl Carried {
         }
     }
 
-    fn take(&mut self, wanted: u64) {
-        if self.under_way.is_none() && wanted > 0 && self.is_well() {
+    fn take(&mut self, wanted: u64, allowed: u64) {
+        if self.under_way.is_none() && self.taken < allowed && self.is_well() {
             let request = crate::h3::request("GET", "/body");
-            let request: Vec<_> = request
-                .iter()
-                .map(|(name, value)| h3::Header::new(name.as_bytes(), value.as_bytes()))
-                .collect();
             if let Ok(id) = self.h3.send_request(&mut self.quic, &request, true) {
                 self.under_way = Some((id, 0));
             }
@@ -284,7 +309,9 @@ impl Carried {
         }
         let Some((id, at)) = &mut self.under_way else { return };
         let mut piece = [0; 16 * 1024];
-        while let Ok(count) = self.h3.recv_body(&mut self.quic, *id, &mut piece) {
+        while self.taken < allowed {
+            let room = piece.len().min(usize::try_from(allowed - self.taken).unwrap_or(usize::MAX));
+            let Ok(count) = self.h3.recv_body(&mut self.quic, *id, &mut piece[..room]) else { break };
             if piece[..count].iter().zip(*at..).any(|(octet, place)| *octet != octet_at(place)) {
                 self.fault = Some(format!("a wrong octet behind {at}"));
             }
@@ -306,7 +333,12 @@ fn scid(number: u8, sequence: u8) -> [u8; 8] {
 }
 
 fn open(network: Option<&Network>, source: IpAddr) -> UdpSocket {
-    let open = || UdpSocket::bind((source, 0)).expect("a socket");
+    let open = || {
+        let socket = UdpSocket::bind((source, 0)).expect("a socket");
+        // A plain user gets the usual size.
+        let _refused = sys::force_receive_buffer(&socket, 8 << 20);
+        socket
+    };
     match network {
         Some(network) => network.run(open),
         None => open(),

@@ -35,6 +35,10 @@ pub struct Http3File {
     /// Requests that the client resets. Four times as many may come at once; beyond, the connection is closed
     /// (H3_EXCESSIVE_LOAD). Default: 100. Range: 1 to 100000. Reloadable, for new connections.
     pub resets_per_second: Bounded<1, 100_000>,
+    /// Addresses that the clients of one worker have moved to (count), over all its connections: each keeps memory
+    /// until its connection ends. Beyond: a connection whose client moves is closed (H3_NO_ERROR), so that the client
+    /// comes anew. Default: 4096. Range: 1 to 1000000. Reloadable, for new connections.
+    pub moves_per_worker_max: Bounded<1, 1_000_000>,
 }
 
 /// When a client has to prove its address.
@@ -61,6 +65,7 @@ impl Default for Http3File {
             idle_timeout_ms: Bounded::clamped(idle),
             retry: RetryFile::default(),
             resets_per_second: Bounded::clamped(recommended.resets_per_second.into()),
+            moves_per_worker_max: Bounded::clamped(recommended.moves_per_worker_max.into()),
         }
     }
 }
@@ -80,6 +85,7 @@ impl Http3File {
                 RetryFile::UnderPressure => Retry::UnderPressure,
             },
             resets_per_second: narrow(self.resets_per_second.value()),
+            moves_per_worker_max: narrow(self.moves_per_worker_max.value()),
         }
     }
 }

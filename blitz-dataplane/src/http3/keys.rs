@@ -187,7 +187,7 @@ mod tests {
             assert_eq!(one.owner(&cid), Owner::Elsewhere);
         }
         // Both workers choose the same one for a client's.
-        let initial = [&[0xc0, 0, 0, 0, 1, 8][..], b"a client's choice"].concat();
+        let initial = [&[0xc0, 0, 0, 0, 1, 8][..], b"a client", &[0; 16]].concat();
         match (one.chosen(&initial), two.chosen(&initial)) {
             (Owner::Beside(1), Owner::Nobody) | (Owner::Nobody, Owner::Beside(0)) => {}
             others => panic!("{others:?}"),

@@ -24,9 +24,10 @@ use super::QuicKeys;
 use super::connection::Conn;
 use super::keys::{Cids, Owner, Place};
 use super::outlet::{LANES, Outlet};
+use super::paths::{PATHS_MAX, Paths, WorkerPaths};
 use super::relay::{Addresses, Relay};
 use super::retry;
-use super::server::{Handshaken, PATHS_MAX, Session};
+use super::server::{Handshaken, Session};
 use crate::afxdp::port::Hop;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
@@ -174,12 +175,25 @@ impl<'a> Way<'a> {
     }
 }
 
+/// What the listeners of a worker share.
+pub struct Shared {
+    /// All keys.
+    pub keys: QuicKeys,
+    /// The worker among the others.
+    pub place: Place,
+    /// The way to them.
+    pub relay: Rc<Relay>,
+    /// Paths of all connections.
+    pub paths: Rc<WorkerPaths>,
+}
+
 /// One UDP socket of a listener, and its connections.
 pub struct QuicListener {
     proxy: Rc<Proxy>,
     info: Rc<Listener>,
     outlet: Rc<Outlet>,
     relay: Rc<Relay>,
+    paths: Rc<WorkerPaths>,
     table: Rc<Table>,
     cids: Rc<Cids>,
     is_closing: Cell<bool>,
@@ -188,7 +202,7 @@ pub struct QuicListener {
 }
 
 impl QuicListener {
-    /// Takes over a bound socket, for the worker at `place`.
+    /// Takes over a bound socket.
     ///
     /// # Errors
     /// The kernel lacks something, or the worker has too high a number.
@@ -196,23 +210,22 @@ impl QuicListener {
         proxy: &Rc<Proxy>,
         info: &Rc<Listener>,
         fd: std::os::fd::OwnedFd,
-        keys: &QuicKeys,
-        place: Place,
-        relay: &Rc<Relay>,
+        shared: &Shared,
     ) -> std::io::Result<Rc<Self>> {
-        let cids = Cids::new(keys.clone(), place).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let cids = Cids::new(shared.keys.clone(), shared.place).ok_or(std::io::ErrorKind::InvalidInput)?;
         let socket = UdpSocket::adopt(&proxy.handle, fd, LANES)?;
         let listener = Rc::new(Self {
             proxy: Rc::clone(proxy),
             info: Rc::clone(info),
             outlet: Rc::new(Outlet::new(socket, proxy.rows.clone())),
-            relay: Rc::clone(relay),
+            relay: Rc::clone(&shared.relay),
+            paths: Rc::clone(&shared.paths),
             table: Rc::default(),
             cids: Rc::new(cids),
             is_closing: Cell::new(false),
             resets: Cell::default(),
         });
-        relay.add(&listener);
+        shared.relay.add(&listener);
         Ok(listener)
     }
 
@@ -455,6 +468,8 @@ impl QuicListener {
             limits: acceptor.limits,
             handshake: proxy.live().snapshot.config.timeouts.tls_handshake,
             known_as: vec![chosen, own],
+            paths: Paths::new(&self.paths),
+            rows: proxy.rows.clone(),
         };
         session.connection.set_carrier(Carrier::Tls);
         session.connection.begin_exchange();

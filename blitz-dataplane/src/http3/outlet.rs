@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, Waker};
 
+use super::paths::PATHS_MAX;
 use crate::afxdp::port::Hop;
 use crate::metrics::names::Metric;
 use crate::runtime::{ReceiveBuffer, Received, SEND_BYTES_MAX, Transmit, UdpSocket};
@@ -22,9 +23,9 @@ use crate::segment::WorkerRows;
 /// Sends that may be in flight on one socket (count). Each has a buffer of 64 KiB once it was used: 1 MiB.
 pub(super) const LANES: usize = 16;
 
-/// Paths of a connection whose way is remembered (count): some more than quiche keeps. Beyond: the oldest is forgotten,
-/// and goes by the socket until its next packet.
-const HOPS_MAX: usize = 16;
+/// Paths of a connection whose way is remembered (count): as many as quiche keeps. Beyond: the oldest is forgotten, and
+/// goes by the socket until its next packet.
+const HOPS_MAX: usize = PATHS_MAX as usize;
 
 /// By which way the paths of a connection go; those that are not in it go by the socket.
 #[derive(Default)]

@@ -4,7 +4,6 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -17,15 +16,14 @@ use super::connection::{Conn, News};
 use super::keys::Cids;
 use super::listener::{Cid, Table};
 use super::outlet::{Hops, Lane, Outlet};
+use super::paths::{Paths, Route, UsedUp, source};
 use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
+use crate::metrics::names::Metric;
 use crate::proxy::connections::{Connection, Ended};
 use crate::runtime::{Deadline, Handle, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
-
-/// Paths that a connection may use (count). quiche keeps each to the connection's end, about 70 KB, and drops packets
-/// from one more without a word; so the connection is closed, in plain words, when the last but one is used.
-pub(super) const PATHS_MAX: u64 = 8;
+use crate::segment::WorkerRows;
 
 /// Requests that the client resets may come so many seconds' worth at once.
 const BURST_SECONDS: u32 = 4;
@@ -56,6 +54,8 @@ pub(super) struct Session<S> {
     pub(super) handshake: Duration,
     /// Connection IDs under which it is in the table.
     pub(super) known_as: Vec<Cid>,
+    pub(super) paths: Paths,
+    pub(super) rows: WorkerRows,
 }
 
 /// Told once how a handshake has ended; `None`: not well.
@@ -66,6 +66,7 @@ impl<S: Service + 'static> Session<S> {
     pub(super) async fn run(self, handshaken: Handshaken) -> Ended {
         let deadline = Deadline::new(&self.handle);
         let now = self.handle.now_ms();
+        let route = Route::of(&self.conn.state.borrow().quic);
         let mut running = Running {
             session: self,
             deadline,
@@ -77,8 +78,8 @@ impl<S: Service + 'static> Session<S> {
             next_stream: 0,
             resets: 0,
             resets_at_ms: now,
-            paths: 1,
             is_waiting: Cell::new(false),
+            route,
         };
         poll_fn(|cx| running.poll(cx)).await
     }
@@ -109,8 +110,8 @@ struct Running<S> {
     /// Requests that the client has reset, in thousandths, less what has drained.
     resets: u64,
     resets_at_ms: u64,
-    paths: u64,
     is_waiting: Cell<bool>,
+    route: Route,
 }
 
 impl<S: Service + 'static> Running<S> {
@@ -142,6 +143,7 @@ impl<S: Service + 'static> Running<S> {
         let mut state = conn.state.borrow_mut();
         if state.quic.timeout_instant().is_some_and(|at| at <= Instant::now()) {
             state.quic.on_timeout();
+            self.route.timed_out();
         }
         if state.h3.is_none() && state.quic.is_established() && !self.said {
             state.h3 = self.establish(&mut state.quic);
@@ -247,16 +249,28 @@ impl<S: Service + 'static> Running<S> {
                 session.known_as.push(cid);
             }
         }
-        let before = self.paths;
+        let mut used_up = None;
         while let Some(event) = quic.path_event_next() {
             match event {
-                quiche::PathEvent::New(..) => self.paths += 1,
-                quiche::PathEvent::PeerMigrated(local, peer) => session.connection.set_addresses(peer, local),
+                quiche::PathEvent::New(..) => {
+                    used_up = used_up.or(session.paths.add(session.limits.moves_per_worker_max));
+                }
+                quiche::PathEvent::PeerMigrated(local, peer) => {
+                    session.rows.add(Metric::QuicMigrations, 1);
+                    session.connection.set_addresses(peer, local);
+                    self.route.moved(quic, (local, peer));
+                }
                 _ => {}
             }
         }
-        if self.paths >= PATHS_MAX && before < PATHS_MAX {
-            log::debug!("quic: a connection has used {} paths and is closed", self.paths);
+        if let Some(used_up) = used_up
+            && !self.said
+        {
+            let metric = match used_up {
+                UsedUp::Connection => Metric::QuicPathsConnection,
+                UsedUp::Worker => Metric::QuicPathsWorker,
+            };
+            session.rows.add(metric, 1);
             self.closing = Some((Ended::Error, session.handle.now_ms()));
             let _closing = quic.close(true, Code::NoError as u64, b"paths");
             self.said = true;
@@ -349,9 +363,18 @@ impl<S: Service + 'static> Running<S> {
     }
 
     /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
-    fn flush(&self, cx: &Context<'_>) -> bool {
+    fn flush(&mut self, cx: &Context<'_>) -> bool {
         let session = &self.session;
         let hops = &session.conn.hops;
+        while self.route.is_due() {
+            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let Poll::Ready(mut lane) = lane else { return false };
+            self.is_waiting.set(false);
+            let sent = self.route.send(&mut session.conn.state.borrow_mut().quic, lane.buffer());
+            if let Some((len, transmit)) = sent {
+                lane.send(len, 1, transmit, hops.of(&transmit).as_ref());
+            }
+        }
         for _ in 0..BURSTS_MAX {
             let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
             let Poll::Ready(mut lane) = lane else { return false };
@@ -455,9 +478,4 @@ impl Burst {
             }
         }
     }
-}
-
-/// The address to send from; unspecified when the kernel has not said.
-fn source(from: SocketAddr) -> Option<std::net::IpAddr> {
-    Some(from.ip()).filter(|ip| !ip.is_unspecified())
 }

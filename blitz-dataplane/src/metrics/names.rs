@@ -245,6 +245,13 @@ metrics! {
     family "blitz_quic_datagrams_sent_total" Counter "Datagrams handed to the kernel." {
         QuicDatagramsSent;
     }
+    family "blitz_quic_migrations_total" Counter "Times that a connection's client went on from another address." {
+        QuicMigrations;
+    }
+    family "blitz_quic_paths_used_up_total" Counter "Connections closed because no more paths may be kept, by whose." {
+        QuicPathsConnection { of = "connection" };
+        QuicPathsWorker { of = "worker" };
+    }
     family "blitz_quic_send_errors_total" Counter "Sends of datagrams that the kernel refused." {
         QuicSendErrors;
     }

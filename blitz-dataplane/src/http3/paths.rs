@@ -1,0 +1,148 @@
+//! Paths: the addresses that a client has moved to.
+//!
+//! quiche keeps each to the end of its connection, and drops packets from one more than it may keep without a word. So
+//! paths are counted, of a connection and of all of a worker's, and who has used up either is closed in plain words: its
+//! client comes anew, from where it is now.
+//!
+//! quiche keeps to each path what it sent there, and takes for lost only what was sent before something that was
+//! acknowledged. What was under way when a client moved is behind that, would never be sent again, and a download would
+//! hang. So quiche is asked for a PING on the path that was left, and again when its timer says that this was lost; it
+//! goes to where the client is now. Its acknowledgement shows quiche what else is lost.
+//!
+//! Owns: both counts, where a connection was. Does not own: closing, sending (`server.rs`).
+
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use crate::runtime::Transmit;
+
+/// Paths that quiche keeps of a connection (count); it is closed when the last is used, so that its client may move
+/// [`PATHS_MAX`] - 2 times.
+pub(super) const PATHS_MAX: u64 = 32;
+
+/// Paths of a worker's connections beyond the first of each (count).
+#[derive(Debug, Default)]
+pub struct WorkerPaths(Cell<u64>);
+
+/// Paths of one connection beyond the first. Taken out of the worker's count with the connection.
+pub(super) struct Paths {
+    of_worker: Rc<WorkerPaths>,
+    count: u64,
+}
+
+/// What a connection has used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UsedUp {
+    /// Its own paths.
+    Connection,
+    /// Those of all connections of the worker.
+    Worker,
+}
+
+impl Paths {
+    /// Of a connection that has not moved.
+    pub(super) fn new(of_worker: &Rc<WorkerPaths>) -> Self {
+        Self { of_worker: Rc::clone(of_worker), count: 0 }
+    }
+
+    /// One more is used; what that was too much for.
+    pub(super) fn add(&mut self, worker_max: u32) -> Option<UsedUp> {
+        self.count += 1;
+        let of_worker = self.of_worker.0.get() + 1;
+        self.of_worker.0.set(of_worker);
+        if self.count + 1 >= PATHS_MAX {
+            Some(UsedUp::Connection)
+        } else {
+            (of_worker > u64::from(worker_max)).then_some(UsedUp::Worker)
+        }
+    }
+}
+
+impl Drop for Paths {
+    fn drop(&mut self) {
+        self.of_worker.0.set(self.of_worker.0.get().saturating_sub(self.count));
+    }
+}
+
+/// A path: our address, the client's.
+type Ends = (SocketAddr, SocketAddr);
+
+/// Where a connection is, and where it was.
+#[derive(Debug, Default)]
+pub(super) struct Route {
+    current: Option<Ends>,
+    /// At most as many as quiche keeps.
+    left: Vec<Ends>,
+    /// The first so many of them may have something to send (count).
+    due: usize,
+}
+
+impl Route {
+    /// Of a connection that has not moved.
+    pub(super) fn of(quic: &quiche::Connection) -> Self {
+        let active = quic.path_stats().find(|path| path.active);
+        Self { current: active.map(|path| (path.local_addr, path.peer_addr)), ..Self::default() }
+    }
+
+    /// The client has moved to `ends`, and receives there.
+    pub(super) fn moved(&mut self, quic: &mut quiche::Connection, ends: Ends) {
+        self.left.retain(|left| *left != ends);
+        if let Some(left) = self.current.replace(ends).filter(|left| *left != ends) {
+            // It was used a moment ago, so quiche knows it.
+            let _unknown = quic.send_ack_eliciting_on_path(left.0, left.1);
+            self.left.push(left);
+        }
+        self.due = self.left.len();
+    }
+
+    /// quiche may want to probe a path that was left.
+    pub(super) fn timed_out(&mut self) {
+        self.due = self.left.len();
+    }
+
+    /// Whether there may be something to send for a path that was left.
+    pub(super) fn is_due(&self) -> bool {
+        self.due > 0
+    }
+
+    /// Writes what quiche has to send on one of them, if it has, and says where that goes.
+    pub(super) fn send(
+        &mut self,
+        quic: &mut quiche::Connection,
+        room: &mut [u8],
+    ) -> Option<(usize, Transmit)> {
+        self.due = self.due.checked_sub(1)?;
+        let (local, peer) = *self.left.get(self.due)?;
+        let (from, to) = self.current?;
+        let (written, _) = quic.send_on_path(room, Some(local), Some(peer)).ok()?;
+        Some((written, Transmit { to, from: source(from), segment: None }))
+    }
+}
+
+/// The address to send from; unspecified when the kernel has not said.
+pub(super) fn source(from: SocketAddr) -> Option<IpAddr> {
+    Some(from.ip()).filter(|ip| !ip.is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_and_a_worker_use_up_their_paths() {
+        let worker = Rc::new(WorkerPaths::default());
+        let mut first = Paths::new(&worker);
+        for _ in 0..PATHS_MAX - 2 {
+            assert_eq!(first.add(100), None);
+        }
+        assert_eq!(first.add(100), Some(UsedUp::Connection));
+        let mut second = Paths::new(&worker);
+        assert_eq!(second.add(PATHS_MAX as u32), None);
+        assert_eq!(second.add(PATHS_MAX as u32), Some(UsedUp::Worker));
+        drop(first);
+        assert_eq!(second.add(PATHS_MAX as u32), None);
+        drop(second);
+        assert_eq!(worker.0.get(), 0);
+    }
+}
