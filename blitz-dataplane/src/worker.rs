@@ -321,7 +321,7 @@ impl Listeners {
     /// What new QUIC connections get. Those that are there keep what they have.
     fn follow_quic(&self, info: &Listener, material: Option<&Arc<TlsMaterial>>) {
         let live = self.proxy.live();
-        let table = self.proxy.rows.segment().seen().map_or(0, |seen| seen.issuer());
+        let table = self.proxy.rows.segment().seen().map_or(0, |seen| seen.name());
         let acceptor = material.and_then(|material| {
             let quic = material.quic.as_ref()?;
             Some(QuicAcceptor::new(material, quic, &self.tls, &live.snapshot.config, table))

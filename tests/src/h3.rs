@@ -388,6 +388,15 @@ impl H3 {
         self.outcome(id)
     }
 
+    /// Closes the connection.
+    ///
+    /// # Panics
+    /// When it is closed already.
+    pub fn leave(&mut self) {
+        self.quic.close(true, code::NO_ERROR, b"").expect("it was open");
+        self.flush();
+    }
+
     /// The code of the peer's CONNECTION_CLOSE, and whether it is HTTP/3's.
     #[track_caller]
     pub fn close_code(&mut self) -> (bool, u64) {

@@ -4,7 +4,7 @@
 //! changes nothing is passed on before the handshake is done, and says so (`Early-Data: 1`); only when its flight comes for
 //! the first time; everything else waits until the client has answered, which nobody can who only repeats.
 //!
-//! Owns: that choice. Does not own: for which tickets early data is taken (`crate::tls::early`), the memory of flights
+//! Owns: that choice. Does not own: for which sessions early data is taken (`crate::tls::early`), the memory of flights
 //! (`crate::segment::seen`).
 
 use crate::exchange::{Method, RequestHead};
@@ -34,8 +34,7 @@ pub(super) fn judge(quic: &mut quiche::Connection, rows: &WorkerRows, now: u64) 
             Some(Sight::Again) => (Metric::EarlyDataReplayed, Early::Waits),
             Some(Sight::Full) | None => (Metric::EarlyDataFull, Early::Waits),
         },
-        EarlyData::Refused(Refusal::Issuer) => (Metric::EarlyDataIssuer, Early::Waits),
-        EarlyData::Refused(Refusal::Ticket) => (Metric::EarlyDataTicket, Early::Waits),
+        EarlyData::Refused(Refusal::Elsewhere) => (Metric::EarlyDataElsewhere, Early::Waits),
         EarlyData::Refused(Refusal::TicketAge) => (Metric::EarlyDataTicketAge, Early::Waits),
         EarlyData::Refused(Refusal::Other) => (Metric::EarlyDataOther, Early::Waits),
     };

@@ -138,8 +138,7 @@ metrics! {
     family "blitz_early_data_refused_total" Counter "Connections whose early data waited or was refused, by reason." {
         EarlyDataReplayed { reason = "replayed" };
         EarlyDataFull { reason = "table_full" };
-        EarlyDataIssuer { reason = "other_issuer" };
-        EarlyDataTicket { reason = "unknown_ticket" };
+        EarlyDataElsewhere { reason = "begun_elsewhere" };
         EarlyDataTicketAge { reason = "ticket_age" };
         EarlyDataOther { reason = "other" };
     }

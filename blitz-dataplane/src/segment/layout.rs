@@ -102,7 +102,7 @@ pub(super) struct Header {
     pub(super) bucket_key: [AtomicU64; 2],
     /// Key of the hash that places flights that were seen, and the table's name. Drawn at creation.
     pub(super) seen_key: [AtomicU64; 2],
-    pub(super) seen_issuer: AtomicU64,
+    pub(super) seen_name: AtomicU64,
     _reserved: [AtomicU64; 7],
 }
 

@@ -101,7 +101,7 @@ impl Segment {
         let mapping = SharedMapping::map(fd.as_fd(), shape.len()).map_err(|e| SegmentError::Io("map", e))?;
         let header: &Header =
             mapping.view(0).ok_or_else(|| SegmentError::Mismatch("it is too short".to_owned()))?;
-        for word in header.bucket_key.iter().chain(&header.seen_key).chain([&header.seen_issuer]) {
+        for word in header.bucket_key.iter().chain(&header.seen_key).chain([&header.seen_name]) {
             let mut octets = [0; 8];
             wipe::random(&mut octets).map_err(|e| SegmentError::Io("draw a key for", e))?;
             word.store(u64::from_ne_bytes(octets), Ordering::Relaxed);
@@ -229,8 +229,8 @@ impl Segment {
         let shared = &*self.shared;
         let header: &Header = shared.mapping.view(0)?;
         let key = [0, 1].map(|word: usize| header.seen_key[word].load(Ordering::Relaxed));
-        let issuer = header.seen_issuer.load(Ordering::Relaxed);
-        Some(Seen::new(shared.mapping.view(shared.shape.seen())?, key, issuer))
+        let name = header.seen_name.load(Ordering::Relaxed);
+        Some(Seen::new(shared.mapping.view(shared.shape.seen())?, key, name))
     }
 
     /// What the limit of `id` said, by [`LimitOutcome`], summed over workers.

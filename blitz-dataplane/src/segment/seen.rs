@@ -27,7 +27,7 @@ const TRIES: u32 = 8;
 pub struct Seen<'a> {
     sets: &'a [SeenSet; SEEN_SETS],
     key: [u64; 2],
-    issuer: u64,
+    name: u64,
 }
 
 /// What the table says of a flight.
@@ -42,14 +42,14 @@ pub enum Sight {
 }
 
 impl<'a> Seen<'a> {
-    pub(super) const fn new(sets: &'a [SeenSet; SEEN_SETS], key: [u64; 2], issuer: u64) -> Self {
-        Self { sets, key, issuer }
+    pub(super) const fn new(sets: &'a [SeenSet; SEEN_SETS], key: [u64; 2], name: u64) -> Self {
+        Self { sets, key, name }
     }
 
-    /// Names this table among those of other hosts and of starts before: only a ticket that was given out under the name
-    /// of a table is sure not to have been used before that table was there.
-    pub const fn issuer(&self) -> u64 {
-        self.issuer
+    /// Names this table among those of other hosts and of starts before: only a session that was begun under the name of a
+    /// table is sure not to have been used before that table was there.
+    pub const fn name(&self) -> u64 {
+        self.name
     }
 
     /// Enters the flight that `id` names, at `now` (Unix seconds: the clock by which BoringSSL judges a ticket's age, so
@@ -115,7 +115,7 @@ mod tests {
         let segment = segment();
         let other = Segment::open(segment.fd().try_clone_to_owned().expect("dup")).expect("open");
         let (a, b) = (segment.seen().expect("table"), other.seen().expect("table"));
-        assert_eq!(a.issuer(), b.issuer());
+        assert_eq!(a.name(), b.name());
         for n in 0..10_000_u64 {
             let id = n.to_le_bytes();
             let (one, two) = if n % 2 == 0 { (a, b) } else { (b, a) };
@@ -123,7 +123,7 @@ mod tests {
             assert_eq!((two.enter(&id, NOW), one.enter(&id, NOW)), (Sight::Again, Sight::Again), "{n}");
         }
         let restarted = self::segment();
-        assert_ne!(restarted.seen().expect("table").issuer(), a.issuer(), "each start has its own name");
+        assert_ne!(restarted.seen().expect("table").name(), a.name(), "each start has its own name");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What the bindings of BoringSSL leave out, or to their caller to get right: session tickets under keys of ours, and early
-//! data for some connections only.
+//! What the bindings of BoringSSL leave out, or to their caller to get right: session tickets under keys of ours, and for
+//! which sessions early data is taken.
 //!
 //! A ticket is `name (16) | IV (16) | session, AES-256-CBC | HMAC-SHA256 over all before it`, which is the form of RFC 5077
 //! section 4 and BoringSSL's to write and to check. Owns: giving it keys. Does not own: which, and which connections
@@ -66,11 +66,17 @@ pub fn set_ticket_keys(builder: &mut SslContextBuilder, keys: impl TicketKeys) {
     unsafe { builder.set_ticket_key_callback(callback) };
 }
 
-/// Whether this connection may take early data, as long as that has not been decided, and give out tickets that are good for
-/// it.
-pub fn allow_early_data(ssl: &mut SslRef, is_allowed: bool) {
-    // SAFETY: the pointer is that of a live connection that nobody else uses now.
-    unsafe { boring_sys::SSL_set_early_data_enabled(ssl.as_ptr(), is_allowed.into()) };
+/// Says for which sessions this connection may take early data: those that were begun under the same `context`. Has to be
+/// called before the handshake; quiche's own choice is the same for all.
+///
+/// # Errors
+/// No memory is left.
+pub fn set_early_data_context(ssl: &mut SslRef, context: &[u8]) -> Result<(), ErrorStack> {
+    // SAFETY: the pointer is that of a live connection that nobody else uses now, and `context` is a slice of the length
+    // given, which is copied.
+    let set =
+        unsafe { boring_sys::SSL_set_quic_early_data_context(ssl.as_ptr(), context.as_ptr(), context.len()) };
+    if set == 1 { Ok(()) } else { Err(ErrorStack::get()) }
 }
 
 fn seal(

@@ -24,7 +24,7 @@ use rustls::server::danger::ClientCertVerifier;
 
 use super::certificates::{Named, Table};
 use super::{Context, Files, TlsMaterial, early};
-use crate::sys::boring::set_ticket_keys;
+use crate::sys::boring::{set_early_data_context, set_ticket_keys};
 
 /// Key agreements, the preferred first: those of `super::provider`.
 const GROUPS: &str = "X25519MLKEM768:X25519:P-256:P-384";
@@ -106,15 +106,15 @@ pub(crate) fn context(
 ) -> Result<SslContextBuilder, String> {
     let mut builder = SslContextBuilder::new(SslMethod::tls()).map_err(|error| error.to_string())?;
     builder.set_curves_list(GROUPS).map_err(|error| error.to_string())?;
-    let issuer = promises.map(|promises| early::issuer(table, promises));
+    let early = promises.map(|promises| early::context(table, promises));
     // A session is good where its keys are, which are those of what it was authenticated under; BoringSSL asks for a
     // word of it nevertheless, and compares it.
     builder.set_session_id_context(&material.tickets).map_err(|error| error.to_string())?;
-    set_ticket_keys(&mut builder, tls.tickets.quic_tickets(material.tickets, issuer.unwrap_or_default()));
+    set_ticket_keys(&mut builder, tls.tickets.quic_tickets(material.tickets));
     let quic = Arc::clone(quic);
     builder.set_select_certificate_callback(move |mut hello| {
-        if let Some(issuer) = issuer {
-            early::consider(&mut hello, issuer);
+        if let Some(early) = &early {
+            set_early_data_context(hello.ssl_mut(), early).map_err(|_| SelectCertError::ERROR)?;
         }
         choose(&quic, hello)
     });

@@ -6,7 +6,7 @@
 //! ```text
 //! TCP:   epoch (4 bytes, big-endian) | nonce (12 bytes) | sealed session | tag (16 bytes)
 //!        key = HKDF-SHA256(salt "blitz tls tickets", secret, context | epoch)
-//! QUIC:  epoch (4 bytes, big-endian) | issuer (8 bytes) | zeros (4 bytes), as the name of the key; the rest is BoringSSL's
+//! QUIC:  epoch (4 bytes, big-endian) | zeros (12 bytes), as the name of the key; the rest is BoringSSL's
 //!        keys = HKDF-SHA256(salt "blitz quic tickets", secret, context | epoch | "cipher" or "mac")
 //! ```
 //! The salts differ, so that no ticket of the one is ever opened by the other.
@@ -60,9 +60,9 @@ impl TicketRoot {
         Tickets { root: self.tcp.clone(), context, clock: now_seconds }
     }
 
-    /// The tickets over QUIC of sessions that were authenticated under `context`, given out by `issuer`.
-    pub(super) fn quic_tickets(&self, context: TicketContext, issuer: u64) -> QuicTickets {
-        QuicTickets { root: self.quic.clone(), context, issuer, clock: now_seconds }
+    /// The tickets over QUIC of sessions that were authenticated under `context`.
+    pub(super) fn quic_tickets(&self, context: TicketContext) -> QuicTickets {
+        QuicTickets { root: self.quic.clone(), context, clock: now_seconds }
     }
 }
 
@@ -146,7 +146,6 @@ impl ProducesTickets for Tickets {
 pub(super) struct QuicTickets {
     root: hkdf::Prk,
     context: TicketContext,
-    issuer: u64,
     clock: fn() -> u64,
 }
 
@@ -166,9 +165,7 @@ impl TicketKeys for QuicTickets {
     fn current(&self) -> Option<([u8; NAME_BYTES], TicketKey)> {
         let epoch = epoch_at((self.clock)());
         let mut name = [0; NAME_BYTES];
-        let (of_epoch, rest) = name.split_first_chunk_mut::<EPOCH_BYTES>()?;
-        *of_epoch = epoch.to_be_bytes();
-        *rest.first_chunk_mut()? = self.issuer.to_be_bytes();
+        *name.first_chunk_mut()? = epoch.to_be_bytes();
         Some((name, self.key(epoch)?))
     }
 
@@ -183,11 +180,6 @@ impl TicketKeys for QuicTickets {
     }
 }
 
-/// Who has given out a ticket over QUIC.
-pub(super) fn issuer(ticket: &[u8]) -> Option<u64> {
-    Some(u64::from_be_bytes(*ticket.get(EPOCH_BYTES..)?.first_chunk()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,24 +191,24 @@ mod tests {
     #[test]
     fn keys_over_quic_are_found_by_name_for_at_least_an_epoch_and_are_those_of_a_context() {
         let secret = Secret::generate().expect("secret");
-        let at = |secret: &Secret, context, issuer, clock| QuicTickets {
+        let at = |secret: &Secret, context, clock| QuicTickets {
             root: TicketRoot::new(secret).quic,
             context: [context; 32],
-            issuer,
             clock,
         };
-        let (name, key) = at(&secret, 0, 7, || 10 * EPOCH_SECONDS).current().expect("a key");
-        assert_eq!(issuer(&name), Some(7));
+        let (name, key) = at(&secret, 0, || 10 * EPOCH_SECONDS).current().expect("a key");
         let same = |other: Option<TicketKey>| other.map(|other| (other.cipher, other.mac) == (key.cipher, key.mac));
         for later in [|| 10 * EPOCH_SECONDS - 1, || 12 * EPOCH_SECONDS - 1] {
-            assert_eq!(same(at(&secret, 0, 8, later).named(&name)), Some(true), "whoever has given it out");
+            assert_eq!(same(at(&secret, 0, later).named(&name)), Some(true));
         }
-        assert_eq!(same(at(&secret, 0, 7, || 12 * EPOCH_SECONDS).named(&name)), None);
-        assert_eq!(same(at(&secret, 1, 7, || 10 * EPOCH_SECONDS).named(&name)), Some(false));
+        assert_eq!(same(at(&secret, 0, || 12 * EPOCH_SECONDS).named(&name)), None);
+        assert_eq!(same(at(&secret, 1, || 10 * EPOCH_SECONDS).named(&name)), Some(false));
         let other = Secret::generate().expect("secret");
-        assert_eq!(same(at(&other, 0, 7, || 10 * EPOCH_SECONDS).named(&name)), Some(false));
+        assert_eq!(same(at(&other, 0, || 10 * EPOCH_SECONDS).named(&name)), Some(false));
         assert_ne!(key.cipher, key.mac);
-        assert_eq!(issuer(&name[..11]), None);
+        // And of one carrier.
+        let over_tcp = QuicTickets { root: TicketRoot::new(&secret).tcp, ..at(&secret, 0, || 10 * EPOCH_SECONDS) };
+        assert_eq!(same(over_tcp.named(&name)), Some(false));
     }
 
     #[test]
