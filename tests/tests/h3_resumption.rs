@@ -156,7 +156,10 @@ mod client_certificates {
 
         fn config(&self, more: &str) -> String {
             let authority = self.pki.path("clients.pem");
-            let auth = format!("[listeners.tls.client_auth]\nmode = \"required\"\nca_path = \"{}\"\n{more}", authority.display());
+            let auth = format!(
+                "[listeners.tls.client_auth]\nmode = \"required\"\nca_path = \"{}\"\n{more}",
+                authority.display()
+            );
             config(&self.pki, &auth)
         }
 

@@ -57,7 +57,8 @@ pub fn set_ticket_keys(builder: &mut SslContextBuilder, keys: impl TicketKeys) {
                          cipher: &mut CipherCtxRef,
                          mac: &mut HmacCtxRef,
                          is_new: bool| {
-        let set = if is_new { seal(&keys, name, iv, cipher, mac) } else { open(&keys, name, iv, cipher, mac) };
+        let set =
+            if is_new { seal(&keys, name, iv, cipher, mac) } else { open(&keys, name, iv, cipher, mac) };
         // Without a key: no ticket, or a full handshake. A failure in here is no reason to refuse a client either.
         if set.is_some() { TicketKeyCallbackResult::Success } else { TicketKeyCallbackResult::Noop }
     };

@@ -14,8 +14,8 @@ use blitz_config::model::Tls;
 use boring::nid::Nid;
 use boring::pkey::{Id, PKey, Private};
 use boring::ssl::{
-    ClientHello, ExtensionType, NameType, SelectCertError, SslAlert, SslContextBuilder, SslMethod,
-    SslRef, SslVerifyError, SslVerifyMode,
+    ClientHello, ExtensionType, NameType, SelectCertError, SslAlert, SslContextBuilder, SslMethod, SslRef,
+    SslVerifyError, SslVerifyMode,
 };
 use boring::x509::X509;
 use rustls::KeyLog;
@@ -181,7 +181,8 @@ fn verify(verifier: &dyn ClientCertVerifier, ssl: &mut SslRef) -> Result<(), Ssl
 pub(crate) fn still_admits(material: &TlsMaterial, quic: &quiche::Connection) -> bool {
     let chain = quic.peer_cert_chain().unwrap_or_default();
     let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
-    !quic.is_resumed() || material.still_admits(Some(&chain).filter(|chain| !chain.is_empty()).map(Vec::as_slice))
+    !quic.is_resumed()
+        || material.still_admits(Some(&chain).filter(|chain| !chain.is_empty()).map(Vec::as_slice))
 }
 
 /// Passes a line of the key log on: `LABEL CLIENT_RANDOM SECRET`, the latter two in hex.

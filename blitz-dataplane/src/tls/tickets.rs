@@ -197,7 +197,8 @@ mod tests {
             clock,
         };
         let (name, key) = at(&secret, 0, || 10 * EPOCH_SECONDS).current().expect("a key");
-        let same = |other: Option<TicketKey>| other.map(|other| (other.cipher, other.mac) == (key.cipher, key.mac));
+        let same =
+            |other: Option<TicketKey>| other.map(|other| (other.cipher, other.mac) == (key.cipher, key.mac));
         for later in [|| 10 * EPOCH_SECONDS - 1, || 12 * EPOCH_SECONDS - 1] {
             assert_eq!(same(at(&secret, 0, later).named(&name)), Some(true));
         }
@@ -207,7 +208,8 @@ mod tests {
         assert_eq!(same(at(&other, 0, || 10 * EPOCH_SECONDS).named(&name)), Some(false));
         assert_ne!(key.cipher, key.mac);
         // And of one carrier.
-        let over_tcp = QuicTickets { root: TicketRoot::new(&secret).tcp, ..at(&secret, 0, || 10 * EPOCH_SECONDS) };
+        let over_tcp =
+            QuicTickets { root: TicketRoot::new(&secret).tcp, ..at(&secret, 0, || 10 * EPOCH_SECONDS) };
         assert_eq!(same(over_tcp.named(&name)), Some(false));
     }
 
