@@ -1,4 +1,5 @@
-//! Early data over QUIC (0-RTT): what may be done twice goes on before the handshake is done, and nothing is done twice.
+//! Early data over QUIC (0-RTT): what may be done twice goes on before the handshake is done, and nothing is done
+//! twice.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -153,7 +154,8 @@ matrix! {
         gateway.stop();
     }
 
-    /// Whoever has not given out the ticket, and whoever has promised something else since, resumes and takes no early data.
+    /// Whoever has not given out the ticket, and whoever has promised something else since, resumes and takes no
+    /// early data.
     fn tickets_of_another_start_or_of_other_limits_resume_only(cell) {
         let upstream = upstream();
         let pki = Pki::new();

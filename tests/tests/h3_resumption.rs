@@ -1,4 +1,5 @@
-//! A session over QUIC begun with one worker is resumed by any other, by its replacement, and after a restart; as over TCP.
+//! A session over QUIC begun with one worker is resumed by any other, by its replacement, and after a restart; as
+//! over TCP.
 
 use blitz_tests::process::{self, Signal};
 use blitz_tests::tls::Algorithm;

@@ -1,11 +1,11 @@
 //! Early data (0-RTT): which requests go on before the handshake is done (RFC 8470).
 //!
 //! Whoever has seen a first flight can send it again, and what is in it would be done again. So only a request that
-//! changes nothing is passed on before the handshake is done, and says so (`Early-Data: 1`); only when its flight comes for
-//! the first time; everything else waits until the client has answered, which nobody can who only repeats.
+//! changes nothing is passed on before the handshake is done, and says so (`Early-Data: 1`); only when its flight
+//! comes for the first time; everything else waits until the client has answered, which nobody can who only repeats.
 //!
-//! Owns: that choice. Does not own: for which sessions early data is taken (`crate::tls::early`), the memory of flights
-//! (`crate::segment::seen`).
+//! Owns: that choice. Does not own: for which sessions early data is taken (`crate::tls::early`), the memory of
+//! flights (`crate::segment::seen`).
 
 use crate::exchange::{Method, RequestHead};
 use crate::metrics::names::Metric;

@@ -4,8 +4,8 @@
 //! section 4.1). So a slow endpoint stops the client. What is answered is handed to quiche as far as the windows of
 //! client and path go; the rest waits here, at most one piece and a head.
 //!
-//! Owns: the task of a request, the body and the answer as [`BodySource`] and [`Answer`]. Does not own: the connection
-//! (`server.rs`), heads (`head.rs`).
+//! Owns: the task of a request, the body and the answer as [`BodySource`] and [`Answer`]. Does not own: the
+//! connection (`server.rs`), heads (`head.rs`).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -213,7 +213,8 @@ impl Line<'_> {
             .await?;
         }
         if is_safe && !head.fields.contains(Known::EarlyData) {
-            // Also of one that has waited: another that heard the same flight may have passed it on (RFC 8470 section 5.1).
+            // Also of one that has waited: another that heard the same flight may have passed it on (RFC 8470 section
+            // 5.1).
             let too_large = |_| ProxyError::new(ErrorKind::RequestHeadTooLarge);
             head.fields.push_known(Known::EarlyData, b"1").map_err(too_large)?;
         }

@@ -1,12 +1,13 @@
-//! The first flights that were seen lately, by which a second one is told (RFC 8446 section 8.2). All workers share it.
+//! The first flights that were seen lately, by which a second one is told (RFC 8446 section 8.2). All workers share
+//! it.
 //!
 //! Owns: the table and its window. Does not own: what names a flight, or what becomes of one that comes again
 //! (`crate::http3::early`).
 //!
-//! Set-associative: a keyed hash names one set of eight places in one cache line, and tells flights apart within it. A
-//! place is one word, fingerprint and end, so that a worker that is killed at any point leaves nothing half done. An
-//! entry is never given up before its end: who finds the set full is refused, and his early data waits for the handshake.
-//! Places are found again without a sweep, since an entry beyond its end counts as free.
+//! Set-associative: a keyed hash names one set of eight places in one cache line, and tells flights apart within it.
+//! A place is one word, fingerprint and end, so that a worker that is killed at any point leaves nothing half done.
+//! An entry is never given up before its end: who finds the set full is refused, and his early data waits for the
+//! handshake. Places are found again without a sweep, since an entry beyond its end counts as free.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::Ordering;
@@ -14,9 +15,9 @@ use std::sync::atomic::Ordering;
 use super::layout::{SEEN_SETS, SeenSet};
 use crate::siphash::SipHash13;
 
-/// Seconds that a flight is remembered. BoringSSL takes early data while the ticket's age is, by the client's clock and
-/// by ours, the same to 60 seconds; so a flight that was good once is good for at most twice that, and one second of
-/// rounding at each end.
+/// Seconds that a flight is remembered. BoringSSL takes early data while the ticket's age is, by the client's clock
+/// and by ours, the same to 60 seconds; so a flight that was good once is good for at most twice that, and one second
+/// of rounding at each end.
 pub const WINDOW_SECONDS: u32 = 2 * 60 + 2;
 
 /// Attempts to enter a flight. Who loses its place to others so often is refused.
@@ -46,14 +47,14 @@ impl<'a> Seen<'a> {
         Self { sets, key, name }
     }
 
-    /// Names this table among those of other hosts and of starts before: only a session that was begun under the name of a
-    /// table is sure not to have been used before that table was there.
+    /// Names this table among those of other hosts and of starts before: only a session that was begun under the name
+    /// of a table is sure not to have been used before that table was there.
     pub const fn name(&self) -> u64 {
         self.name
     }
 
-    /// Enters the flight that `id` names, at `now` (Unix seconds: the clock by which BoringSSL judges a ticket's age, so
-    /// that a clock that is set back brings no flight back).
+    /// Enters the flight that `id` names, at `now` (Unix seconds: the clock by which BoringSSL judges a ticket's age,
+    /// so that a clock that is set back brings no flight back).
     pub fn enter(&self, id: &[u8], now: u64) -> Sight {
         let hash = SipHash13::new(self.key).finish(id);
         let Some(set) = self.sets.get(hash as usize % SEEN_SETS) else { return Sight::Full };
@@ -77,8 +78,8 @@ impl<'a> Seen<'a> {
             if place.compare_exchange(word, entry, Ordering::SeqCst, Ordering::SeqCst).is_err() {
                 continue;
             }
-            // Another worker may have entered the same flight in another place, where an entry has ended meanwhile. Then
-            // at least one of the two sees the other.
+            // Another worker may have entered the same flight in another place, where an entry has ended meanwhile.
+            // Then at least one of the two sees the other.
             let mut others = set.places.iter().enumerate().filter(|(other, _)| *other != at);
             return match others.any(|(_, place)| is_same(place.load(Ordering::SeqCst))) {
                 true => Sight::Again,
@@ -152,8 +153,8 @@ mod tests {
         assert_eq!(seen.enter(&ninth, NOW + u64::from(WINDOW_SECONDS)), Sight::First);
     }
 
-    /// Half of the workers have a clock by which the place of an entry that has ended is free, and take another place than
-    /// the others.
+    /// Half of the workers have a clock by which the place of an entry that has ended is free, and take another place
+    /// than the others.
     #[test]
     fn of_workers_that_enter_the_same_flight_at_once_one_at_most_is_first() {
         let segment = segment();

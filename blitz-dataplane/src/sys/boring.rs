@@ -1,9 +1,9 @@
-//! What the bindings of BoringSSL leave out, or to their caller to get right: session tickets under keys of ours, and for
-//! which sessions early data is taken.
+//! What the bindings of BoringSSL leave out, or to their caller to get right: session tickets under keys of ours, and
+//! for which sessions early data is taken.
 //!
-//! A ticket is `name (16) | IV (16) | session, AES-256-CBC | HMAC-SHA256 over all before it`, which is the form of RFC 5077
-//! section 4 and BoringSSL's to write and to check. Owns: giving it keys. Does not own: which, and which connections
-//! (`crate::tls`).
+//! A ticket is `name (16) | IV (16) | session, AES-256-CBC | HMAC-SHA256 over all before it`, which is the form of
+//! RFC 5077 section 4 and BoringSSL's to write and to check. Owns: giving it keys. Does not own: which, and which
+//! connections (`crate::tls`).
 
 use boring::error::ErrorStack;
 use boring::hash::MessageDigest;
@@ -62,19 +62,19 @@ pub fn set_ticket_keys(builder: &mut SslContextBuilder, keys: impl TicketKeys) {
         // Without a key: no ticket, or a full handshake. A failure in here is no reason to refuse a client either.
         if set.is_some() { TicketKeyCallbackResult::Success } else { TicketKeyCallbackResult::Noop }
     };
-    // SAFETY: whenever the callback says that it succeeded it has set up both contexts with a cipher, a digest and their
-    // keys, and for a new ticket written name and IV; when it does not, BoringSSL uses none of them.
+    // SAFETY: whenever the callback says that it succeeded it has set up both contexts with a cipher, a digest and
+    // their keys, and for a new ticket written name and IV; when it does not, BoringSSL uses none of them.
     unsafe { builder.set_ticket_key_callback(callback) };
 }
 
-/// Says for which sessions this connection may take early data: those that were begun under the same `context`. Has to be
-/// called before the handshake; quiche's own choice is the same for all.
+/// Says for which sessions this connection may take early data: those that were begun under the same `context`. Has
+/// to be called before the handshake; quiche's own choice is the same for all.
 ///
 /// # Errors
 /// No memory is left.
 pub fn set_early_data_context(ssl: &mut SslRef, context: &[u8]) -> Result<(), ErrorStack> {
-    // SAFETY: the pointer is that of a live connection that nobody else uses now, and `context` is a slice of the length
-    // given, which is copied.
+    // SAFETY: the pointer is that of a live connection that nobody else uses now, and `context` is a slice of the
+    // length given, which is copied.
     let set =
         unsafe { boring_sys::SSL_set_quic_early_data_context(ssl.as_ptr(), context.as_ptr(), context.len()) };
     if set == 1 { Ok(()) } else { Err(ErrorStack::get()) }

@@ -1,9 +1,10 @@
-//! Early data (0-RTT, RFC 8446 section 2.3) as BoringSSL sees it: for which sessions it is taken, and what became of it.
+//! Early data (0-RTT, RFC 8446 section 2.3) as BoringSSL sees it: for which sessions it is taken, and what became of
+//! it.
 //!
-//! A session is good for early data only where it was begun: with this start of this gateway, whose workers remember the
-//! flights that came (`crate::segment::seen`), and while the limits are the same that the client remembers (RFC 9000
-//! section 7.4.1). Elsewhere it still resumes. Owns: that, and reading it off a connection. Does not own: flights that come
-//! again, and what becomes of requests (`crate::http3::early`).
+//! A session is good for early data only where it was begun: with this start of this gateway, whose workers remember
+//! the flights that came (`crate::segment::seen`), and while the limits are the same that the client remembers (RFC
+//! 9000 section 7.4.1). Elsewhere it still resumes. Owns: that, and reading it off a connection. Does not own:
+//! flights that come again, and what becomes of requests (`crate::http3::early`).
 #![forbid(unsafe_code)]
 
 use aws_lc_rs::digest;
@@ -50,8 +51,8 @@ pub(super) fn context(table: u64, promises: &str) -> Context {
 
 /// What became of it.
 pub(crate) fn early_data(quic: &mut quiche::Connection) -> EarlyData {
-    // As BoringSSL numbers its reasons (`ssl_early_data_reason_t`). Those from 3 to 7 say that the client sends none, or
-    // that its ticket is not opened or was never good for any.
+    // As BoringSSL numbers its reasons (`ssl_early_data_reason_t`). Those from 3 to 7 say that the client sends none,
+    // or that its ticket is not opened or was never good for any.
     match quic.early_data_reason() {
         0 => EarlyData::Undecided,
         1 | 3..=7 => EarlyData::None,

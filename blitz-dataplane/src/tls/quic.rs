@@ -177,7 +177,8 @@ fn verify(verifier: &dyn ClientCertVerifier, ssl: &mut SslRef) -> Result<(), Ssl
         .map_err(bad(SslAlert::BAD_CERTIFICATE))
 }
 
-/// Whether the certificate that a resumed session began with is good now; true for a full handshake, which has shown it.
+/// Whether the certificate that a resumed session began with is good now; true for a full handshake, which has shown
+/// it.
 pub(crate) fn still_admits(material: &TlsMaterial, quic: &quiche::Connection) -> bool {
     let chain = quic.peer_cert_chain().unwrap_or_default();
     let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();

@@ -1,7 +1,8 @@
 //! Session tickets (RFC 5077, RFC 8446 section 4.6.1) under keys that every worker can compute.
 //!
-//! Owns: the keys, derived from the master secret by epoch, and the form of tickets over TCP. Does not own: the secret
-//! (`crate::secret`), what is in a ticket (rustls's), or the form of those over QUIC (BoringSSL's, `crate::sys::boring`).
+//! Owns: the keys, derived from the master secret by epoch, and the form of tickets over TCP. Does not own: the
+//! secret (`crate::secret`), what is in a ticket (rustls's), or the form of those over QUIC (BoringSSL's,
+//! `crate::sys::boring`).
 //!
 //! ```text
 //! TCP:   epoch (4 bytes, big-endian) | nonce (12 bytes) | sealed session | tag (16 bytes)
@@ -15,9 +16,9 @@
 //! the secret. AES-256-GCM-SIV keeps its promise even should two workers draw the same nonce. Keys are not stored:
 //! deriving one costs two hashes, a small part of what a resumed handshake costs.
 //!
-//! The context holds what a session was authenticated under. A session of a listener that asks for client certificates
-//! resumes only where the same authorities and revocation lists hold: a resumed handshake shows no certificate, so
-//! this is what keeps a revoked one out.
+//! The context holds what a session was authenticated under. A session of a listener that asks for client
+//! certificates resumes only where the same authorities and revocation lists hold: a resumed handshake shows no
+//! certificate, so this is what keeps a revoked one out.
 #![forbid(unsafe_code)]
 
 use std::time::{SystemTime, UNIX_EPOCH};
