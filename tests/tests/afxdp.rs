@@ -3,8 +3,6 @@
 //! Which queue a packet takes on veth is a hash of its addresses and ports: a client stays on its queue until it changes
 //! its port, and then may be on another worker's, where its packets go to the kernel.
 
-use std::net::SocketAddr;
-
 use blitz_tests::ctl::Daemon;
 use blitz_tests::h3::{H3, code};
 use blitz_tests::tls::Algorithm;
