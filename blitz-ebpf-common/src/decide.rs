@@ -51,7 +51,7 @@ pub const FAIL_DIRECTIONS: [(&str, &str, &str); 16] = [
     (
         "QUIC",
         "the header is cut, or a connection ID has a wrong tag",
-        "go on, counted, unless the policy is to drop it: a rule that is wrong costs service, and a flood meets the limits",
+        "go on, unless the policy is to drop it: a mistake costs filtering first, and a flood meets the limits",
     ),
     (
         "QUIC",

@@ -99,8 +99,8 @@ pub(crate) struct Maps {
 
 /// [`examine`] for the frame of `context`.
 ///
-/// A function of its own with global linkage: the verifier looks at it once and takes every result for possible. Inlined
-/// it is looked at anew for each way in which a packet can get there, which is more than the verifier's million.
+/// A function of its own with global linkage: the verifier looks at it once and takes every result for possible.
+/// Inlined it is looked at anew for each way in which a packet can get there: more than the verifier's million.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn blitz_quic(context: *mut xdp_md, udp_at: u32) -> u32 {

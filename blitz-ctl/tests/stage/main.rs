@@ -168,7 +168,8 @@ fn every_fixture_gets_its_verdict_and_its_counters() {
 fn what_hides_its_protocol_is_for_a_service_of_either() {
     const CONFIG: &str = "[[listeners]]\nname = \"web\"\naddress = \"[2001:db8::2]:80\"\nbuiltin_answers = true\n\
         [[listeners]]\nname = \"quic\"\naddress = \"[2001:db8::4]:443\"\nprotocols = [\"h3\"]\nbuiltin_answers = true\n\
-        tls = { certificates = [{ cert_path = \"c.pem\", key_path = \"k.pem\" }] }\n[xdp]\n[[xdp.services]]\nname = \"dns\"\naddress = \"2001:db8::1\"\nport = 53\nprotocol = \"udp\"\n";
+        tls = { certificates = [{ cert_path = \"c.pem\", key_path = \"k.pem\" }] }\n\
+        [xdp]\n[[xdp.services]]\nname = \"dns\"\naddress = \"2001:db8::1\"\nport = 53\nprotocol = \"udp\"\n";
     const ADDRESSES: [&str; 4] = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8::4"];
     let config = blitz_config::load(CONFIG, blitz_config::Format::Toml, "hidden.toml", &Default::default());
     let image =
