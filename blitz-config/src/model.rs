@@ -8,7 +8,7 @@ mod policy;
 mod tls;
 
 pub use policy::{
-    AfXdp, Blocklist, Copying, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpService,
+    AfXdp, Blocklist, Copying, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService,
 };
 pub use tls::{Certificate, ClientAuth, Plain, Tls, UpstreamTls};
 

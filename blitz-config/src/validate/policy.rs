@@ -8,12 +8,12 @@
 use super::{check_name, narrow};
 use crate::error::{Issues, quoted};
 use crate::file::{
-    AfXdpFile, BlocklistFile, CopyingFile, DenyFile, DenyScopeFile, LimitByFile, LimitFile, PerSecond,
-    TransportFile, XdpFile, XdpModeFile, XdpServiceFile,
+    AfXdpFile, BadPacketsFile, BlocklistFile, CopyingFile, DenyFile, DenyScopeFile, LimitByFile, LimitFile,
+    PerSecond, TransportFile, XdpFile, XdpModeFile, XdpQuicFile, XdpServiceFile,
 };
 use crate::model::{
     AfXdp, Blocklist, Cidr, Copying, DenyPrefix, Limit, LimitBy, Listener, Protocol, Transport, Xdp, XdpMode,
-    XdpService,
+    XdpQuic, XdpService,
 };
 use crate::suggest;
 use blitz_ebpf_common::layout;
@@ -187,6 +187,7 @@ pub(super) fn xdp(file: &XdpFile, issues: &mut Issues) -> Xdp {
         sources_max: narrow(file.sources_max.value()),
         deny_max,
         blocklist: blocklist(&file.blocklist),
+        quic: quic(&file.quic),
         afxdp: file.afxdp.as_ref().map(|file| afxdp(file, issues)),
     }
 }
@@ -216,8 +217,7 @@ pub(super) fn check_afxdp(xdp: &Xdp, listeners: &[Listener], issues: &mut Issues
         let message =
             "asks for frames of xdp.interfaces, which names none; accepted: at least one interface there";
         issues.add("xdp.afxdp", message);
-    }
-    if !listeners.iter().any(|listener| listener.speaks(Protocol::H3)) {
+    } else if !listeners.iter().any(|listener| listener.speaks(Protocol::H3)) {
         let message = "is for HTTP/3, which no listener speaks; accepted: \"h3\" among listeners.protocols";
         issues.add("xdp.afxdp", message);
     }
@@ -374,6 +374,13 @@ fn blocklist(file: &BlocklistFile) -> Blocklist {
         limit_refusals_per_minute: narrow(file.limit_refusals_per_minute.value()),
         ttl: Duration::from_millis(file.ttl_ms.value()),
         entries_max: narrow(file.entries_max.value()),
+    }
+}
+
+fn quic(file: &XdpQuicFile) -> XdpQuic {
+    XdpQuic {
+        drop_bad: file.bad_packets == BadPacketsFile::Drop,
+        unknown_versions_per_second: narrow(file.unknown_versions_per_second.value()),
     }
 }
 

@@ -81,42 +81,26 @@ pub struct Datagram {
 /// Finds the datagram of a frame. `None`: it is no whole UDP datagram from one host to another.
 pub fn parse(frame: &[u8]) -> Option<Datagram> {
     let packet = packet::parse(frame)?;
-    if packet.protocol != packet::UDP || packet.later_fragment || packet.hidden {
+    if packet.protocol != packet::UDP || packet.fragment || packet.hidden {
         return None;
     }
     let ip = link_length(frame)?;
-    let (udp, end) = match packet.family {
-        Family::V4 => {
-            let header = frame.get(ip..)?.first_chunk::<IPV4_BYTES>()?;
-            // The first of several fragments.
-            if u16::from_be_bytes([header[6], header[7]]) & !DO_NOT_FRAGMENT != 0 {
-                return None;
-            }
-            let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-            (ip + usize::from(header[0] & 0x0f) * 4, ip + total)
-        }
-        Family::V6 => {
-            let header = frame.get(ip..)?.first_chunk::<IPV6_BYTES>()?;
-            // Behind extension headers nobody of QUIC is.
-            if header[6] != packet::UDP {
-                return None;
-            }
-            let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
-            (ip + IPV6_BYTES, ip + IPV6_BYTES + payload)
-        }
+    let word = |at: usize| Some(usize::from(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?)));
+    let end = match packet.family {
+        // The length of all, and that of what is behind the header.
+        Family::V4 => ip + word(ip + 2)?,
+        Family::V6 => ip + IPV6_BYTES + word(ip + 4)?,
     };
-    let header = frame.get(udp..)?.first_chunk::<UDP_BYTES>()?;
-    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    let place = udp + UDP_BYTES..udp + length;
+    let (udp, length) = (packet.transport_at, word(packet.transport_at + 4)?);
     // Behind the end of the packet may be padding.
-    if length < UDP_BYTES || place.end > end || place.end > frame.len() {
+    if length < UDP_BYTES || udp + length > end || udp + length > frame.len() {
         return None;
     }
     Some(Datagram {
         from: SocketAddr::new(address(packet.family, packet.source), packet.source_port),
         to: SocketAddr::new(address(packet.family, packet.destination), packet.destination_port),
         link: Link::turned(frame, ip)?,
-        place,
+        place: udp + UDP_BYTES..udp + length,
     })
 }
 
