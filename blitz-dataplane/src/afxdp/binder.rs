@@ -209,9 +209,7 @@ impl Conversation {
     fn look_at(&mut self, interface: &str, settings: AfXdp) -> Result<bool, String> {
         let facts = self.ask(|client| client.queues(interface))?;
         let Some(seats) = &facts.seats else {
-            return Err(format!(
-                "{interface} has no stage; `blitz-ctl run` attaches it, or `blitz-ctl attach`"
-            ));
+            return Err("it has no stage; `blitz-ctl run` attaches it, or `blitz-ctl attach`".to_owned());
         };
         let shape = shape(&settings, facts.mtu);
         self.check_memory(interface, &facts, shape)?;
