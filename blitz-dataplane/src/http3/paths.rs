@@ -72,8 +72,9 @@ type Ends = (SocketAddr, SocketAddr);
 #[derive(Debug, Default)]
 pub(super) struct Route {
     current: Option<Ends>,
-    /// At most as many as quiche keeps.
-    left: Vec<Ends>,
+    /// The other paths, and whether quiche was asked for a PING since something was sent there. At most as many as
+    /// quiche keeps.
+    left: Vec<(Ends, bool)>,
     /// The first so many of them may have something to send (count).
     due: usize,
 }
@@ -85,13 +86,18 @@ impl Route {
         Self { current: active.map(|path| (path.local_addr, path.peer_addr)), ..Self::default() }
     }
 
+    /// Something came from there. Whether the client receives there is not known yet.
+    pub(super) fn seen(&mut self, ends: Ends) {
+        self.left.push((ends, false));
+    }
+
     /// The client has moved to `ends`, and receives there.
     pub(super) fn moved(&mut self, quic: &mut quiche::Connection, ends: Ends) {
-        self.left.retain(|left| *left != ends);
-        if let Some(left) = self.current.replace(ends).filter(|left| *left != ends) {
-            // It was used a moment ago, so quiche knows it.
-            let _unknown = quic.send_ack_eliciting_on_path(left.0, left.1);
-            self.left.push(left);
+        self.left.retain(|(left, _)| *left != ends);
+        let before = self.current.replace(ends).filter(|before| *before != ends);
+        self.left.extend(before.map(|before| (before, false)));
+        for ((local, peer), is_asked) in self.left.iter_mut().filter(|(_, is_asked)| !is_asked) {
+            *is_asked = quic.send_ack_eliciting_on_path(*local, *peer).is_ok();
         }
         self.due = self.left.len();
     }
@@ -113,8 +119,11 @@ impl Route {
         room: &mut [u8],
     ) -> Option<(usize, Transmit)> {
         self.due = self.due.checked_sub(1)?;
-        let (local, peer) = *self.left.get(self.due)?;
+        let ((local, peer), is_asked) = *self.left.get(self.due)?;
         let (from, to) = self.current?;
+        if !is_asked {
+            return None;
+        }
         let (written, _) = quic.send_on_path(room, Some(local), Some(peer)).ok()?;
         Some((written, Transmit { to, from: source(from), segment: None }))
     }

@@ -252,7 +252,8 @@ impl<S: Service + 'static> Running<S> {
         let mut used_up = None;
         while let Some(event) = quic.path_event_next() {
             match event {
-                quiche::PathEvent::New(..) => {
+                quiche::PathEvent::New(local, peer) => {
+                    self.route.seen((local, peer));
                     used_up = used_up.or(session.paths.add(session.limits.moves_per_worker_max));
                 }
                 quiche::PathEvent::PeerMigrated(local, peer) => {
