@@ -65,6 +65,9 @@ impl Drop for Paths {
     }
 }
 
+/// Bytes of a datagram that quiche drops: a short header, a connection ID, what is too short for a packet.
+const NONSENSE_BYTES: usize = 24;
+
 /// A path: our address, the client's.
 type Ends = (SocketAddr, SocketAddr);
 
@@ -123,6 +126,17 @@ impl Route {
         let (from, to) = self.current?;
         if !is_asked {
             return None;
+        }
+        // Of a path that was never proved all may have been sent that may go there. This does not go there, and what
+        // comes from there makes room, whatever it is.
+        let is_proved = |path: quiche::PathStats| path.validation_state == quiche::PathState::Validated;
+        if !quic
+            .path_stats()
+            .find(|path| (path.local_addr, path.peer_addr) == (local, peer))
+            .is_some_and(is_proved)
+        {
+            let _nonsense =
+                quic.recv(&mut [0x40; NONSENSE_BYTES], quiche::RecvInfo { from: peer, to: local });
         }
         let (written, _) = quic.send_on_path(room, Some(local), Some(peer)).ok()?;
         Some((written, Transmit { to, from: source(from), segment: None }))
