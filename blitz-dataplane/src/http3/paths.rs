@@ -71,13 +71,22 @@ const NONSENSE_BYTES: usize = 24;
 /// A path: our address, the client's.
 type Ends = (SocketAddr, SocketAddr);
 
+/// A path that is not the current one.
+#[derive(Clone, Copy, Debug)]
+struct Other {
+    ends: Ends,
+    /// The client has shown that it receives there.
+    is_proved: bool,
+    /// quiche was asked for a PING.
+    is_asked: bool,
+}
+
 /// Where a connection is, and where it was.
 #[derive(Debug, Default)]
 pub(super) struct Route {
     current: Option<Ends>,
-    /// The other paths, and whether quiche was asked for a PING since something was sent there. At most as many as
-    /// quiche keeps.
-    left: Vec<(Ends, bool)>,
+    /// At most as many as quiche keeps.
+    others: Vec<Other>,
     /// The first so many of them may have something to send (count).
     due: usize,
 }
@@ -89,28 +98,33 @@ impl Route {
         Self { current: active.map(|path| (path.local_addr, path.peer_addr)), ..Self::default() }
     }
 
-    /// Something came from there. Whether the client receives there is not known yet.
+    /// Something came from there.
     pub(super) fn seen(&mut self, ends: Ends) {
-        self.left.push((ends, false));
+        self.others.push(Other { ends, is_proved: false, is_asked: false });
     }
 
-    /// The client has moved to `ends`, and receives there.
+    /// The client has shown that it receives there.
+    pub(super) fn proved(&mut self, ends: Ends) {
+        self.others.iter_mut().filter(|other| other.ends == ends).for_each(|other| other.is_proved = true);
+    }
+
+    /// The client goes on from there.
     pub(super) fn moved(&mut self, quic: &mut quiche::Connection, ends: Ends) {
-        self.left.retain(|(left, _)| *left != ends);
+        self.others.retain(|other| other.ends != ends);
         let before = self.current.replace(ends).filter(|before| *before != ends);
-        self.left.extend(before.map(|before| (before, false)));
-        for ((local, peer), is_asked) in self.left.iter_mut().filter(|(_, is_asked)| !is_asked) {
-            *is_asked = quic.send_ack_eliciting_on_path(*local, *peer).is_ok();
+        self.others.extend(before.map(|ends| Other { ends, is_proved: true, is_asked: false }));
+        for other in self.others.iter_mut().filter(|other| !other.is_asked) {
+            other.is_asked = quic.send_ack_eliciting_on_path(other.ends.0, other.ends.1).is_ok();
         }
-        self.due = self.left.len();
+        self.due = self.others.len();
     }
 
-    /// quiche may want to probe a path that was left.
+    /// quiche may want to probe a path.
     pub(super) fn timed_out(&mut self) {
-        self.due = self.left.len();
+        self.due = self.others.len();
     }
 
-    /// Whether there may be something to send for a path that was left.
+    /// Whether there may be something to send for another path than the current one.
     pub(super) fn is_due(&self) -> bool {
         self.due > 0
     }
@@ -122,21 +136,12 @@ impl Route {
         room: &mut [u8],
     ) -> Option<(usize, Transmit)> {
         self.due = self.due.checked_sub(1)?;
-        let ((local, peer), is_asked) = *self.left.get(self.due)?;
-        let (from, to) = self.current?;
-        if !is_asked {
-            return None;
-        }
-        // Of a path that was never proved all may have been sent that may go there. This does not go there, and what
-        // comes from there makes room, whatever it is.
-        let is_proved = |path: quiche::PathStats| path.validation_state == quiche::PathState::Validated;
-        if !quic
-            .path_stats()
-            .find(|path| (path.local_addr, path.peer_addr) == (local, peer))
-            .is_some_and(is_proved)
-        {
-            let _nonsense =
-                quic.recv(&mut [0x40; NONSENSE_BYTES], quiche::RecvInfo { from: peer, to: local });
+        let other = self.others.get(self.due).filter(|other| other.is_asked)?;
+        let ((local, peer), (from, to)) = (other.ends, self.current?);
+        if !other.is_proved {
+            // As much may have been sent as may go there before. This goes elsewhere; and whatever comes from there
+            // makes room for as much again.
+            let _dropped = quic.recv(&mut [0x40; NONSENSE_BYTES], quiche::RecvInfo { from: peer, to: local });
         }
         let (written, _) = quic.send_on_path(room, Some(local), Some(peer)).ok()?;
         Some((written, Transmit { to, from: source(from), segment: None }))

@@ -261,6 +261,7 @@ impl<S: Service + 'static> Running<S> {
                     session.connection.set_addresses(peer, local);
                     self.route.moved(quic, (local, peer));
                 }
+                quiche::PathEvent::Validated(local, peer) => self.route.proved((local, peer)),
                 _ => {}
             }
         }
