@@ -85,7 +85,7 @@ struct Other {
 #[derive(Debug, Default)]
 pub(super) struct Route {
     current: Option<Ends>,
-    /// At most as many as quiche keeps.
+    /// Those that were current, then the others in the order in which they were seen. At most as many as quiche keeps.
     others: Vec<Other>,
     /// The first so many of them may have something to send (count).
     due: usize,
@@ -110,11 +110,18 @@ impl Route {
 
     /// The client goes on from there.
     pub(super) fn moved(&mut self, quic: &mut quiche::Connection, ends: Ends) {
-        self.others.retain(|other| other.ends != ends);
+        // What was seen later may be where the client is: quiche also goes back by itself, when a proof takes too long.
+        let seen_before = self.others.iter().position(|other| other.ends == ends).unwrap_or(0);
         let before = self.current.replace(ends).filter(|before| *before != ends);
-        self.others.extend(before.map(|ends| Other { ends, is_proved: true, is_asked: false }));
-        for other in self.others.iter_mut().filter(|other| !other.is_asked) {
+        let before = before.map(|ends| Other { ends, is_proved: true, is_asked: false });
+        let asked = self.others.iter_mut().take(seen_before);
+        for other in asked.filter(|other| !other.is_asked) {
             other.is_asked = quic.send_ack_eliciting_on_path(other.ends.0, other.ends.1).is_ok();
+        }
+        self.others.retain(|other| other.ends != ends);
+        if let Some(mut before) = before {
+            before.is_asked = quic.send_ack_eliciting_on_path(before.ends.0, before.ends.1).is_ok();
+            self.others.insert(0, before);
         }
         self.due = self.others.len();
     }
