@@ -21,7 +21,7 @@ use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::proxy::connections::{Connection, Ended};
-use crate::runtime::{Deadline, Handle, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
+use crate::runtime::{Deadline, Handle, Lull, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
 
 /// Paths that a connection may use (count). quiche keeps each to the connection's end, about 70 KB, and drops packets
 /// from one more without a word; so the connection is closed, in plain words, when the last but one is used.
@@ -39,6 +39,9 @@ const CLOSING: Duration = Duration::from_secs(1);
 
 /// Sends of one connection before others get their turn (count).
 const BURSTS_MAX: usize = 4;
+
+/// Turns of the loop that what there is to be sent waits at most for more to join it, while there is other work.
+const HELD_TURNS_MAX: u8 = 4;
 
 /// CONNECTION_REFUSED (RFC 9000 section 20.1).
 const CONNECTION_REFUSED: u64 = 0x2;
@@ -79,6 +82,7 @@ impl<S: Service + 'static> Session<S> {
             resets_at_ms: now,
             paths: 1,
             is_waiting: Cell::new(false),
+            lull: Lull::default(),
         };
         poll_fn(|cx| running.poll(cx)).await
     }
@@ -111,6 +115,8 @@ struct Running<S> {
     resets_at_ms: u64,
     paths: u64,
     is_waiting: Cell<bool>,
+    /// When it may send: acknowledgements and answers that come about in the same moment travel together.
+    lull: Lull,
 }
 
 impl<S: Service + 'static> Running<S> {
@@ -122,7 +128,7 @@ impl<S: Service + 'static> Running<S> {
                 return Poll::Ready(Ended::Error);
             }
             self.advance(cx);
-            let has_more = self.flush(cx);
+            let has_more = self.lull.poll(cx, HELD_TURNS_MAX).is_ready() && self.flush(cx);
             if let Some(ended) = self.ended() {
                 return Poll::Ready(ended);
             }
