@@ -115,7 +115,7 @@ fn start(scratch: &Scratch, options: &Options, core: usize, back: Back) -> Resul
 fn generator(servers: &[Server], own: &[(String, Own)], shape: Shape) -> Value {
     println!("\n| generator at | its core busy | datagrams received | and sent |");
     println!("|---|---|---|---|");
-    let per = if shape.is_bulk { "download" } else { "request" };
+    let per = if shape.is_bulk { "MB" } else { "request" };
     let mut report = serde_json::Map::new();
     for server in servers {
         let column = |of: fn(&Own) -> f64| {

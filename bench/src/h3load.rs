@@ -25,7 +25,7 @@ pub(crate) struct Shape {
 pub(crate) struct Own {
     /// The share of its core that it used.
     pub(crate) busy: f64,
-    /// Datagrams that it received and sent, for each request.
+    /// Datagrams that it received and sent, for each request or megabyte.
     pub(crate) received: f64,
     pub(crate) sent: f64,
 }
@@ -57,7 +57,7 @@ fn parse(said: &str, is_bulk: bool) -> Option<(Load, Own)> {
     let n: Vec<f64> = line.split_whitespace().filter_map(|text| text.parse().ok()).collect();
     let [requests, bytes, seconds, p50_us, p99_us, bad, busy, received, sent] = n[..] else { return None };
     let done = if is_bulk { bytes / 1e6 } else { requests };
-    let own = Own { busy, received: received / requests.max(1.0), sent: sent / requests.max(1.0) };
+    let own = Own { busy, received: received / done.max(1.0), sent: sent / done.max(1.0) };
     Some((Load { done, seconds, p50_us, p99_us, bad }, own))
 }
 
@@ -71,7 +71,10 @@ mod tests {
         let load = Load { done: 1000.0, seconds: 2.5, p50_us: 100.0, p99_us: 900.0, bad: 3.0 };
         let own = Own { busy: 0.75, received: 0.5, sent: 0.25 };
         assert_eq!(parse(said, false), Some((load, own)));
-        assert_eq!(parse(said, true), Some((Load { done: 2.0, ..load }, own)));
+        assert_eq!(
+            parse(said, true),
+            Some((Load { done: 2.0, ..load }, Own { received: 250.0, sent: 125.0, ..own }))
+        );
         assert_eq!(parse("RESULT 1 2", false), None);
     }
 }

@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
@@ -25,9 +26,28 @@ pub(super) struct State {
     pub(super) quic: quiche::Connection,
     /// Once the handshake is done.
     pub(super) h3: Option<h3::Connection>,
-    streams: HashMap<u64, Rc<Signals>>,
+    streams: HashMap<u64, Rc<Signals>, BuildHasherDefault<StreamHasher>>,
     /// Answers that the client has stopped (count), as of the last look.
     stopped: u64,
+}
+
+/// Spreads the numbers of streams. They need no key: a client opens them in order, and no more than are announced.
+#[derive(Default)]
+struct StreamHasher(u64);
+
+impl Hasher for StreamHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 over the golden ratio, so that neighbours differ in the upper bits as well, which the table looks at.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// What is known of a request's stream.
@@ -96,7 +116,7 @@ const EVENTS_MAX: usize = 256;
 
 impl Conn {
     pub(super) fn new(quic: quiche::Connection) -> Self {
-        let state = State { quic, h3: None, streams: HashMap::new(), stopped: 0 };
+        let state = State { quic, h3: None, streams: HashMap::default(), stopped: 0 };
         Self { state: RefCell::new(state), task: RefCell::new(None), is_broken: Cell::new(false) }
     }
 
