@@ -383,9 +383,8 @@ pub(crate) fn caddy(scratch: &Scratch, core: usize, programs: &Path, back: Back)
     let answer = match back {
         Back::Fixed(bytes) => format!("respond {}", "x".repeat(bytes)),
         Back::Upstream(upstream) => {
-            format!(
-                "reverse_proxy 127.0.0.1:{upstream} {{\n transport http {{\n keepalive_idle_conns_per_host 512\n }}\n }}"
-            )
+            let pool = "transport http {\n keepalive_idle_conns_per_host 512\n }";
+            format!("reverse_proxy 127.0.0.1:{upstream} {{\n {pool}\n }}")
         }
     };
     let text = format!(

@@ -1,6 +1,6 @@
 //! How that lies in memory which one receive of a datagram socket brings: lengths, source, control messages, payload.
 //!
-//! The layout is that of io_uring's multishot recvmsg (io_uring_prep_recvmsg_multishot(3)); the other drivers follow it.
+//! The layout is that of io_uring's multishot recvmsg (io_uring_prep_recvmsg_multishot(3)); the others follow it.
 //!
 //! Owns: the layout. Does not own: the slots (`buf.rs`), what control messages say (`udp.rs`).
 

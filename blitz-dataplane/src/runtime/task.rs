@@ -264,8 +264,8 @@ fn wait_for_lull(later: Later) {
     SCHEDULER.with(|s| s.later.borrow_mut().push(later));
 }
 
-/// Waits until the loop has nothing else to do, and not shorter, whatever else wakes its task meanwhile: for work that is
-/// cheaper when more of it has come together.
+/// Waits until the loop has nothing else to do, and not shorter, whatever else wakes its task meanwhile: for work that
+/// is cheaper when more of it has come together.
 #[derive(Default)]
 pub struct Lull {
     is_awaited: bool,

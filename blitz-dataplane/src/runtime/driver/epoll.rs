@@ -437,8 +437,8 @@ impl Epoll {
             return (-libc::ENOBUFS, None);
         }
         let (list, count, limit) = (messages.as_mut_ptr(), taken as u32, std::ptr::null_mut());
-        // SAFETY: the headers lead to parts of slots that were free and are ours now, and to pieces that live across the
-        // call; there are `taken` of them.
+        // SAFETY: the headers lead to parts of slots that were free and are ours now, and to pieces that live across
+        // the call; there are `taken` of them.
         let result = outcome(unsafe { libc::recvmmsg(fd, list, count, libc::MSG_DONTWAIT, limit) } as isize);
         let filled = usize::try_from(result).unwrap_or(0);
         slots[filled..taken].iter().for_each(|slot| self.aggregates.give_back(*slot));

@@ -310,8 +310,8 @@ impl Driver {
         });
     }
 
-    /// Receives datagrams with their sources and control data into slots (see `aggregate`) until cancelled, error, or an
-    /// empty pool (`ENOBUFS`).
+    /// Receives datagrams with their sources and control data into slots (see `aggregate`) until cancelled, error, or
+    /// an empty pool (`ENOBUFS`).
     ///
     /// # Safety
     /// - `template` stays in place and unwritten until the last completion.
