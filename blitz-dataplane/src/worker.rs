@@ -21,9 +21,9 @@ use blitz_config::model::Protocol;
 
 use crate::exchange::ErrorKind;
 use crate::fields::Fields;
+use crate::heap::Heap;
 use crate::http3::QuicKeys;
 use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener};
-use crate::heap::Heap;
 use crate::metrics::names::Metric;
 use crate::process::endpoints::ResolvedEndpoints;
 use crate::process::messages::ListenerAddress;

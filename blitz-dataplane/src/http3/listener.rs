@@ -22,6 +22,7 @@ use blitz_ebpf_common::cid::CID_BYTES;
 
 use super::QuicKeys;
 use super::connection::Conn;
+use super::error::failure;
 use super::keys::{Cids, Owner};
 use super::outlet::{LANES, Outlet};
 use super::retry;
@@ -393,11 +394,12 @@ impl QuicListener {
         let under_way = HandshakeUnderWay { rows, _permit: permit };
         Box::new(move |quic| {
             let rows = &under_way.rows;
-            let Some(quic) = quic else {
-                rows.add(Metric::TlsFailedOther, 1);
-                log::debug!("tls: {client} quic failed");
+            if !quic.is_established() {
+                let (metric, label) = failure(quic);
+                rows.add(metric, 1);
+                log::debug!("tls: {client} protocol=h3 failed: {label}");
                 return;
-            };
+            }
             rows.add(Metric::Tls13Full, 1);
             rows.add(Metric::H3Connections, 1);
             let level = if is_tracing { log::Level::Info } else { log::Level::Debug };
