@@ -9,14 +9,14 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap};
 use blitz_ebpf_common::decide::{Decision, Tables};
 use blitz_ebpf_common::gcra::Word;
 use blitz_ebpf_common::layout::{
     ALLOW_MAX, BLOCKED_MAX, Block, BlockKey, Buckets, Count, DENY_MAX, Deny, Dimension, Everywhere, Fault,
     INDEX4, INDEX6, LIMITS_MAX, Layout, Lengths, Limit, NOTES_MAX, Note, PORTS as PORTS_MAX, Ports, Prefix4,
-    Prefix6, RULES_MAX, RuleCount, RuleName, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX, Service, ServiceKey,
-    Settings, Verdict,
+    Prefix6, QUEUES_MAX, RULES_MAX, RuleCount, RuleName, SEATS, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX,
+    Seat, Service, ServiceKey, Settings, Steer, Steered, Verdict,
 };
 use blitz_ebpf_common::packet::{Family, Words};
 use blitz_ebpf_common::sources::{Set, WAYS};
@@ -62,6 +62,18 @@ static SOURCES: Array<Set<u64>> = Array::with_max_entries(SOURCES_MAX / WAYS as 
 static SERVICE_WORDS: Array<Buckets> = Array::with_max_entries(LIMITS_MAX, 0);
 #[map]
 static SERVICE_CREDIT: PerCpuArray<Buckets> = PerCpuArray::with_max_entries(LIMITS_MAX, 0);
+#[map]
+static STEER: Array<Steer> = Array::with_max_entries(1, 0);
+#[map]
+static WORKERS: Array<Seat> = Array::with_max_entries(SEATS, 0);
+#[map]
+static QUEUES: Array<Seat> = Array::with_max_entries(QUEUES_MAX, 0);
+#[map]
+static XSKS: XskMap = XskMap::with_max_entries(QUEUES_MAX, 0);
+#[map]
+static VERSIONS: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+static STEERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(Steered::ALL.len() as u32, 0);
 #[map]
 static VERDICTS: PerCpuArray<Count> = PerCpuArray::with_max_entries(Verdict::ALL.len() as u32, 0);
 #[map]
