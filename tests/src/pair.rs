@@ -1,7 +1,7 @@
 //! One exchange in the hands of a test, whatever protocol either side speaks.
 //!
-//! Owns: a client's and an endpoint's view of an exchange over HTTP/1.1, HTTP/2 and, at the client, HTTP/3, raw: nothing
-//! is sent that a test does not ask for. Does not own: bytes and frames ([`crate::client`], [`crate::upstream`],
+//! Owns: a client's and an endpoint's view of an exchange over HTTP/1.1, HTTP/2 and, at the client, HTTP/3, raw:
+//! nothing is sent that no test asks for. Does not own: bytes and frames ([`crate::client`], [`crate::upstream`],
 //! [`crate::h2raw`], [`crate::h2endpoint`], [`crate::h3`]), large bodies (windows of a client of HTTP/2 are not kept:
 //! 65,535 bytes each way).
 

@@ -1,4 +1,4 @@
-//! Real clients over HTTP/3: libcurl (through curl_cffi), aioquic, tquic_client. Each does what its users do; the script
+//! Real clients over HTTP/3: libcurl (through curl_cffi), aioquic, tquic_client. Each does what its users do; a script
 //! says what was seen, the test what should be.
 
 use std::process::Command;

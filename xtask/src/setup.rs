@@ -281,7 +281,7 @@ fn beside_the_build() -> Vec<&'static str> {
     missing
 }
 
-/// Programs that cargo builds: name, crate and version. A debug build: it takes half as long, and no test measures them.
+/// Programs that cargo builds: name, crate and version. As debug builds: half the time, and no test measures them.
 const CRATES: &[(&str, &str)] = &[("tquic_client", "tquic_tools@1.6.0")];
 
 /// Builds the programs, once for a target folder.

@@ -1,7 +1,7 @@
 //! Which HTTP/3 error code a stream ends with (RFC 9114 section 8.1), and why a handshake has failed.
 //!
-//! Owns: the codes that we send, and the one of each kind of error; the reasons by which handshakes are counted. Does not
-//! own: the kinds (`exchange/error.rs`), or errors of a connection that quiche finds.
+//! Owns: the codes that we send, and the one of each kind of error; the reasons by which failed handshakes are counted.
+//! Does not own: the kinds (`exchange/error.rs`), or errors of a connection that quiche finds.
 
 use crate::exchange::ErrorKind;
 use crate::http2;

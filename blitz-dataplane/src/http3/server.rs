@@ -38,7 +38,7 @@ const REQUESTS_MAX: u64 = 100_000;
 /// After the last answer of a connection that is to end: its packets may have to be sent again.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// How long a connection that is over is kept for packets that are late, at most: three times the probe timeout (RFC 9000
+/// How long a connection that is over is kept for late packets, at most: three times the probe timeout (RFC 9000
 /// section 10.2) is the client's to stretch, by answering slowly. Whoever is later still gets a stateless reset.
 const LINGER_MAX: Duration = Duration::from_secs(3);
 
