@@ -136,6 +136,8 @@ impl Http3Limits {
         idle_timeout: Duration::from_secs(90),
         // An honest client pays for it only while the gateway has more to do than usual.
         retry: Retry::UnderPressure,
+        // Upstreams have to know of it (RFC 8470 section 6.1).
+        early_data: false,
         // As for HTTP/2.
         resets_per_second: 100,
     };

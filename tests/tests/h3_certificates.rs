@@ -19,10 +19,9 @@ fn fares(address: std::net::SocketAddr, pki: &Pki, pair: Option<&Pair>) -> Resul
         config.load_cert_chain_from_pem_file(&path("client.crt")).expect("a certificate");
         config.load_priv_key_from_pem_file(&path("client.key")).expect("a key");
     }
-    let mut client = H3::bare(address, "edge.test", &mut config);
+    let mut client = H3::start(address, "edge.test", &mut config, None);
     // It is done for the client before it is for the gateway.
     if client.shake_hands().is_ok() {
-        client.begin_h3();
         let id = client.begin_get("/hello");
         let got = client.outcome(id);
         if got.is_whole {
@@ -92,11 +91,10 @@ matrix! {
             let gateway = setup.start();
             let mut config = h3::config();
             config.log_keys();
-            let mut client = H3::bare(gateway.address, "edge.test", &mut config);
+            let mut client = H3::start(gateway.address, "edge.test", &mut config, None);
             client.quic.set_keylog(Box::new(std::fs::File::create(&ours).expect("can be written")));
             client.shake_hands().expect("a handshake");
-            client.begin_h3();
-            assert_eq!(client.get("/hello").status(), 200);
+                assert_eq!(client.get("/hello").status(), 200);
             assert_eq!(theirs.exists(), with_flag);
             gateway.stop();
         }

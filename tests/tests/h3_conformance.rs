@@ -76,8 +76,8 @@ matrix! {
             ("9114 7.2.4.1: a setting of HTTP/2", settings(&[3, 100]), code::SETTINGS_ERROR),
         ];
         for (rule, bytes, expected) in cases {
-            let mut client = H3::bare(gateway.address, "edge.test", &mut h3::config());
-            client.shake_hands().expect("a handshake");
+            let mut client = H3::start(gateway.address, "edge.test", &mut h3::config(), None);
+            client.handshake().expect("a handshake");
             client.send_raw(CONTROL, &one_way(stream::CONTROL, bytes.clone()), false);
             let closed = client.closes();
             if closed != Some((true, *expected)) {

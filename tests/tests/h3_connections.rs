@@ -107,7 +107,7 @@ matrix! {
             // First flights whose answers nobody takes. Where proof is asked for they are nothing.
             let crowd: Vec<_> = (0..CROWD)
                 .map(|_| {
-                    let mut client = H3::bare(gateway.address, "edge.test", &mut h3::config());
+                    let mut client = H3::start(gateway.address, "edge.test", &mut h3::config(), None);
                     client.flush();
                     client
                 })

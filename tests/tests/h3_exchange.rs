@@ -152,6 +152,7 @@ matrix! {
         assert!(before < (SLOW / 2) as u64, "{before} bytes were taken from the upstream");
         client.hold(id, false);
         client.until("the upstream goes on", |client| client.got(id).body_bytes > before);
+        drop(client);
         gateway.stop();
     }
 

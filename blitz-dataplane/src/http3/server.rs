@@ -13,7 +13,7 @@ use blitz_config::model::Http3Limits;
 use quiche::h3;
 
 use super::Code;
-use super::connection::{Conn, News};
+use super::connection::{Conn, News, State};
 use super::error::CONNECTION_REFUSED;
 use super::keys::Cids;
 use super::listener::{Cid, Table};
@@ -45,6 +45,9 @@ const LINGER_MAX: Duration = Duration::from_secs(3);
 /// Sends of one connection before others get their turn (count).
 const BURSTS_MAX: usize = 4;
 
+/// CRYPTO_ERROR with the alert `bad_certificate` (RFC 9001 section 4.8).
+const BAD_CERTIFICATE: u64 = 0x100 + 42;
+
 /// What a connection's task needs.
 pub(super) struct Session<S> {
     pub(super) service: Rc<S>,
@@ -60,8 +63,8 @@ pub(super) struct Session<S> {
     pub(super) known_as: Vec<Cid>,
 }
 
-/// Told once when a handshake has ended, well or not.
-pub(super) type Handshaken = Box<dyn FnOnce(&quiche::Connection)>;
+/// Told once when a handshake has ended, well or not. Whether the client may go on.
+pub(super) type Handshaken = Box<dyn FnOnce(&quiche::Connection) -> bool>;
 
 impl<S: Service + 'static> Session<S> {
     /// Serves the connection to its end. `handshaken` is called when the handshake is over.
@@ -148,7 +151,11 @@ impl<S: Service + 'static> Running<S> {
         if state.quic.timeout_instant().is_some_and(|at| at <= Instant::now()) {
             state.quic.on_timeout();
         }
-        if state.h3.is_none() && state.quic.is_established() && !self.said {
+        if !self.said && self.handshaken.is_some() && state.quic.is_established() {
+            self.handshake_done(&mut state);
+        }
+        let is_ready = state.quic.is_established() || state.quic.is_in_early_data();
+        if state.h3.is_none() && is_ready && !self.said {
             state.h3 = self.establish(&mut state.quic);
         }
         let news = state.pump();
@@ -163,13 +170,22 @@ impl<S: Service + 'static> Running<S> {
         self.check_deadlines();
     }
 
-    /// The handshake is done.
+    fn handshake_done(&mut self, state: &mut State) {
+        let is_admitted = self.handshaken.take().is_some_and(|handshaken| handshaken(&state.quic));
+        if !is_admitted {
+            self.closing = Some((Ended::Error, self.session.handle.now_ms()));
+            let _closing = state.quic.close(false, BAD_CERTIFICATE, b"");
+            self.said = true;
+            return;
+        }
+        self.session.connection.set_idle(self.session.handle.now_ms());
+        // Requests that came before may go on.
+        state.wake_all();
+    }
+
+    /// Requests can be taken.
     fn establish(&mut self, quic: &mut quiche::Connection) -> Option<h3::Connection> {
         let session = &self.session;
-        if let Some(handshaken) = self.handshaken.take() {
-            handshaken(quic);
-        }
-        session.connection.set_idle(session.handle.now_ms());
         let limits = session.service.limits();
         let mut config = h3::Config::new().ok()?;
         // What is larger than allowed, and not much, gets an answer; the rest ends the connection.
@@ -272,7 +288,7 @@ impl<S: Service + 'static> Running<S> {
     fn close(&mut self, ended: Ended) {
         self.closing = Some((ended, self.session.handle.now_ms()));
         let mut state = self.session.conn.state.borrow_mut();
-        let super::connection::State { quic, h3, .. } = &mut *state;
+        let State { quic, h3, .. } = &mut *state;
         if let Some(h3) = h3
             && let Err(error) = h3.send_goaway(quic, self.next_stream)
         {
@@ -386,7 +402,7 @@ impl<S: Service + 'static> Running<S> {
             return None;
         }
         if let Some(handshaken) = self.handshaken.take() {
-            handshaken(&self.session.conn.state.borrow().quic);
+            let _over = handshaken(&self.session.conn.state.borrow().quic);
         }
         Some(match self.closing {
             Some((ended, _)) => ended,
