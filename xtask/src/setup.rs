@@ -135,6 +135,14 @@ const TEST_TOOLS: &[Tool] = &[
         service: None,
     },
     Tool {
+        program: "chromium",
+        why: "a browser over HTTP/3",
+        apt: "chromium",
+        dnf: "chromium",
+        pacman: "chromium",
+        service: None,
+    },
+    Tool {
         program: "python3:websockets",
         why: "WebSocket peers of the tests",
         apt: "python3 python3-websockets",
@@ -252,7 +260,7 @@ pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
     if missing.is_empty() {
         let names: Vec<_> = wanted().map(|tool| tool.program).collect();
         println!("setup: all here: {}", names.join(", "));
-        return Ok(python_modules());
+        return Ok(beside_the_build());
     }
     for tool in &missing {
         println!("setup: {} is missing ({})", tool.program, tool.why);
@@ -266,8 +274,42 @@ pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
     if missing.contains(&"cc") {
         return Err("nothing can be built without a C compiler".to_owned());
     }
-    missing.extend(python_modules());
+    missing.extend(beside_the_build());
     Ok(missing)
+}
+
+/// What goes into the target folder. The names of what is still missing.
+fn beside_the_build() -> Vec<&'static str> {
+    let mut missing = python_modules();
+    missing.extend(crates());
+    missing
+}
+
+/// Programs that cargo builds: name, crate and version. As debug builds: half the time, and no test measures them.
+const CRATES: &[(&str, &str)] = &[("tquic_client", "tquic_tools@1.6.0")];
+
+/// Builds the programs, once for a target folder.
+fn crates() -> Vec<&'static str> {
+    let folder = sh::target_dir().join("tools");
+    let mut missing = Vec::new();
+    for (program, wanted) in CRATES {
+        if folder.join("bin").join(program).is_file() {
+            continue;
+        }
+        println!(
+            "setup: {program} is missing (an HTTP/3 client of the tests); building it takes some minutes"
+        );
+        // A build of its own, which would only take room once the program is there.
+        let build = folder.join("build");
+        let mut install = sh::cargo(["install", "--quiet", "--locked", "--debug", "--bin", program, wanted]);
+        install.arg("--root").arg(&folder).env("CARGO_TARGET_DIR", &build);
+        if let Err(error) = sh::run(&mut install) {
+            println!("setup: {error}");
+            missing.push(*program);
+        }
+        let _gone = std::fs::remove_dir_all(&build);
+    }
+    missing
 }
 
 /// Modules of Python with clients of HTTP/3, which few distributions have: name and what pip installs.

@@ -24,6 +24,7 @@ use blitz_ebpf_common::cid::CID_BYTES;
 use super::QuicKeys;
 use super::connection::Conn;
 use super::early::{self, Early};
+use super::error::failure;
 use super::keys::{Cids, Owner};
 use super::outlet::{LANES, Outlet};
 use super::retry;
@@ -413,11 +414,12 @@ impl QuicListener {
         let under_way = HandshakeUnderWay { rows, _permit: permit };
         Box::new(move |quic| {
             let rows = &under_way.rows;
-            let Some(quic) = quic else {
-                rows.add(Metric::TlsFailedOther, 1);
-                log::debug!("tls: {client} quic failed");
+            if !quic.is_established() {
+                let (metric, label) = failure(quic);
+                rows.add(metric, 1);
+                log::debug!("tls: {client} protocol=h3 failed: {label}");
                 return false;
-            };
+            }
             if !quic::still_admits(&material, quic) {
                 rows.add(Metric::TlsFailedClientCertificate, 1);
                 log::debug!("tls: {client} quic failed=client_certificate_of_session");

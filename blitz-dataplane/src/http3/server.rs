@@ -14,6 +14,7 @@ use quiche::h3;
 
 use super::Code;
 use super::connection::{Conn, News, State};
+use super::error::CONNECTION_REFUSED;
 use super::keys::Cids;
 use super::listener::{Cid, Table};
 use super::outlet::Outlet;
@@ -37,6 +38,10 @@ const REQUESTS_MAX: u64 = 100_000;
 /// After the last answer of a connection that is to end: its packets may have to be sent again.
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// How long a connection that is over is kept for late packets, at most: three times the probe timeout (RFC 9000
+/// section 10.2) is the client's to stretch, by answering slowly. Whoever is later still gets a stateless reset.
+const LINGER_MAX: Duration = Duration::from_secs(3);
+
 /// Sends of one connection before others get their turn (count).
 const BURSTS_MAX: usize = 4;
 
@@ -48,9 +53,6 @@ pub(super) const DATAGRAM_BYTES_MAX: usize = 1452;
 
 /// CRYPTO_ERROR with the alert `bad_certificate` (RFC 9001 section 4.8).
 const BAD_CERTIFICATE: u64 = 0x100 + 42;
-
-/// CONNECTION_REFUSED (RFC 9000 section 20.1).
-const CONNECTION_REFUSED: u64 = 0x2;
 
 /// What a connection's task needs.
 pub(super) struct Session<S> {
@@ -67,8 +69,8 @@ pub(super) struct Session<S> {
     pub(super) known_as: Vec<Cid>,
 }
 
-/// Told once how a handshake has ended; `None`: not well. Whether the client may go on.
-pub(super) type Handshaken = Box<dyn FnOnce(Option<&quiche::Connection>) -> bool>;
+/// Told once when a handshake has ended, well or not. Whether the client may go on.
+pub(super) type Handshaken = Box<dyn FnOnce(&quiche::Connection) -> bool>;
 
 impl<S: Service + 'static> Session<S> {
     /// Serves the connection to its end. `handshaken` is called when the handshake is over.
@@ -83,6 +85,7 @@ impl<S: Service + 'static> Session<S> {
             pinged_ms: now,
             closing: None,
             said: false,
+            over_ms: None,
             next_stream: 0,
             resets: 0,
             resets_at_ms: now,
@@ -114,6 +117,8 @@ struct Running<S> {
     closing: Option<(Ended, u64)>,
     /// CONNECTION_CLOSE was said.
     said: bool,
+    /// Since when it is over, by either side's word.
+    over_ms: Option<u64>,
     /// The lowest request that has not come.
     next_stream: u64,
     /// Requests that the client has reset, in thousandths, less what has drained.
@@ -175,7 +180,7 @@ impl<S: Service + 'static> Running<S> {
     }
 
     fn handshake_done(&mut self, state: &mut State) {
-        let is_admitted = self.handshaken.take().is_some_and(|handshaken| handshaken(Some(&state.quic)));
+        let is_admitted = self.handshaken.take().is_some_and(|handshaken| handshaken(&state.quic));
         if !is_admitted {
             self.closing = Some((Ended::Error, self.session.handle.now_ms()));
             let _closing = state.quic.close(false, BAD_CERTIFICATE, b"");
@@ -368,8 +373,8 @@ impl<S: Service + 'static> Running<S> {
                 if is_first { limits.request_head } else { limits.keep_alive },
             )
         };
-        // Once it was said, only quiche's own time matters.
-        let own = if self.said { Duration::from_secs(1) } else { own };
+        // Once it is over, only quiche's own time matters.
+        let own = self.over_ms.map_or(own, |since| until(since, LINGER_MAX));
         quic.map_or(own, |quic| quic.min(own))
     }
 
@@ -402,15 +407,19 @@ impl<S: Service + 'static> Running<S> {
         let is_leaving = quic.is_draining() || quic.local_error().is_some();
         let (is_timed_out, is_by_peer) = (quic.is_timed_out(), quic.peer_error().is_some());
         drop(state);
+        let now = self.session.handle.now_ms();
         if is_leaving || is_over {
+            self.over_ms.get_or_insert(now);
             // The tasks of its streams have nobody to talk to.
             self.session.conn.state.borrow_mut().gone();
         }
-        if !is_over {
+        let has_lingered =
+            self.over_ms.is_some_and(|since| Duration::from_millis(now.saturating_sub(since)) >= LINGER_MAX);
+        if !is_over && !has_lingered {
             return None;
         }
         if let Some(handshaken) = self.handshaken.take() {
-            let _over = handshaken(None);
+            let _over = handshaken(&self.session.conn.state.borrow().quic);
         }
         Some(match self.closing {
             Some((ended, _)) => ended,
