@@ -17,17 +17,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use blitz_config::Config;
 use blitz_config::model::{Http3Limits, Retry};
 use blitz_ebpf_common::cid::CID_BYTES;
 
 use super::QuicKeys;
 use super::connection::Conn;
+use super::early::{self, Early};
+use super::error::failure;
 use super::keys::{Cids, Owner, Place};
 use super::outlet::{LANES, Outlet};
 use super::paths::{PATHS_MAX, Paths, WorkerPaths};
 use super::relay::{Addresses, Relay};
 use super::retry;
-use super::server::{Handshaken, Session};
+use super::server::{DATAGRAM_BYTES_MAX, Handshaken, Session};
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::metrics::names::Metric;
@@ -36,7 +39,7 @@ use crate::proxy::accept::{self, Open};
 use crate::proxy::connections::{Carrier, Listener};
 use crate::runtime::{ReceiveBuffer, Received, Transmit, UdpSocket};
 use crate::tls::quic::{self, QuicMaterial};
-use crate::tls::{Diagnosis, TlsMaterial};
+use crate::tls::{self, TlsMaterial};
 
 /// The least bytes of a datagram that begins a connection (RFC 9000 section 14.1).
 const INITIAL_BYTES_MIN: usize = 1200;
@@ -92,30 +95,36 @@ impl Table {
 /// What new connections get.
 pub struct Acceptor {
     config: RefCell<quiche::Config>,
+    material: Arc<TlsMaterial>,
     limits: Http3Limits,
-    handshakes_max: u32,
+    /// Early data is taken.
+    is_early: bool,
     is_tracing: bool,
 }
 
 impl Acceptor {
-    /// Puts a listener's certificates to use.
+    /// Puts a listener's certificates to use. `table` names the table of flights.
     ///
     /// # Errors
     /// BoringSSL refuses something; the words are its own.
     pub fn new(
-        material: &TlsMaterial,
+        material: &Arc<TlsMaterial>,
         quic: &Arc<QuicMaterial>,
-        diagnosis: &Diagnosis,
-        limits: Http3Limits,
+        tls: &tls::Context,
+        config: &Config,
+        table: u64,
     ) -> Result<Self, String> {
-        let builder = quic::context(quic, material.client_verifier(), diagnosis.key_log.clone())?;
-        let config = configure(builder, &limits).map_err(|error| error.to_string())?;
-        Ok(Self {
-            config: RefCell::new(config),
-            limits,
-            handshakes_max: material.handshakes_max,
-            is_tracing: diagnosis.is_tracing,
-        })
+        let limits = config.http3;
+        // Whose certificate has to be looked at again when a session is resumed has to wait for it.
+        let is_early = limits.early_data && material.client_verifier().is_none();
+        let promises = is_early.then(|| format!("{limits:?} {}", config.http.request_head_bytes_max));
+        let builder = quic::context(material, quic, tls, table, promises.as_deref())?;
+        let mut config = configure(builder, &limits).map_err(|error| error.to_string())?;
+        if is_early {
+            config.enable_early_data();
+        }
+        let (material, is_tracing) = (Arc::clone(material), tls.diagnosis.is_tracing);
+        Ok(Self { config: RefCell::new(config), material, limits, is_early, is_tracing })
     }
 
     /// Whether a client has to prove its address now.
@@ -123,7 +132,7 @@ impl Acceptor {
         match self.limits.retry {
             Retry::Always => true,
             Retry::Never => false,
-            Retry::UnderPressure => handshakes > self.handshakes_max / 4,
+            Retry::UnderPressure => handshakes > self.material.handshakes_max / 4,
         }
     }
 }
@@ -146,6 +155,9 @@ fn configure(
     config.set_max_connection_window(connection);
     config.set_max_stream_window(stream);
     config.set_active_connection_id_limit(PATHS_MAX);
+    // From 1200 bytes, which every path carries, to as many as this one does (RFC 9000 section 14.3).
+    config.set_max_send_udp_payload_size(DATAGRAM_BYTES_MAX);
+    config.discover_pmtu(true);
     // The timer wheel is coarser than what pacing asks for.
     config.enable_pacing(false);
     Ok(config)
@@ -297,6 +309,9 @@ impl QuicListener {
                     conn.is_broken.set(true);
                 }
             }
+            if conn.early.get() == Early::Unknown && !conn.is_broken.get() {
+                conn.early.set(self.judge(&mut conn.state.borrow_mut().quic));
+            }
             conn.wake();
             return Metric::QuicDelivered;
         }
@@ -372,7 +387,7 @@ impl QuicListener {
         to: SocketAddr,
     ) -> Metric {
         let proxy = &self.proxy;
-        let Some(permit) = self.info.begin_handshake(acceptor.handshakes_max) else {
+        let Some(permit) = self.info.begin_handshake(acceptor.material.handshakes_max) else {
             proxy.note(&ProxyError::new(ErrorKind::Overload).with_detail("handshakes_max"));
             proxy.rows.add(Metric::TlsFailedLimit, 1);
             return Metric::QuicRefused;
@@ -411,7 +426,8 @@ impl QuicListener {
             return Metric::QuicMalformed;
         }
         let Some(open) = accept::admit_quic(proxy, &self.info, from, to) else { return Metric::QuicRefused };
-        let conn = Rc::new(Conn::new(quic));
+        let early = if acceptor.is_early { self.judge(&mut quic) } else { Early::Waits };
+        let conn = Rc::new(Conn::new(quic, early));
         // Until the client has heard of ours it goes on to use the one that it chose.
         self.table.insert(chosen, &conn);
         self.table.insert(own, &conn);
@@ -431,9 +447,13 @@ impl QuicListener {
         };
         session.connection.set_carrier(Carrier::Tls);
         session.connection.begin_exchange();
-        let handshaken = self.handshaken(permit, from, acceptor.is_tracing);
+        let handshaken = self.handshaken(permit, from, acceptor);
         proxy.handle.spawn(run(open, session, handshaken));
         Metric::QuicNew
+    }
+
+    fn judge(&self, quic: &mut quiche::Connection) -> Early {
+        early::judge(quic, &self.proxy.rows, self.proxy.handle.unix_seconds())
     }
 
     /// Counts a handshake as under way until it is known how it ended.
@@ -441,22 +461,32 @@ impl QuicListener {
         &self,
         permit: crate::proxy::connections::HandshakePermit,
         client: SocketAddr,
-        is_tracing: bool,
+        acceptor: &Acceptor,
     ) -> Handshaken {
+        let (material, is_tracing) = (Arc::clone(&acceptor.material), acceptor.is_tracing);
         let rows = self.proxy.rows.clone();
         rows.gauge_add(Metric::TlsHandshakesActive, 1);
         let under_way = HandshakeUnderWay { rows, _permit: permit };
         Box::new(move |quic| {
             let rows = &under_way.rows;
-            let Some(quic) = quic else {
-                rows.add(Metric::TlsFailedOther, 1);
-                log::debug!("tls: {client} quic failed");
-                return;
-            };
-            rows.add(Metric::Tls13Full, 1);
+            if !quic.is_established() {
+                let (metric, label) = failure(quic);
+                rows.add(metric, 1);
+                log::debug!("tls: {client} protocol=h3 failed: {label}");
+                return false;
+            }
+            if !quic::still_admits(&material, quic) {
+                rows.add(Metric::TlsFailedClientCertificate, 1);
+                log::debug!("tls: {client} quic failed=client_certificate_of_session");
+                return false;
+            }
+            let is_resumed = quic.is_resumed();
+            rows.add(if is_resumed { Metric::Tls13Resumed } else { Metric::Tls13Full }, 1);
             rows.add(Metric::H3Connections, 1);
             let level = if is_tracing { log::Level::Info } else { log::Level::Debug };
-            log::log!(level, "tls: {client} sni={} protocol=h3", quic.server_name().unwrap_or("-"));
+            let (name, resumed) = (quic.server_name().unwrap_or("-"), if is_resumed { "yes" } else { "no" });
+            log::log!(level, "tls: {client} sni={name} protocol=h3 resumed={resumed}");
+            true
         })
     }
 
