@@ -174,6 +174,7 @@ impl Bundle {
             }
             if how == Move::Migration {
                 connection.quic.migrate(local, self.gateway).expect("another connection ID is there");
+                connection.quic.probe_path(local, self.gateway).expect("the path is there");
                 connection.local = local;
             }
             // So that the gateway hears of it.

@@ -6,6 +6,7 @@
 
 pub mod abuse;
 pub mod bank;
+pub mod chromium;
 pub mod client;
 pub mod ctl;
 pub mod flood;
@@ -15,6 +16,7 @@ pub mod h2endpoint;
 pub mod h2raw;
 pub mod h3;
 pub mod h3bundle;
+pub mod h3raw;
 pub mod haproxy;
 pub mod hpack;
 pub mod load;

@@ -65,15 +65,28 @@ impl Drop for Paths {
     }
 }
 
+/// Bytes of a datagram that quiche drops: a short header, a connection ID, what is too short for a packet.
+const NONSENSE_BYTES: usize = 24;
+
 /// A path: our address, the client's.
 type Ends = (SocketAddr, SocketAddr);
+
+/// A path that is not the current one.
+#[derive(Clone, Copy, Debug)]
+struct Other {
+    ends: Ends,
+    /// The client has shown that it receives there.
+    is_proved: bool,
+    /// quiche was asked for a PING.
+    is_asked: bool,
+}
 
 /// Where a connection is, and where it was.
 #[derive(Debug, Default)]
 pub(super) struct Route {
     current: Option<Ends>,
-    /// At most as many as quiche keeps.
-    left: Vec<Ends>,
+    /// Those that were current, then the others in the order in which they were seen. At most as many as quiche keeps.
+    others: Vec<Other>,
     /// The first so many of them may have something to send (count).
     due: usize,
 }
@@ -85,23 +98,40 @@ impl Route {
         Self { current: active.map(|path| (path.local_addr, path.peer_addr)), ..Self::default() }
     }
 
-    /// The client has moved to `ends`, and receives there.
+    /// Something came from there.
+    pub(super) fn seen(&mut self, ends: Ends) {
+        self.others.push(Other { ends, is_proved: false, is_asked: false });
+    }
+
+    /// The client has shown that it receives there.
+    pub(super) fn proved(&mut self, ends: Ends) {
+        self.others.iter_mut().filter(|other| other.ends == ends).for_each(|other| other.is_proved = true);
+    }
+
+    /// The client goes on from there.
     pub(super) fn moved(&mut self, quic: &mut quiche::Connection, ends: Ends) {
-        self.left.retain(|left| *left != ends);
-        if let Some(left) = self.current.replace(ends).filter(|left| *left != ends) {
-            // It was used a moment ago, so quiche knows it.
-            let _unknown = quic.send_ack_eliciting_on_path(left.0, left.1);
-            self.left.push(left);
+        // What was seen later may be where the client is: quiche also goes back by itself, when a proof takes too long.
+        let seen_before = self.others.iter().position(|other| other.ends == ends).unwrap_or(0);
+        let before = self.current.replace(ends).filter(|before| *before != ends);
+        let before = before.map(|ends| Other { ends, is_proved: true, is_asked: false });
+        let asked = self.others.iter_mut().take(seen_before);
+        for other in asked.filter(|other| !other.is_asked) {
+            other.is_asked = quic.send_ack_eliciting_on_path(other.ends.0, other.ends.1).is_ok();
         }
-        self.due = self.left.len();
+        self.others.retain(|other| other.ends != ends);
+        if let Some(mut before) = before {
+            before.is_asked = quic.send_ack_eliciting_on_path(before.ends.0, before.ends.1).is_ok();
+            self.others.insert(0, before);
+        }
+        self.due = self.others.len();
     }
 
-    /// quiche may want to probe a path that was left.
+    /// quiche may want to probe a path.
     pub(super) fn timed_out(&mut self) {
-        self.due = self.left.len();
+        self.due = self.others.len();
     }
 
-    /// Whether there may be something to send for a path that was left.
+    /// Whether there may be something to send for another path than the current one.
     pub(super) fn is_due(&self) -> bool {
         self.due > 0
     }
@@ -113,8 +143,13 @@ impl Route {
         room: &mut [u8],
     ) -> Option<(usize, Transmit)> {
         self.due = self.due.checked_sub(1)?;
-        let (local, peer) = *self.left.get(self.due)?;
-        let (from, to) = self.current?;
+        let other = self.others.get(self.due).filter(|other| other.is_asked)?;
+        let ((local, peer), (from, to)) = (other.ends, self.current?);
+        if !other.is_proved {
+            // As much may have been sent as may go there before. This goes elsewhere; and whatever comes from there
+            // makes room for as much again.
+            let _dropped = quic.recv(&mut [0x40; NONSENSE_BYTES], quiche::RecvInfo { from: peer, to: local });
+        }
         let (written, _) = quic.send_on_path(room, Some(local), Some(peer)).ok()?;
         Some((written, Transmit { to, from: source(from), segment: None }))
     }
