@@ -53,6 +53,8 @@ pub struct Tallies {
     pub reloads_failed: AtomicU64,
     /// Deny entries removed after their end.
     pub deny_expired: AtomicU64,
+    /// Times that the gateway has said how QUIC is steered.
+    pub steered: AtomicU64,
     /// For an index that no array above has; never read.
     spare: AtomicU64,
 }
@@ -223,8 +225,9 @@ impl Requests for State {
 
     fn steer(&self, steer: &Steer, keys: OwnedFd) -> std::result::Result<Vec<String>, String> {
         let done = steering::steer(&self.all(), steer, keys);
-        if let Err(sentence) = &done {
-            log::warn!("QUIC is steered as before: {sentence}");
+        match &done {
+            Ok(_) => drop(self.tallies.steered.fetch_add(1, Ordering::Relaxed)),
+            Err(sentence) => log::warn!("QUIC is steered as before: {sentence}"),
         }
         done
     }
