@@ -15,14 +15,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use blitz_ctl_protocol::message::{
-    BlockedPage, Outcome, Queues, Reason, Report, ReportDone, SeatXdp, Status,
+    BlockedPage, Outcome, Queues, Reason, Report, ReportDone, SeatXdp, Status, Steer,
 };
 
 use super::blocklist::{Blocklist, Rules};
 use super::census::{self, Entries};
 use super::server::{Refusal, Requests};
 use super::stages::{All, Managed};
-use super::{own, queues};
+use super::{own, queues, steering};
 use crate::error::Result;
 use crate::pins::Pins;
 use crate::sys::clock;
@@ -54,6 +54,8 @@ pub struct Tallies {
     pub reloads_failed: AtomicU64,
     /// Deny entries removed after their end.
     pub deny_expired: AtomicU64,
+    /// Times that the gateway has said how QUIC is steered.
+    pub steered: AtomicU64,
     /// For an index that no array above has; never read.
     spare: AtomicU64,
 }
@@ -220,6 +222,15 @@ impl Requests for State {
 
     fn list_blocked(&self, after: Option<IpAddr>) -> BlockedPage {
         self.blocklist().page(after, clock::monotonic_nanoseconds())
+    }
+
+    fn steer(&self, steer: &Steer, keys: OwnedFd) -> std::result::Result<Vec<String>, String> {
+        let done = steering::steer(&self.all(), steer, keys);
+        match &done {
+            Ok(_) => drop(self.tallies.steered.fetch_add(1, Ordering::Relaxed)),
+            Err(sentence) => log::warn!("QUIC is steered as before: {sentence}"),
+        }
+        done
     }
 
     fn status(&self) -> Status {

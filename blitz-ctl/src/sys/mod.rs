@@ -10,6 +10,7 @@ pub mod map;
 pub mod mount;
 pub mod random;
 pub mod rtnetlink;
+pub mod wipe;
 pub mod xdp;
 
 use std::io;

@@ -41,6 +41,10 @@ impl Requests for Fake {
         }
     }
 
+    fn steer(&self, _: &Steer, _: OwnedFd) -> std::result::Result<Vec<String>, String> {
+        Ok(Vec::new())
+    }
+
     fn queues(&self, interface: &str) -> std::result::Result<Queues, String> {
         Err(format!("{interface} has none"))
     }
