@@ -216,6 +216,14 @@ impl H3 {
         Ok(())
     }
 
+    /// The port that it sends from.
+    ///
+    /// # Panics
+    /// Never.
+    pub fn port(&self) -> u16 {
+        self.socket.local_addr().expect("it is bound").port()
+    }
+
     /// Goes on from another port, as behind an address translation that has forgotten: the transport is not told.
     ///
     /// # Panics
@@ -241,14 +249,6 @@ impl H3 {
     pub fn session(&mut self) -> Vec<u8> {
         self.until("a ticket comes", |client| client.quic.session().is_some());
         self.quic.session().expect("it was there").to_vec()
-    }
-
-    /// Goes on from another port, as behind an address translation that has forgotten: the transport is not told.
-    ///
-    /// # Panics
-    /// When there is no socket.
-    pub fn rebind(&mut self) {
-        self.socket = UdpSocket::bind((self.local.ip(), 0)).expect("a socket");
     }
 
     /// Sends what there is to be sent, takes what has come or comes within a few milliseconds.

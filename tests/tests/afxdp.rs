@@ -6,10 +6,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use blitz_tests::ctl::Daemon;
-use blitz_tests::h3::{H3, code};
+use blitz_tests::h3::H3;
 use blitz_tests::h3bundle::{Carried, FIRST_BYTES, Move, octet_at};
 use blitz_tests::tls::Algorithm;
-use blitz_tests::wire::{HOST4, HOST6, Wire, WireSetup};
+use blitz_tests::wire::{HOST4, HOST6, PEER4, Wire, WireSetup};
 use blitz_tests::{
     Bundle, Cell, Gateway, Io, Mode, PATIENCE, Pki, Setup, Signal, Stage, Upstream, matrix, process, require,
     require_netns, wait_until,
@@ -63,13 +63,14 @@ impl World {
         world
     }
 
-    /// Waits until every queue is bound and in the stage, and no frame is away.
+    /// Waits until every queue is bound, and the stage sends it what is its worker's.
     #[track_caller]
     fn is_bound(&self) {
         wait_until("the queues are bound", PATIENCE, || {
             self.metric("blitz_afxdp_queues") == WORKERS as u64
                 && self.metric("blitz_afxdp_frames") == WORKERS as u64 * FRAMES
                 && self.daemon.log().matches("belongs to worker").count() >= WORKERS
+                && self.gateway.log().contains("XDP steers QUIC on ")
         });
     }
 
@@ -94,11 +95,19 @@ impl World {
         values.sum()
     }
 
-    /// Connections of each worker.
+    /// The worker that has a client's connection.
     #[track_caller]
-    fn connections(&self) -> Vec<u64> {
-        let of = |worker| self.metric(&format!("blitz_worker_connections{{worker=\"{worker}\"}}"));
-        (0..WORKERS).map(of).collect()
+    fn worker_of(&self, client: &H3) -> usize {
+        let mut found = None;
+        wait_until("the connection is listed", PATIENCE, || {
+            let text = self.gateway.admin("/connections").text();
+            let rows: serde_json::Value = serde_json::from_str(&text).expect("/connections is JSON");
+            let peer = format!("{PEER4}:{}", client.port());
+            let mut rows = rows["connections"].as_array().into_iter().flatten();
+            found = rows.find(|row| row["peer"] == *peer).and_then(|row| row["worker"].as_u64());
+            found.is_some()
+        });
+        found.expect("it was found") as usize
     }
 
     fn connect(&self) -> H3 {
@@ -109,14 +118,10 @@ impl World {
     #[track_caller]
     fn connect_to(&self, worker: usize) -> H3 {
         for _ in 0..TRIES {
-            let before = self.connections();
             let client = self.connect();
-            wait_until("the connection is counted", PATIENCE, || self.connections() != before);
-            if self.connections()[worker] > before[worker] {
+            if self.worker_of(&client) == worker {
                 return client;
             }
-            leave(client);
-            wait_until("the connection is gone", PATIENCE, || self.connections() == before);
         }
         panic!("{TRIES} connections, and none is with worker {worker}");
     }
@@ -198,13 +203,6 @@ fn setup(cell: Cell, wire: &Wire, daemon: &Daemon, toml: &str) -> Setup {
     let network = wire.host.space.as_ref().expect("a namespace").network();
     let setup = Setup::new(cell).config(toml).workers(WORKERS).inside(network, (HOST4, PORT).into());
     setup.flag("--ctl-socket").flag(&daemon.socket.to_string_lossy())
-}
-
-/// Says good-bye, so that the gateway forgets the connection at once.
-fn leave(mut client: H3) {
-    // It may be closed already.
-    let _closed = client.quic.close(true, code::NO_ERROR, b"");
-    client.turn();
 }
 
 /// A download and an upload.
