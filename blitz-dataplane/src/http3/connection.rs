@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
@@ -29,11 +30,32 @@ pub(super) struct State {
     pub(super) quic: quiche::Connection,
     /// Once the handshake is done.
     pub(super) h3: Option<h3::Connection>,
-    streams: HashMap<u64, Rc<Signals>>,
+    streams: HashMap<u64, Rc<Signals>, StreamHashes>,
     /// Requests that were answered before quiche told that nothing more comes: it still will.
-    ended_early: HashSet<u64>,
+    ended_early: HashSet<u64, StreamHashes>,
     /// Answers that the client has stopped (count), as of the last look.
     stopped: u64,
+}
+
+/// Spreads the numbers of streams. They need no key: a client opens them in order, and no more than are announced.
+#[derive(Default)]
+struct StreamHasher(u64);
+
+type StreamHashes = BuildHasherDefault<StreamHasher>;
+
+impl Hasher for StreamHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 over the golden ratio, so that neighbours differ in the upper bits as well, which the table looks at.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// What is known of a request's stream.
@@ -105,8 +127,8 @@ const EVENTS_MAX: usize = 256;
 
 impl Conn {
     pub(super) fn new(quic: quiche::Connection, early: Early) -> Self {
-        let state =
-            State { quic, h3: None, streams: HashMap::new(), ended_early: HashSet::new(), stopped: 0 };
+        let (streams, ended_early) = (HashMap::default(), HashSet::default());
+        let state = State { quic, h3: None, streams, ended_early, stopped: 0 };
         let (task, is_broken) = (RefCell::new(None), Cell::new(false));
         Self { state: RefCell::new(state), task, is_broken, early: Cell::new(early) }
     }

@@ -28,7 +28,7 @@ use super::error::failure;
 use super::keys::{Cids, Owner};
 use super::outlet::{LANES, Outlet};
 use super::retry;
-use super::server::{Handshaken, PATHS_MAX, Session};
+use super::server::{DATAGRAM_BYTES_MAX, Handshaken, PATHS_MAX, Session};
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::metrics::names::Metric;
@@ -153,6 +153,9 @@ fn configure(
     config.set_max_connection_window(connection);
     config.set_max_stream_window(stream);
     config.set_active_connection_id_limit(PATHS_MAX);
+    // From 1200 bytes, which every path carries, to as many as this one does (RFC 9000 section 14.3).
+    config.set_max_send_udp_payload_size(DATAGRAM_BYTES_MAX);
+    config.discover_pmtu(true);
     // The timer wheel is coarser than what pacing asks for.
     config.enable_pacing(false);
     Ok(config)

@@ -17,12 +17,12 @@ use super::connection::{Conn, News, State};
 use super::error::CONNECTION_REFUSED;
 use super::keys::Cids;
 use super::listener::{Cid, Table};
-use super::outlet::{Lane, Outlet};
+use super::outlet::Outlet;
 use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::proxy::connections::{Connection, Ended};
-use crate::runtime::{Deadline, Handle, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
+use crate::runtime::{Deadline, Handle, Lull, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
 
 /// Paths that a connection may use (count). quiche keeps each to the connection's end, about 70 KB, and drops packets
 /// from one more without a word; so the connection is closed, in plain words, when the last but one is used.
@@ -44,6 +44,12 @@ const LINGER_MAX: Duration = Duration::from_secs(3);
 
 /// Sends of one connection before others get their turn (count).
 const BURSTS_MAX: usize = 4;
+
+/// Turns of the loop that what there is to be sent waits at most for more to join it, while there is other work.
+const HELD_TURNS_MAX: u8 = 4;
+
+/// Bytes of the largest datagram that is tried: IPv6 and UDP have 48 of the 1500 of an Ethernet.
+pub(super) const DATAGRAM_BYTES_MAX: usize = 1452;
 
 /// CRYPTO_ERROR with the alert `bad_certificate` (RFC 9001 section 4.8).
 const BAD_CERTIFICATE: u64 = 0x100 + 42;
@@ -85,6 +91,7 @@ impl<S: Service + 'static> Session<S> {
             resets_at_ms: now,
             paths: 1,
             is_waiting: Cell::new(false),
+            lull: Lull::default(),
         };
         poll_fn(|cx| running.poll(cx)).await
     }
@@ -119,6 +126,8 @@ struct Running<S> {
     resets_at_ms: u64,
     paths: u64,
     is_waiting: Cell<bool>,
+    /// When it may send: acknowledgements and answers that come about in the same moment travel together.
+    lull: Lull,
 }
 
 impl<S: Service + 'static> Running<S> {
@@ -130,7 +139,7 @@ impl<S: Service + 'static> Running<S> {
                 return Poll::Ready(Ended::Error);
             }
             self.advance(cx);
-            let has_more = self.flush(cx);
+            let has_more = self.lull.poll(cx, HELD_TURNS_MAX).is_ready() && self.flush(cx);
             if let Some(ended) = self.ended() {
                 return Poll::Ready(ended);
             }
@@ -372,13 +381,21 @@ impl<S: Service + 'static> Running<S> {
     /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
     fn flush(&self, cx: &Context<'_>) -> bool {
         let session = &self.session;
-        for _ in 0..BURSTS_MAX {
+        let mut odd = None;
+        for round in 0..=BURSTS_MAX {
+            let is_over = round == BURSTS_MAX;
+            if is_over && odd.is_none() {
+                break;
+            }
+            // What is odd is lost then, and sent again.
             let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
             self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
-            let Some(burst) = Burst::fill(&mut state.quic, &mut lane) else { return false };
+            let quantum = if is_over { 0 } else { state.quic.send_quantum() };
+            let burst = Burst::fill(&mut state.quic, quantum, lane.buffer(), &mut odd);
             drop(state);
-            burst.send(lane, &session.outlet, cx, &self.is_waiting);
+            let Some(Burst { len, count, transmit }) = burst else { return false };
+            lane.send(len, count, transmit);
         }
         true
     }
@@ -413,31 +430,44 @@ impl<S: Service + 'static> Running<S> {
     }
 }
 
-/// Datagrams to one address, all of one size but the last.
+/// Datagrams to one address, all of one size but the last, which may be shorter.
 struct Burst {
     len: usize,
     count: u64,
     transmit: Transmit,
-    /// One that did not fit into this send: where it goes, and its bytes behind the others.
-    odd: Option<(usize, Transmit)>,
+}
+
+/// A datagram that did not fit behind the others, for the next burst.
+struct Odd {
+    bytes: [u8; DATAGRAM_BYTES_MAX],
+    len: usize,
+    transmit: Transmit,
 }
 
 impl Burst {
-    /// Fills the lane's buffer with what quiche has to send now; `None` when that is nothing.
-    fn fill(quic: &mut quiche::Connection, lane: &mut Lane<'_>) -> Option<Self> {
-        let quantum = quic.send_quantum();
-        let largest = quic.max_send_udp_payload_size();
-        let buffer = lane.buffer();
-        let mut burst: Option<Self> = None;
+    /// Fills `buffer` with what is odd of the burst before, and what quiche has to send now, up to `quantum` bytes;
+    /// `None` when that is nothing.
+    fn fill(
+        quic: &mut quiche::Connection,
+        quantum: usize,
+        buffer: &mut [u8],
+        odd: &mut Option<Odd>,
+    ) -> Option<Self> {
+        let mut burst = odd.take().and_then(|odd| odd.begin(buffer));
         loop {
+            let is_full = |burst: &Self| burst.count as usize >= SEGMENTS_MAX || burst.len >= quantum;
+            if burst.as_ref().is_some_and(is_full) {
+                return burst;
+            }
             let at = burst.as_ref().map_or(0, |burst| burst.len);
-            let room =
-                buffer.get_mut(at..(at + largest).min(SEND_BYTES_MAX)).filter(|room| room.len() == largest);
+            // quiche takes what the path carries, and more when it finds out whether the path carries more.
+            let room = buffer.get_mut(at..(at + DATAGRAM_BYTES_MAX).min(SEND_BYTES_MAX));
+            let room = room.filter(|room| room.len() == DATAGRAM_BYTES_MAX);
             // What quiche cannot encode, it closes the connection for.
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
             let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
             let Some(current) = &mut burst else {
-                burst = Some(Self { len: written, count: 1, transmit, odd: None });
+                burst = Some(Self { len: written, count: 1, transmit });
                 continue;
             };
             let segment = current.transmit.segment.map_or(current.len, usize::from);
@@ -445,36 +475,30 @@ impl Burst {
                 || transmit.to != current.transmit.to
                 || transmit.from != current.transmit.from
             {
-                current.odd = Some((written, transmit));
+                *odd = buffer.get(at..at + written).and_then(|bytes| Odd::new(bytes, transmit));
                 return burst;
             }
             current.transmit.segment = u16::try_from(segment).ok();
             current.len += written;
             current.count += 1;
-            let is_full = current.count as usize >= SEGMENTS_MAX || current.len >= quantum;
-            if written < segment || is_full {
+            if written < segment {
                 return burst;
             }
         }
     }
+}
 
-    fn send(self, lane: Lane<'_>, outlet: &Outlet, cx: &Context<'_>, is_waiting: &Cell<bool>) {
-        let Self { len, count, transmit, odd } = self;
-        let Some((extra, other)) = odd else {
-            lane.send(len, count, transmit);
-            return;
-        };
-        let mut lane = lane;
-        let copy = lane.buffer().get(len..len + extra).map(<[u8]>::to_vec);
-        lane.send(len, count, transmit);
-        // When there is no other lane it is lost, and sent again.
-        if let (Some(copy), Poll::Ready(mut lane)) = (copy, outlet.poll_lane(cx, is_waiting)) {
-            is_waiting.set(false);
-            if let Some(room) = lane.buffer().get_mut(..extra) {
-                room.copy_from_slice(&copy);
-                lane.send(extra, 1, other);
-            }
-        }
+impl Odd {
+    fn new(datagram: &[u8], transmit: Transmit) -> Option<Self> {
+        let mut bytes = [0; DATAGRAM_BYTES_MAX];
+        bytes.get_mut(..datagram.len())?.copy_from_slice(datagram);
+        Some(Self { bytes, len: datagram.len(), transmit })
+    }
+
+    /// The begin of a burst.
+    fn begin(&self, buffer: &mut [u8]) -> Option<Burst> {
+        buffer.get_mut(..self.len)?.copy_from_slice(self.bytes.get(..self.len)?);
+        Some(Burst { len: self.len, count: 1, transmit: self.transmit })
     }
 }
 
