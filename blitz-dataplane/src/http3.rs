@@ -18,6 +18,7 @@ mod head;
 pub mod keys;
 pub mod listener;
 mod outlet;
+mod priority;
 mod retry;
 mod server;
 mod stream;
