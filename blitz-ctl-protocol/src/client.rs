@@ -118,8 +118,8 @@ impl Client {
         Ok(facts)
     }
 
-    /// Says how QUIC is steered, and which workers live; returns the interfaces whose stage steers so now. `keys` is the
-    /// file that [`Steer`] describes.
+    /// Says how QUIC is steered, and which workers live; returns the interfaces whose stage steers so now. `keys` is
+    /// the file that [`Steer`] describes.
     ///
     /// # Errors
     /// [`Error::Refused`] when the file is something else, or the maps cannot be written.

@@ -438,8 +438,8 @@ pub struct SocketFacts {
     pub protocol: i32,
 }
 
-/// Says how QUIC is steered in every stage, and is said again every few seconds: a bad connection ID may be dropped only
-/// while somebody stands by the keys.
+/// Says how QUIC is steered in every stage, and is said again every few seconds: a bad connection ID may be dropped
+/// only while somebody stands by the keys.
 ///
 /// The descriptor is a file whose first octets are what `blitz_ebpf_common::steer::Steering::to_bytes` gives: keys, the
 /// number of workers, the generation of new connections. So no key is ever in a message, which may be logged.
@@ -465,8 +465,8 @@ pub struct SteerDone {
 #[serde(deny_unknown_fields)]
 pub struct OpenBank {}
 
-/// The answer to an [`OpenBank`]. The descriptors: the program, and the map that says how it steers, which is of use in
-/// a [`SteerBank`] only.
+/// The answer to an [`OpenBank`]. The descriptors: the program, and the map that says how it steers, which is of use
+/// in a [`SteerBank`] only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bank {}
 

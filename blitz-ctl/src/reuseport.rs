@@ -135,7 +135,7 @@ impl BankProgram {
     }
 }
 
-/// Says how the program of a bank steers from now on, as [`BankProgram::steer`] does; `map` is its [`BankProgram::map`].
+/// Says how the program of a bank steers from now on, as [`BankProgram::steer`] does. `map`: [`BankProgram::map`].
 ///
 /// # Errors
 /// [`Kind::Usage`] when it is something else; what bpf(2) reports.

@@ -99,8 +99,8 @@ pub const STEERING_BYTES: usize = 4 * STEERING_WORDS;
 const STEERING_WORDS: usize = 8 + 8 + 1 + 8 + 2;
 
 impl Steering {
-    /// As octets, to be handed to another process of this host and version. They hold the keys: whoever has them steers,
-    /// and wipes them.
+    /// As octets, to be handed to another process of this host and version. They hold the keys: whoever has them
+    /// steers, and wipes them.
     pub fn to_bytes(&self) -> [u8; STEERING_BYTES] {
         let (even, odd, issues) = self.codec.parts();
         let words = even.to_words().into_iter().chain(odd.to_words()).chain([issues]);
