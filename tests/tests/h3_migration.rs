@@ -14,7 +14,7 @@ use blitz_tests::{
 };
 
 /// Moves of the socket in the ordinary test; `BLITZ_H3_MOVES` asks for more.
-const MOVES: usize = 30;
+const MOVES: usize = 12;
 /// Moves of one connection.
 const MOVES_EACH: usize = 30;
 /// Connections over one socket.
