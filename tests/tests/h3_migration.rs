@@ -1,5 +1,5 @@
-//! Clients that move in mid-download, many connections to a socket: nothing is lost to a stranger, and who has moved too
-//! often is told so.
+//! Clients that move in mid-download, many connections to a socket: nothing is lost to a stranger, and who has moved
+//! too often is told so.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
-//! Workers that die, packets that go astray, and a restart: who has lost a connection is told so at once, and nobody else.
+//! Workers that die, packets that go astray, and a restart: who has lost a connection is told so at once, and nobody
+//! else.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
