@@ -20,6 +20,7 @@ pub mod keys;
 pub mod listener;
 mod outlet;
 pub mod paths;
+mod priority;
 pub mod relay;
 mod retry;
 mod server;
