@@ -140,7 +140,7 @@ impl Http3Limits {
         early_data: false,
         // As for HTTP/2.
         resets_per_second: 100,
-        // @@
+        // 120 MB, where each was left in mid-download.
         moves_per_worker_max: 4096,
     };
 }

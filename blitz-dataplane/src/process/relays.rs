@@ -1,7 +1,7 @@
 //! The supervisor's sockets between workers: an inbox for each, into which all others put datagrams.
 //!
-//! Owns: the sockets, for as long as the gateway runs; so what waits for a worker that dies is its successor's. Does not
-//! own: what is sent over them (`crate::http3::relay`).
+//! Owns: the sockets, for as long as the gateway runs; so what waits for a worker that dies is its successor's. Does
+//! not own: what is sent over them (`crate::http3::relay`).
 #![forbid(unsafe_code)]
 
 use std::io;
