@@ -1,13 +1,14 @@
 //! HTTP/3 past the kernel's UDP: a stage on a veth pair of two queues, two workers, and clients at the other end.
 //!
 //! Which queue a packet takes on veth is a hash of its addresses and ports: a client stays on its queue until it changes
-//! its port, and then may be on another worker's, where its packets go to the kernel.
+//! its port, and then may be on the queue of another worker, where its packets go to the kernel.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use blitz_tests::ctl::Daemon;
-use blitz_tests::h3::H3;
+use blitz_tests::h3::{H3, request};
 use blitz_tests::h3bundle::{Carried, FIRST_BYTES, Move, octet_at};
+use blitz_tests::pair::{Call, H3Call, Http, Length, Pair};
 use blitz_tests::tls::Algorithm;
 use blitz_tests::wire::{HOST4, HOST6, PEER4, Wire, WireSetup};
 use blitz_tests::{
@@ -43,7 +44,7 @@ struct World {
     gateway: Gateway,
     daemon: Daemon,
     stage: Stage,
-    _upstream: Upstream,
+    _endpoint: Box<dyn std::any::Any>,
     _pki: Pki,
     // The last to go: the stage is on it.
     wire: Wire,
@@ -53,12 +54,25 @@ impl World {
     fn new(cell: Cell, mode: &str) -> Self {
         let wire = WireSetup::default().queues(WORKERS as u32).make();
         let upstream = upstream(&wire);
+        Self::before(cell, mode, wire, upstream.address, "h1", Box::new(upstream))
+    }
+
+    /// Before an endpoint that speaks `protocol`.
+    fn before(
+        cell: Cell,
+        mode: &str,
+        wire: Wire,
+        address: SocketAddr,
+        protocol: &str,
+        endpoint: Box<dyn std::any::Any>,
+    ) -> Self {
         let pki = Pki::new();
-        let toml = config(&wire, &pki, &upstream, &format!("mode = \"{mode}\""), FRAMES);
+        let toml = config(&wire, &pki, address, &format!("mode = \"{mode}\""), FRAMES);
+        let toml = toml.replace("[upstreams.pool]", &format!("[upstreams.pool]\nprotocol = \"{protocol}\""));
         let stage = Stage::prepare(&wire, &toml);
         let daemon = Daemon::start(&wire, &stage);
         let gateway = setup(cell, &wire, &daemon, &toml).start();
-        let world = Self { gateway, daemon, stage, _upstream: upstream, _pki: pki, wire };
+        let world = Self { gateway, daemon, stage, _endpoint: endpoint, _pki: pki, wire };
         world.is_bound();
         world
     }
@@ -183,14 +197,14 @@ fn upstream(wire: &Wire) -> Upstream {
     })
 }
 
-fn config(wire: &Wire, pki: &Pki, upstream: &Upstream, xdp: &str, frames: u64) -> String {
+fn config(wire: &Wire, pki: &Pki, endpoint: SocketAddr, xdp: &str, frames: u64) -> String {
     pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
     let listener = pki.listener(&["edge"], "").replace("[\"h1\"]", "[\"h1\", \"h3\"]");
     let listener = listener.replace("127.0.0.1:@PORT@", &format!("{HOST4}:{PORT}"));
     let second = listener
         .replace(&format!("{HOST4}:{PORT}"), &format!("[{HOST6}]:{PORT}"))
         .replace("\"edge\"\naddress", "\"edge6\"\naddress");
-    let routes = blitz_tests::gateway::one_upstream(&[upstream.address], "");
+    let routes = blitz_tests::gateway::one_upstream(&[endpoint], "");
     let routes = routes.replace(blitz_tests::gateway::LISTENER, "");
     format!(
         "{listener}\n{second}\n{routes}\n[xdp]\ninterfaces = [\"{}\"]\n{xdp}\n\
@@ -233,6 +247,42 @@ matrix! {
         world.wire.peer.run(|| exchange(&mut H3::connect((HOST6, PORT).into(), "edge.test")));
         world.nothing_is_lost();
         world.gateway.stop();
+    }
+
+    /// A part of the matrix that has most of an exchange in it; the rest does not know by which way a datagram came.
+    fn exchanges_are_whole_over_either_protocol_of_endpoints(cell) {
+        require_netns!();
+        let _alone = require::alone();
+        for (up, protocol) in [(Http::H1, "h1"), (Http::H2, "h2")] {
+            let pair = Pair { cell, down: Http::H3, up };
+            let wire = WireSetup::default().queues(WORKERS as u32).make();
+            let endpoint = wire.host.run(|| {
+                pair.endpoint(|served| {
+                    served.interim(103, &[("link", "</a>; rel=preload")])?;
+                    let (body, trailers) = served.body()?;
+                    served.head(200, &[("trailer", "x-back")], Length::Unknown)?;
+                    served.data(&body)?;
+                    served.data(trailers.as_bytes())?;
+                    served.end(&[("x-back", "2")])
+                })
+            });
+            let world = World::before(cell, "native", wire, endpoint.address(), protocol, Box::new(endpoint));
+            for _ in 0..8 {
+                let client = Box::new(world.connect());
+                let fields = [&request("POST", "/x")[..], &[("te", "trailers")]].concat();
+                let mut call = Call::H3(H3Call::begin(client, &fields, false));
+                let body = vec![b'b'; 40_000];
+                assert_eq!(call.head().0, 103);
+                call.data(&body);
+                call.end(&[("x-forth", "1")]);
+                let answer = call.answer();
+                assert_eq!((answer.status, answer.is_whole), (200, true));
+                assert_eq!(answer.body, [&body[..], b"x-forth: 1\r\n"].concat());
+                assert_eq!(answer.trailers, "x-back: 2\r\n");
+            }
+            assert!(world.metric(RECEIVED) > 8 * 30);
+            world.nothing_is_lost();
+        }
     }
 
     fn no_download_fails_when_clients_move(cell) {
@@ -279,20 +329,18 @@ matrix! {
         let world = World::new(cell, "generic");
         let mut client = world.connect();
         exchange(&mut client);
-        for _ in 0..2 {
-            world.stage.must(&world.wire, &["detach", &world.wire.host.interface]);
-            let frames = world.metric(RECEIVED);
-            exchange(&mut client);
-            assert_eq!(world.metric(RECEIVED), frames, "it goes by the kernel's UDP");
-            let config = world.stage.config().to_string_lossy().into_owned();
-            let words = ["attach", &world.wire.host.interface, "--config", &config, "--mode", "generic"];
-            world.stage.must(&world.wire, &words);
-            wait_until("frames come again", PATIENCE, || {
-                assert_eq!(client.get("/").status(), 200);
-                world.metric(RECEIVED) > frames
-            });
-            exchange(&mut client);
-        }
+        world.stage.must(&world.wire, &["detach", &world.wire.host.interface]);
+        let frames = world.metric(RECEIVED);
+        exchange(&mut client);
+        assert_eq!(world.metric(RECEIVED), frames, "it goes by the kernel's UDP");
+        let config = world.stage.config().to_string_lossy().into_owned();
+        let words = ["attach", &world.wire.host.interface, "--config", &config, "--mode", "generic"];
+        world.stage.must(&world.wire, &words);
+        wait_until("frames come again", PATIENCE, || {
+            assert_eq!(client.get("/").status(), 200);
+            world.metric(RECEIVED) > frames
+        });
+        exchange(&mut client);
         world.no_frame_leaks();
         assert_eq!(world.metric("blitz_afxdp_fallbacks_total"), 0);
     }
@@ -306,7 +354,7 @@ fn what_is_in_the_way_is_said() {
     let upstream = upstream(&wire);
     let pki = Pki::new();
     // 2 MiB for the one queue, and the gateway may lock 1 MiB.
-    let toml = |frames| config(&wire, &pki, &upstream, "", frames);
+    let toml = |frames| config(&wire, &pki, upstream.address, "", frames);
     let stage = Stage::prepare(&wire, &toml(1024));
     let daemon = Daemon::start(&wire, &stage);
     let cell = Cell { io: Io::Epoll, mode: Mode::Mp };
