@@ -192,7 +192,7 @@ matrix! {
         for client in &mut clients {
             learns(client);
         }
-        assert_eq!(received(&after, "reset"), 4);
+        assert!(received(&after, "reset") >= 4);
         assert_eq!(connect(address).get("/hello").status(), 200);
         after.stop();
     }

@@ -89,6 +89,9 @@ pub(super) struct Route {
     others: Vec<Other>,
     /// The first so many of them may have something to send (count).
     due: usize,
+    /// The last that was seen, when quiche has given up the proof for it: after three probe timeouts, which a client on
+    /// a busy machine needs before it answers (RFC 9000 section 8.2.4 wants three of a second at least).
+    doubtful: Option<Ends>,
 }
 
 impl Route {
@@ -101,6 +104,7 @@ impl Route {
     /// Something came from there.
     pub(super) fn seen(&mut self, ends: Ends) {
         self.others.push(Other { ends, is_proved: false, is_asked: false });
+        self.doubtful = None;
     }
 
     /// The client has shown that it receives there.
@@ -108,10 +112,25 @@ impl Route {
         self.others.iter_mut().filter(|other| other.ends == ends).for_each(|other| other.is_proved = true);
     }
 
+    /// quiche has gone back to another path, since the client has not answered from there.
+    pub(super) fn doubted(&mut self, quic: &mut quiche::Connection, ends: Ends) {
+        self.doubtful = self.others.last().map(|other| other.ends).filter(|last| *last == ends);
+        self.probe(quic);
+    }
+
+    /// Asks again for the proof that is missing.
+    fn probe(&self, quic: &mut quiche::Connection) {
+        if let Some((local, peer)) = self.doubtful {
+            // quiche has seen it.
+            let _unknown = quic.probe_path(local, peer);
+        }
+    }
+
     /// The client goes on from there.
     pub(super) fn moved(&mut self, quic: &mut quiche::Connection, ends: Ends) {
         // What was seen later may be where the client is: quiche also goes back by itself, when a proof takes too long.
         let seen_before = self.others.iter().position(|other| other.ends == ends).unwrap_or(0);
+        self.doubtful = self.doubtful.filter(|doubtful| *doubtful != ends);
         let before = self.current.replace(ends).filter(|before| *before != ends);
         let before = before.map(|ends| Other { ends, is_proved: true, is_asked: false });
         let asked = self.others.iter_mut().take(seen_before);
@@ -127,7 +146,8 @@ impl Route {
     }
 
     /// quiche may want to probe a path.
-    pub(super) fn timed_out(&mut self) {
+    pub(super) fn timed_out(&mut self, quic: &mut quiche::Connection) {
+        self.probe(quic);
         self.due = self.others.len();
     }
 

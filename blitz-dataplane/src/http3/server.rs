@@ -160,7 +160,7 @@ impl<S: Service + 'static> Running<S> {
         let mut state = conn.state.borrow_mut();
         if state.quic.timeout_instant().is_some_and(|at| at <= Instant::now()) {
             state.quic.on_timeout();
-            self.route.timed_out();
+            self.route.timed_out(&mut state.quic);
         }
         if !self.said && self.handshaken.is_some() && state.quic.is_established() {
             self.handshake_done(&mut state);
@@ -292,6 +292,9 @@ impl<S: Service + 'static> Running<S> {
                     self.route.moved(quic, (local, peer));
                 }
                 quiche::PathEvent::Validated(local, peer) => self.route.proved((local, peer)),
+                quiche::PathEvent::FailedValidation(local, peer) => {
+                    self.route.doubted(quic, (local, peer));
+                }
                 _ => {}
             }
         }
