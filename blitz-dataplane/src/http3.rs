@@ -24,4 +24,4 @@ mod server;
 mod stream;
 
 pub use error::{Code, code};
-pub use keys::QuicKeys;
+pub use keys::{GENERATION, QuicKeys};
