@@ -1,7 +1,7 @@
 //! HTTP/3 past the kernel's UDP: a stage on a veth pair of two queues, two workers, and clients at the other end.
 //!
-//! Which queue a packet takes on veth is a hash of its addresses and ports: a client stays on its queue until it changes
-//! its port, and then may be on the queue of another worker, where its packets go to the kernel.
+//! Which queue a packet takes on veth is a hash of its addresses and ports: a client stays on its queue until it
+//! changes its port, and then may be on the queue of another worker, where its packets go to the kernel.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -9,7 +9,6 @@ use blitz_tests::ctl::Daemon;
 use blitz_tests::h3::{H3, request};
 use blitz_tests::h3bundle::{Carried, FIRST_BYTES, Move, octet_at};
 use blitz_tests::pair::{Call, H3Call, Http, Length, Pair};
-use blitz_tests::tls::Algorithm;
 use blitz_tests::wire::{HOST4, HOST6, PEER4, Wire, WireSetup};
 use blitz_tests::{
     Bundle, Cell, Gateway, Io, Mode, PATIENCE, Pki, Setup, Signal, Stage, Upstream, matrix, process, require,
@@ -66,7 +65,7 @@ impl World {
         protocol: &str,
         endpoint: Box<dyn std::any::Any>,
     ) -> Self {
-        let pki = Pki::new();
+        let pki = Pki::edge();
         let toml = config(&wire, &pki, address, &format!("mode = \"{mode}\""), FRAMES);
         let toml = toml.replace("[upstreams.pool]", &format!("[upstreams.pool]\nprotocol = \"{protocol}\""));
         let stage = Stage::prepare(&wire, &toml);
@@ -198,8 +197,7 @@ fn upstream(wire: &Wire) -> Upstream {
 }
 
 fn config(wire: &Wire, pki: &Pki, endpoint: SocketAddr, xdp: &str, frames: u64) -> String {
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
-    let listener = pki.listener(&["edge"], "").replace("[\"h1\"]", "[\"h1\", \"h3\"]");
+    let listener = pki.h3_listener("");
     let listener = listener.replace("127.0.0.1:@PORT@", &format!("{HOST4}:{PORT}"));
     let second = listener
         .replace(&format!("{HOST4}:{PORT}"), &format!("[{HOST6}]:{PORT}"))
@@ -352,7 +350,7 @@ fn what_is_in_the_way_is_said() {
     let _alone = require::alone();
     let wire = Wire::new();
     let upstream = upstream(&wire);
-    let pki = Pki::new();
+    let pki = Pki::edge();
     // 2 MiB for the one queue, and the gateway may lock 1 MiB.
     let toml = |frames| config(&wire, &pki, upstream.address, "", frames);
     let stage = Stage::prepare(&wire, &toml(1024));
