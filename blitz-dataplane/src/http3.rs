@@ -27,4 +27,4 @@ mod server;
 mod stream;
 
 pub use error::{Code, code};
-pub use keys::{Place, QuicKeys};
+pub use keys::{GENERATION, Place, QuicKeys};

@@ -4,7 +4,7 @@
 //! protocol is quiche's, which has no checks of what a request may say, so that wrong ones can be sent.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use boring::ssl::{SslContextBuilder, SslMethod};
@@ -101,6 +101,8 @@ pub struct H3 {
     pub goaway: Option<u64>,
     /// Datagrams received.
     pub datagrams: u64,
+    /// Bytes of bodies received.
+    body_bytes: u64,
     /// Datagrams sent, where they are kept.
     pub record: Option<Vec<Vec<u8>>>,
 }
@@ -168,7 +170,7 @@ impl H3 {
         config: &mut quiche::Config,
         session: Option<&[u8]>,
     ) -> Self {
-        let socket = UdpSocket::bind((address.ip(), 0)).expect("a socket");
+        let socket = UdpSocket::bind((own(address.ip()), 0)).expect("a socket");
         let local = socket.local_addr().expect("it is bound");
         let scid: Vec<u8> = local.port().to_be_bytes().into_iter().chain(*b"a-test's-client").collect();
         let scid = quiche::ConnectionId::from_ref(&scid);
@@ -185,6 +187,7 @@ impl H3 {
             held: HashSet::new(),
             goaway: None,
             datagrams: 0,
+            body_bytes: 0,
             record: None,
         }
     }
@@ -317,6 +320,7 @@ impl H3 {
             let mut piece = [0; 65_536];
             while let Ok(count) = h3.recv_body(&mut self.quic, *id, &mut piece) {
                 got.body_bytes += count as u64;
+                self.body_bytes += count as u64;
                 if got.body.len() + count <= KEPT_BODY_BYTES_MAX {
                     got.body.extend_from_slice(&piece[..count]);
                 }
@@ -418,11 +422,14 @@ impl H3 {
         };
     }
 
-    /// Turns until `is_done`.
+    /// Turns until `is_done`. What comes of bodies counts as going on.
     #[track_caller]
     pub fn until(&mut self, what: &str, is_done: impl Fn(&Self) -> bool) {
-        let begun = Instant::now();
+        let (mut begun, mut body_bytes) = (Instant::now(), self.body_bytes);
         while !is_done(self) {
+            if self.body_bytes != body_bytes {
+                (begun, body_bytes) = (Instant::now(), self.body_bytes);
+            }
             assert!(
                 begun.elapsed() < 6 * PATIENCE,
                 "{what}: not within a minute; {:?} {:?}",
@@ -503,6 +510,15 @@ impl Drop for H3 {
 impl std::fmt::Debug for H3 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.quic.trace_id())
+    }
+}
+
+/// Where a client of `address` binds: any address that leads there.
+fn own(address: IpAddr) -> IpAddr {
+    match address {
+        address if address.is_loopback() => address,
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 
