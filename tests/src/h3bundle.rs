@@ -145,6 +145,14 @@ impl Bundle {
         }
     }
 
+    /// Where it is.
+    ///
+    /// # Panics
+    /// Never.
+    pub fn local(&self) -> SocketAddr {
+        self.socket.local_addr().expect("it is bound")
+    }
+
     /// Has every connection download bodies of so many bytes, one after the other, and waits for the first of them: no
     /// client may move before its handshake is confirmed (RFC 9000 section 9).
     #[track_caller]
