@@ -138,6 +138,9 @@ impl Http3Limits {
         retry: Retry::UnderPressure,
         // Upstreams have to know of it (RFC 8470 section 6.1).
         early_data: false,
+        // 2^24 connection IDs, which is what one key should make (`docs/quic.md`), are 4660 a second; and an address that
+        // a client has kept for an hour tells less of when it came.
+        cid_epoch_seconds: 3600,
         // As for HTTP/2.
         resets_per_second: 100,
     };

@@ -69,6 +69,8 @@ impl<S: Service + 'static> Session<S> {
     pub(super) async fn run(self, handshaken: Handshaken) -> Ended {
         let deadline = Deadline::new(&self.handle);
         let now = self.handle.now_ms();
+        let lag = self.cids.lag();
+        let (epoch, _) = self.cids.epoch(lag);
         let mut running = Running {
             session: self,
             deadline,
@@ -82,6 +84,9 @@ impl<S: Service + 'static> Session<S> {
             resets_at_ms: now,
             paths: 1,
             is_waiting: Cell::new(false),
+            lag,
+            epoch,
+            stale: 0,
         };
         poll_fn(|cx| running.poll(cx)).await
     }
@@ -114,6 +119,26 @@ struct Running<S> {
     resets_at_ms: u64,
     paths: u64,
     is_waiting: Cell<bool>,
+    /// How far it lags behind the clock in replacing its connection IDs (seconds).
+    lag: u64,
+    /// The epoch of its connection IDs.
+    epoch: u64,
+    /// Of those of the epoch before: how many the client is still to be told to give up.
+    stale: usize,
+}
+
+impl<S: Service + 'static> Session<S> {
+    /// Gives a new connection ID out; when the client has as many as it takes, in the place of its oldest. Whether that
+    /// was possible now.
+    fn issue(&mut self, quic: &mut quiche::Connection, in_place: bool) -> bool {
+        let Some(drawn) = self.cids.draw() else { return false };
+        let token = u128::from_be_bytes(self.cids.keys.reset_token(&drawn));
+        let issued = quic.new_scid(&quiche::ConnectionId::from_ref(&drawn), token, in_place);
+        let (Ok(_), Some(cid)) = (issued, Cid::new(&drawn)) else { return false };
+        self.table.insert(cid, &self.conn);
+        self.known_as.push(cid);
+        true
+    }
 }
 
 impl<S: Service + 'static> Running<S> {
@@ -244,7 +269,8 @@ impl<S: Service + 'static> Running<S> {
         self.closing = Some((Ended::Error, self.session.handle.now_ms()));
     }
 
-    /// Connection IDs: given out as far as the client takes them, forgotten when it has retired them. Paths: counted.
+    /// Connection IDs: given out as far as the client takes them, replaced when their epoch is over, forgotten when it
+    /// has retired them. Paths: counted.
     fn follow_paths(&mut self, quic: &mut quiche::Connection) {
         let session = &mut self.session;
         while let Some(retired) = quic.retired_scid_next() {
@@ -254,13 +280,16 @@ impl<S: Service + 'static> Running<S> {
             }
         }
         if quic.is_established() {
-            while quic.scids_left() > 0 {
-                let Some(drawn) = session.cids.draw() else { break };
-                let token = u128::from_be_bytes(session.cids.keys.reset_token(&drawn));
-                let issued = quic.new_scid(&quiche::ConnectionId::from_ref(&drawn), token, false);
-                let (Ok(_), Some(cid)) = (issued, Cid::new(&drawn)) else { break };
-                session.table.insert(cid, &session.conn);
-                session.known_as.push(cid);
+            let (epoch, _) = session.cids.epoch(self.lag);
+            if epoch != self.epoch {
+                self.epoch = epoch;
+                self.stale = quic.active_scids();
+            }
+            while quic.scids_left() > 0 && session.issue(quic, false) {}
+            // Not all at once: quiche keeps less than twice as many as the client takes. The next ones follow when it has
+            // retired some.
+            while self.stale > 0 && session.issue(quic, true) {
+                self.stale -= 1;
             }
         }
         let before = self.paths;
@@ -359,6 +388,8 @@ impl<S: Service + 'static> Running<S> {
                 if is_first { limits.request_head } else { limits.keep_alive },
             )
         };
+        let (_, left) = session.cids.epoch(self.lag);
+        let own = own.min(Duration::from_secs(left));
         // Once it was said, only quiche's own time matters.
         let own = if self.said { Duration::from_secs(1) } else { own };
         quic.map_or(own, |quic| quic.min(own))
