@@ -167,6 +167,8 @@ pub(super) struct Cids {
     own: Routing,
     /// Random bytes drawn at once, and how many of them are used up.
     random: Cell<([u8; RANDOM_BYTES], usize)>,
+    /// Connection IDs made since the last look.
+    made: Cell<u64>,
 }
 
 /// A system call's worth.
@@ -176,12 +178,19 @@ impl Cids {
     /// Those of `worker`; `None` when it has too high a number.
     pub(super) fn new(keys: QuicKeys, worker: u32) -> Option<Self> {
         let own = Routing::new(HOST, GENERATION, worker)?;
-        Some(Self { keys, own, random: Cell::new(([0; RANDOM_BYTES], RANDOM_BYTES)) })
+        Some(Self { keys, own, random: Cell::new(([0; RANDOM_BYTES], RANDOM_BYTES)), made: Cell::new(0) })
     }
 
     /// A new connection ID; `None` when the system has no random bytes.
     pub(super) fn draw(&self) -> Option<[u8; CID_BYTES]> {
-        Some(self.keys.codec().encode(self.own, u64::from_le_bytes(self.random()?)))
+        let nonce = u64::from_le_bytes(self.random()?);
+        self.made.set(self.made.get() + 1);
+        Some(self.keys.codec().encode(self.own, nonce))
+    }
+
+    /// How many were made since this was asked last.
+    pub(super) fn made(&self) -> u64 {
+        self.made.take()
     }
 
     /// A connection ID that is none of ours, of which the choice of a worker is as for a client's; `None` as above.

@@ -246,6 +246,7 @@ impl QuicListener {
             let fate = self.datagram(datagram, from, to);
             self.proxy.rows.add(fate, 1);
         }
+        self.proxy.rows.add(Metric::QuicConnectionIds, self.cids.made());
     }
 
     /// Gives a datagram to its connection; what became of it.
