@@ -106,8 +106,8 @@ mod killed {
     use super::*;
 
     matrix! { mp only:
-        /// Successors know the connection IDs of a later epoch than the one that they were begun in. (quiche as a client does
-        /// not look for the tokens of later ones, so what is sent is what counts.)
+        /// Successors know the connection IDs of a later epoch than the one that they were begun in. (quiche as a
+        /// client does not look for the tokens of later ones, so what is sent is what counts.)
         fn the_successor_tells_clients_of_an_earlier_epoch(cell) {
             let (_pki, gateway) = start(cell, "");
             let mut clients: Vec<_> = (0..CLIENTS).map(|_| H3::connect(gateway.address, "edge.test")).collect();

@@ -1,8 +1,8 @@
 //! Keys of QUIC, derived from the master secret: every worker has the same, and so has one that is started later.
 //!
-//! Those of connection IDs change by epoch, which the clock numbers. Two are live at a time: that of the current epoch,
-//! and in its first half that of the one before, whose connection IDs are replaced meanwhile; in its second half that of
-//! the next, so that clocks may differ by half an epoch. All others outlive epochs.
+//! Those of connection IDs change by epoch, which the clock numbers. Two are live at a time: that of the current
+//! epoch, and in its first half that of the one before, whose connection IDs are replaced meanwhile; in its second
+//! half that of the next, so that clocks may differ by half an epoch. All others outlive epochs.
 //!
 //! ```text
 //! epoch        … 6 … │ … … … 7 … … … │ … 8 …
@@ -204,14 +204,15 @@ impl Cids {
         Some(cid)
     }
 
-    /// The epoch of new connection IDs for who lags behind the clock by `lag` seconds, and how many seconds it has left.
+    /// The epoch of new connection IDs for who lags behind the clock by `lag` seconds, and how many seconds it has
+    /// left.
     pub(super) fn epoch(&self, lag: u64) -> (u64, u64) {
         let (now, length) = ((self.keys.clock)().saturating_sub(lag), self.keys.epoch_seconds);
         (now / length, length - now % length)
     }
 
-    /// For how many seconds, drawn anew for each connection, one may lag behind, so that not all of a worker change at
-    /// once: up to a quarter of an epoch.
+    /// For how many seconds, drawn anew for each connection, one may lag behind, so that not all of a worker change
+    /// at once: up to a quarter of an epoch.
     pub(super) fn lag(&self) -> u64 {
         let drawn = self.random().map_or(0, u64::from_le_bytes);
         drawn % (self.keys.epoch_seconds / 4).max(1)

@@ -30,8 +30,8 @@ pub(super) const PATHS_MAX: u64 = 8;
 /// Requests that the client resets may come so many seconds' worth at once.
 const BURST_SECONDS: u32 = 4;
 
-/// Requests of one connection (count), after which its client is sent for another: quiche keeps a little of each whose
-/// body was not read to its end.
+/// Requests of one connection (count), after which its client is sent for another: quiche keeps a little of each
+/// whose body was not read to its end.
 const REQUESTS_MAX: u64 = 100_000;
 
 /// After the last answer of a connection that is to end: its packets may have to be sent again.
@@ -128,8 +128,8 @@ struct Running<S> {
 }
 
 impl<S: Service + 'static> Session<S> {
-    /// Gives a new connection ID out; when the client has as many as it takes, in the place of its oldest. Whether that
-    /// was possible now.
+    /// Gives a new connection ID out; when the client has as many as it takes, in the place of its oldest. Whether
+    /// that was possible now.
     fn issue(&mut self, quic: &mut quiche::Connection, in_place: bool) -> bool {
         let Some(drawn) = self.cids.draw() else { return false };
         let token = u128::from_be_bytes(self.cids.keys.reset_token(&drawn));
@@ -269,8 +269,8 @@ impl<S: Service + 'static> Running<S> {
         self.closing = Some((Ended::Error, self.session.handle.now_ms()));
     }
 
-    /// Connection IDs: given out as far as the client takes them, replaced when their epoch is over, forgotten when it
-    /// has retired them. Paths: counted.
+    /// Connection IDs: given out as far as the client takes them, replaced when their epoch is over, forgotten when
+    /// it has retired them. Paths: counted.
     fn follow_paths(&mut self, quic: &mut quiche::Connection) {
         let session = &mut self.session;
         while let Some(retired) = quic.retired_scid_next() {
@@ -286,8 +286,8 @@ impl<S: Service + 'static> Running<S> {
                 self.stale = quic.active_scids();
             }
             while quic.scids_left() > 0 && session.issue(quic, false) {}
-            // Not all at once: quiche keeps less than twice as many as the client takes. The next ones follow when it has
-            // retired some.
+            // Not all at once: quiche keeps less than twice as many as the client takes. The next ones follow when it
+            // has retired some.
             while self.stale > 0 && session.issue(quic, true) {
                 self.stale -= 1;
             }

@@ -4,9 +4,9 @@
 //! workers do), or the socket calls (see [`crate::sys::socket`]).
 //!
 //! The sockets of a bank form one SO_REUSEPORT group, bound in the order of the workers; the kernel spreads
-//! new connections over them. A bank of datagrams has two sockets for each worker and one more, and a program steers by
-//! connection ID among them ([`blitz_ebpf_common::steer`]). Worker w gets a copy of socket w only. When it dies, its
-//! socket and the connections that wait in it stay here, and its successor gets the same socket.
+//! new connections over them. A bank of datagrams has two sockets for each worker and one more, and a program steers
+//! by connection ID among them ([`blitz_ebpf_common::steer`]). Worker w gets a copy of socket w only. When it dies,
+//! its socket and the connections that wait in it stay here, and its successor gets the same socket.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -50,8 +50,9 @@ impl Banks {
         &self.keys
     }
 
-    /// Gives the kernel the keys of now, where it has others. A datagram meets the program before or the one after; and
-    /// since the key that goes names no connection any more, and the one that comes none yet, it makes no difference.
+    /// Gives the kernel the keys of now, where it has others. A datagram meets the program before or the one after;
+    /// and since the key that goes names no connection any more, and the one that comes none yet, it makes no
+    /// difference.
     ///
     /// # Errors
     /// The kernel refuses the program; the banks behind it keep the one before. To be tried again.
@@ -284,8 +285,10 @@ mod tests {
         assert!(UdpSocket::bind(datagrams.bound).is_ok());
     }
 
-    /// A live connection through eight changes of keys: every datagram reaches its worker, with the connection ID of the
-    /// half epoch before and with that of the current one.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A live connection through eight changes of keys: every datagram reaches its worker, with the connection ID of
+    /// the half epoch before and with that of the current one.
     #[test]
     fn no_datagram_is_lost_while_keys_change() {
         static NOW: AtomicU64 = AtomicU64::new(700);
@@ -311,7 +314,8 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-                while !is_over.load(Ordering::SeqCst) {
+                let begun = Instant::now();
+                while !is_over.load(Ordering::SeqCst) && begun.elapsed() < 2 * PATIENCE {
                     for cid in cids.lock().expect("a lock").iter() {
                         socket.send_to(&[&[0x40], &cid[..], &[0; 20]].concat(), address).expect("it is sent");
                         sent.fetch_add(1, Ordering::SeqCst);
@@ -323,7 +327,7 @@ mod tests {
                 while received < more {
                     match own.recv(&mut [0; 64]) {
                         Ok(_) => received += 1,
-                        Err(_) if begun.elapsed() < Duration::from_secs(30) => std::thread::yield_now(),
+                        Err(_) if begun.elapsed() < PATIENCE => std::thread::yield_now(),
                         Err(error) => panic!("{received} of {more}: {error}"),
                     }
                 }
