@@ -12,6 +12,7 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use super::{Completion, DriverStats, Kind, Message, Token};
+use crate::runtime::aggregate;
 use crate::runtime::buf::Pool;
 use crate::runtime::sim::{BLACK_HOLE_PORT, Profile, Rng, UNREACHABLE_PORT, World};
 use crate::sys::net::RawAddress;
@@ -23,6 +24,7 @@ pub(in crate::runtime) struct Sim {
     rng: Rng,
     profile: Profile,
     pool: Rc<Pool>,
+    aggregates: Rc<Pool>,
     now_ns: u64,
     sockets: Vec<Option<Socket>>,
     listeners: HashMap<SocketAddr, usize>,
@@ -94,10 +96,13 @@ impl Sim {
         let profile = world.profile;
         let pool = Pool::listed(profile.pool_slots, profile.pool_slot_bytes)
             .expect("a simulated pool is a few hundred kilobytes");
+        let aggregates =
+            Pool::listed(aggregate::SLOTS, aggregate::SLOT_BYTES).expect("so is the other, in use");
         Self {
             rng: world.rng.clone(),
             profile,
             pool,
+            aggregates,
             now_ns: 1_000_000_000,
             sockets: Vec::new(),
             listeners: HashMap::new(),
@@ -114,6 +119,10 @@ impl Sim {
 
     pub(super) fn pool(&self) -> &Rc<Pool> {
         &self.pool
+    }
+
+    pub(super) fn aggregates(&self) -> &Rc<Pool> {
+        &self.aggregates
     }
 
     pub(super) fn stats(&self) -> DriverStats {
@@ -262,8 +271,13 @@ impl Sim {
     /// Datagrams are not simulated: the operation waits until it is cancelled.
     ///
     /// # Safety
-    /// As [`super::Driver::receive_message`].
-    pub(super) unsafe fn receive_message(&mut self, fd: RawFd, token: Token, _message: *mut Message) {
+    /// As [`super::Driver::receive_datagrams`].
+    pub(super) unsafe fn receive_datagrams(
+        &mut self,
+        fd: RawFd,
+        token: Token,
+        _template: *const libc::msghdr,
+    ) {
         self.start(fd, token, What::Idle);
     }
 
