@@ -19,6 +19,7 @@ pub mod keys;
 pub mod listener;
 mod outlet;
 mod retry;
+mod rotation;
 mod server;
 mod stream;
 

@@ -49,8 +49,15 @@ fn live(clients: &mut [H3], epochs: u64) {
     while epoch() < last {
         for client in &mut *clients {
             let asked = Instant::now();
-            assert_eq!(client.get("/hello").status(), 200);
-            assert!(!client.quic.is_draining() && asked.elapsed() < PATIENCE);
+            let got = client.get("/hello");
+            let (by_us, by_peer) = (client.quic.local_error(), client.quic.peer_error());
+            assert!(
+                got.is_whole,
+                "{by_us:?} {by_peer:?} after {:?}, timed out: {}",
+                asked.elapsed(),
+                client.quic.is_timed_out()
+            );
+            assert_eq!(got.status(), 200);
         }
         std::thread::sleep(Duration::from_millis(20));
     }

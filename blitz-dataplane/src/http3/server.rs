@@ -18,6 +18,7 @@ use super::error::CONNECTION_REFUSED;
 use super::keys::Cids;
 use super::listener::{Cid, Table};
 use super::outlet::Outlet;
+use super::rotation::Rotation;
 use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
@@ -77,8 +78,7 @@ impl<S: Service + 'static> Session<S> {
     pub(super) async fn run(self, handshaken: Handshaken) -> Ended {
         let deadline = Deadline::new(&self.handle);
         let now = self.handle.now_ms();
-        let lag = self.cids.lag();
-        let (epoch, _) = self.cids.epoch(lag);
+        let rotation = Rotation::new(&self.cids);
         let mut running = Running {
             session: self,
             deadline,
@@ -93,9 +93,7 @@ impl<S: Service + 'static> Session<S> {
             resets_at_ms: now,
             paths: 1,
             is_waiting: Cell::new(false),
-            lag,
-            epoch,
-            stale: 0,
+            rotation,
             lull: Lull::default(),
         };
         poll_fn(|cx| running.poll(cx)).await
@@ -131,12 +129,7 @@ struct Running<S> {
     resets_at_ms: u64,
     paths: u64,
     is_waiting: Cell<bool>,
-    /// How far it lags behind the clock in replacing its connection IDs (seconds).
-    lag: u64,
-    /// The epoch of its connection IDs.
-    epoch: u64,
-    /// Of those of the epoch before: how many the client is still to be told to give up.
-    stale: usize,
+    rotation: Rotation,
     /// When it may send: acknowledgements and answers that come about in the same moment travel together.
     lull: Lull,
 }
@@ -294,16 +287,10 @@ impl<S: Service + 'static> Running<S> {
             }
         }
         if quic.is_established() {
-            let (epoch, _) = session.cids.epoch(self.lag);
-            if epoch != self.epoch {
-                self.epoch = epoch;
-                self.stale = quic.active_scids();
-            }
             while quic.scids_left() > 0 && session.issue(quic, false) {}
-            // Not all at once: quiche keeps less than twice as many as the client takes. The next ones follow when it
-            // has retired some.
-            while self.stale > 0 && session.issue(quic, true) {
-                self.stale -= 1;
+            self.rotation.follow(quic, &session.cids, session.handle.now_ms());
+            while self.rotation.is_due(quic) && session.issue(quic, true) {
+                self.rotation.done();
             }
         }
         let before = self.paths;
@@ -402,8 +389,7 @@ impl<S: Service + 'static> Running<S> {
                 if is_first { limits.request_head } else { limits.keep_alive },
             )
         };
-        let (_, left) = session.cids.epoch(self.lag);
-        let own = own.min(Duration::from_secs(left));
+        let own = own.min(self.rotation.next_look(&session.cids, now));
         // Once it is over, only quiche's own time matters.
         let own = self.over_ms.map_or(own, |since| until(since, LINGER_MAX));
         quic.map_or(own, |quic| quic.min(own))
