@@ -15,6 +15,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use blitz_ebpf_common::cbpf;
+use blitz_ebpf_common::steer::Steering;
 
 use super::messages::{BankPlace, ListenerAddress, SocketKind};
 use crate::http3::QuicKeys;
@@ -50,16 +51,17 @@ impl Banks {
         &self.keys
     }
 
-    /// Gives the kernel the keys of now, where it has others. A datagram meets the program before or the one after;
-    /// and since the key that goes names no connection any more, and the one that comes none yet, it makes no
-    /// difference.
+    /// Gives the kernel the keys of now, where it has others, and says whether it had. Every bank is steered by its
+    /// classic program then, also one that had a better one: that has to be asked for again. A datagram meets the
+    /// program before or the one after; and since the key that goes names no connection any more, and the one that
+    /// comes none yet, it makes no difference.
     ///
     /// # Errors
     /// The kernel refuses the program; the banks behind it keep the one before. To be tried again.
-    pub fn follow_keys(&mut self) -> io::Result<()> {
+    pub fn follow_keys(&mut self) -> io::Result<bool> {
         let (epochs, _) = self.keys.live_epochs();
         if epochs == self.epochs {
-            return Ok(());
+            return Ok(false);
         }
         for bank in self.banks.values().filter(|bank| bank.address.kind == SocketKind::Datagram) {
             let workers = u32::try_from(bank.sockets.len() / 2).unwrap_or(u32::MAX);
@@ -69,7 +71,7 @@ impl Banks {
             }
         }
         self.epochs = epochs;
-        Ok(())
+        Ok(true)
     }
 
     /// Binds a bank of `workers` sockets for each of `places` that has none yet. Nothing is kept when one
@@ -114,6 +116,11 @@ impl Banks {
     /// What is bound.
     pub fn addresses(&self) -> Vec<ListenerAddress> {
         self.banks.values().map(|bank| bank.address).collect()
+    }
+
+    /// How the kernel steers datagrams among `workers`.
+    pub fn steering(&self, workers: u32) -> Option<Steering> {
+        self.keys.steering(workers)
     }
 
     /// All banks.
@@ -177,6 +184,14 @@ impl Bank {
     /// The address.
     pub fn address(&self) -> ListenerAddress {
         self.address
+    }
+
+    /// Copies of all its sockets, in order.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    pub fn copies(&self) -> io::Result<Vec<OwnedFd>> {
+        self.sockets.iter().map(OwnedFd::try_clone).collect()
     }
 
     /// The socket of worker `worker`.
@@ -341,7 +356,7 @@ mod tests {
                     cids.drain(..last);
                 }
                 NOW.fetch_add(50, Ordering::SeqCst);
-                banks.follow_keys().expect("a program");
+                assert!(banks.follow_keys().expect("a program"));
                 let drawn = draw(&banks, nonce);
                 cids.lock().expect("a lock").push(drawn);
             }
