@@ -8,7 +8,6 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use blitz_tests::process::{self, Signal};
-use blitz_tests::tls::Algorithm;
 use blitz_tests::{Cell, Gateway, H3, PATIENCE, Pki, Setup, matrix, require, wait_until};
 
 /// Seconds of an epoch.
@@ -28,8 +27,7 @@ fn epoch() -> u64 {
 }
 
 fn start(cell: Cell, more: &str) -> (Pki, Gateway) {
-    let pki = Pki::new();
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+    let pki = Pki::edge();
     let listener = pki.listener(&["edge"], "").replace("[\"h1\"]", "[\"h1\", \"h3\"]");
     let gateway = Setup::new(cell).workers(3).config(&format!("{listener}{SHORT}{more}")).start();
     (pki, gateway)
