@@ -99,6 +99,8 @@ pub struct BootMessage {
     pub relays: usize,
     /// `--ctl-socket`.
     pub ctl_socket: PathBuf,
+    /// Seconds of an epoch of QUIC's connection IDs.
+    pub cid_epoch_seconds: u32,
     /// The configuration to begin with; `removed` is empty.
     pub config: ConfigMessage,
 }

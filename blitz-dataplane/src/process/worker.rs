@@ -78,6 +78,8 @@ pub struct Boot<S> {
     pub trace: bool,
     /// What is told of TLS connections.
     pub tls: TlsDiagnosis,
+    /// Seconds of an epoch of QUIC's connection IDs: the same for all until the restart.
+    pub cid_epoch_seconds: u32,
     /// This worker's rows in the shared segment.
     pub rows: WorkerRows,
     /// The way to report sources for the kernel's blocklist.
@@ -186,6 +188,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         tls,
         relays,
         ctl_socket,
+        cid_epoch_seconds,
         config,
     } = boot;
     logging::name_thread(logging::Who::Worker(worker));
@@ -240,6 +243,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         io,
         trace,
         tls,
+        cid_epoch_seconds,
         rows,
         reports,
         relays,
