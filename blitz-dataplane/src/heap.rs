@@ -18,9 +18,6 @@ const TICKS: u32 = 4;
 /// Less than this many bytes are not worth the page faults.
 const WORTH_BYTES: usize = 1 << 20;
 
-/// Free bytes that the allocator keeps by itself: beyond, it gives back at once.
-const KEPT_BYTES: i32 = 32 << 20;
-
 /// What a worker remembers of its allocator.
 #[derive(Debug, Default)]
 pub(crate) struct Heap {
@@ -32,12 +29,6 @@ pub(crate) struct Heap {
 }
 
 impl Heap {
-    /// To be called once, by the worker.
-    pub(crate) fn new() -> Self {
-        heap::keep(KEPT_BYTES);
-        Self::default()
-    }
-
     /// To be called at every tick of the worker.
     pub(crate) fn tick(&mut self, handle: &Handle) {
         self.ticks = (self.ticks + 1) % TICKS;

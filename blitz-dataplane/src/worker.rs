@@ -112,7 +112,7 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
     log::debug!("serving: worker {} of {}", boot.worker, boot.workers);
 
     let mut published = Stats::default();
-    let mut heap = Heap::new();
+    let mut heap = Heap::default();
     let mut mail = handle.readiness(orders.as_fd().as_raw_fd());
     loop {
         let Some(arrived) = first(mail.ready(), handle.sleep(TICK)).await else {
