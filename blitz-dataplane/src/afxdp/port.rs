@@ -410,7 +410,7 @@ impl Published {
         let since = |now: u64, before: u64| now.saturating_sub(before);
         self.rows.add(Metric::AfxdpDropKernel, since(now.receive_dropped, before.receive_dropped));
         self.rows.add(Metric::AfxdpDropRingFull, since(now.receive_ring_full, before.receive_ring_full));
-        self.rows.add(Metric::AfxdpDropFillEmpty, since(now.fill_ring_empty, before.fill_ring_empty));
+        self.rows.add(Metric::AfxdpFillRingEmpty, since(now.fill_ring_empty, before.fill_ring_empty));
         self.rows.add(Metric::AfxdpDropInvalid, since(now.invalid, before.invalid));
     }
 }

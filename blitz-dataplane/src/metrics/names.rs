@@ -289,10 +289,12 @@ metrics! {
         AfxdpDropNoListener { reason = "no_listener" };
         AfxdpDropKernel { reason = "kernel" };
         AfxdpDropRingFull { reason = "ring_full" };
-        AfxdpDropFillEmpty { reason = "fill_empty" };
         AfxdpDropInvalid { reason = "invalid" };
         AfxdpDropNoFrame { reason = "no_frame" };
         AfxdpDropTooLarge { reason = "too_large" };
+    }
+    family "blitz_afxdp_fill_ring_empty_total" Counter "Times that no frame was lent to the kernel when one came." {
+        AfxdpFillRingEmpty;
     }
     family "blitz_afxdp_kicks_total" Counter "System calls that told the kernel to send." {
         AfxdpKicks;

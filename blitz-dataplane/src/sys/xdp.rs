@@ -67,7 +67,7 @@ pub enum Copying {
 /// What the kernel has counted for a socket (`XDP_STATISTICS`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Frames dropped for another reason than those below, too long ones among them.
+    /// Frames dropped because they were too long, or, where they are copied, because the fill ring was empty.
     pub receive_dropped: u64,
     /// Frames dropped because the receive ring was full.
     pub receive_ring_full: u64,
