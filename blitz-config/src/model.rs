@@ -342,6 +342,8 @@ pub struct Http3Limits {
     pub cid_epoch_seconds: u32,
     /// Requests that the client resets; four times as many may come at once.
     pub resets_per_second: u32,
+    /// Addresses that the clients of one worker have moved to (count), over all its connections.
+    pub moves_per_worker_max: u32,
 }
 
 /// When a client has to show that it receives at its address before anything is kept for it.

@@ -143,6 +143,8 @@ impl Http3Limits {
         cid_epoch_seconds: 3600,
         // As for HTTP/2.
         resets_per_second: 100,
+        // 120 MB, where each was left in mid-download.
+        moves_per_worker_max: 4096,
     };
 }
 

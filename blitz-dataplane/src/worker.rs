@@ -22,8 +22,9 @@ use blitz_config::model::Protocol;
 use crate::exchange::ErrorKind;
 use crate::fields::Fields;
 use crate::heap::Heap;
-use crate::http3::QuicKeys;
-use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener};
+use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener, Shared};
+use crate::http3::relay::Relay;
+use crate::http3::{Place, QuicKeys};
 use crate::metrics::names::Metric;
 use crate::process::endpoints::ResolvedEndpoints;
 use crate::process::messages::ListenerAddress;
@@ -100,11 +101,16 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
         key_log: boot.tls.key_log.as_deref().map(key_log).transpose()?,
     };
     let tls = tls::Context { tickets: TicketRoot::new(&boot.secret), diagnosis: diagnosis.clone() };
-    let keys = QuicKeys::new(&boot.secret, boot.cid_epoch_seconds);
+    let quic = Shared {
+        keys: QuicKeys::new(&boot.secret, boot.cid_epoch_seconds),
+        place: Place { worker: boot.worker, workers: boot.workers },
+        relay: Relay::adopt(boot.relays),
+        paths: Rc::default(),
+    };
     drop(boot.secret);
     let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace, boot.reports, diagnosis);
-    let worker = boot.worker;
-    let mut listeners = Listeners { proxy: Rc::clone(&proxy), tls, keys, worker, open: Vec::new() };
+    handle.spawn(Rc::clone(&quic.relay).serve(handle.clone(), proxy.rows.clone()));
+    let mut listeners = Listeners { proxy: Rc::clone(&proxy), tls, quic, open: Vec::new() };
     for listener in boot.listeners {
         listeners.open(listener)?;
     }
@@ -238,8 +244,7 @@ fn key_log(path: &Path) -> Result<Arc<dyn KeyLog>, WorkerError> {
 struct Listeners {
     proxy: Rc<Proxy>,
     tls: tls::Context,
-    keys: QuicKeys,
-    worker: u32,
+    quic: Shared,
     open: Vec<OpenListener>,
 }
 
@@ -283,8 +288,7 @@ impl Listeners {
                 Socket::Stream(stop)
             }
             SocketKind::Datagram => {
-                let listener = QuicListener::adopt(&self.proxy, &info, fd, &self.keys, self.worker);
-                let listener = listener.map_err(failed)?;
+                let listener = QuicListener::adopt(&self.proxy, &info, fd, &self.quic).map_err(failed)?;
                 handle.spawn(Rc::clone(&listener).serve());
                 Socket::Datagram(listener)
             }

@@ -246,6 +246,11 @@ impl H3 {
         self.quic.session().expect("it was there").to_vec()
     }
 
+    /// Where it is.
+    pub fn local(&self) -> SocketAddr {
+        self.socket.local_addr().expect("it is bound")
+    }
+
     /// Sends what there is to be sent, takes what has come or comes within a few milliseconds.
     pub fn turn(&mut self) {
         self.flush();

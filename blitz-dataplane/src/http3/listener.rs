@@ -1,9 +1,9 @@
 //! A UDP socket of a listener: each datagram to its connection, first ones to new connections.
 //!
-//! What cannot belong to a connection of this worker is dropped and counted, never answered but in three cases: a
-//! version that is not spoken is told those that are (RFC 9000 section 6), a client that has to prove its address is
-//! told how (Retry), and whoever still speaks to a connection that this worker had, and has no more, is told so
-//! (stateless reset, section 10.3).
+//! What belongs to another worker goes there (`relay.rs`). What belongs to nobody is dropped and counted, never
+//! answered but in three cases: a version that is not spoken is told those that are (RFC 9000 section 6), a client that
+//! has to prove its address is told how (Retry), and whoever still speaks to a connection that this worker had, and has
+//! no more, is told so (stateless reset, section 10.3).
 //!
 //! Owns: the socket's task, the table of connection IDs, who may become a connection. Does not own: a connection's task
 //! (`server.rs`), which worker a datagram reaches (the kernel, by `blitz_ebpf_common::steer`).
@@ -25,10 +25,12 @@ use super::QuicKeys;
 use super::connection::Conn;
 use super::early::{self, Early};
 use super::error::failure;
-use super::keys::{Cids, Owner};
+use super::keys::{Cids, Owner, Place};
 use super::outlet::{LANES, Outlet};
+use super::paths::{PATHS_MAX, Paths, WorkerPaths};
+use super::relay::{Addresses, Relay};
 use super::retry;
-use super::server::{DATAGRAM_BYTES_MAX, Handshaken, PATHS_MAX, Session};
+use super::server::{DATAGRAM_BYTES_MAX, Handshaken, Session};
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::metrics::names::Metric;
@@ -161,11 +163,36 @@ fn configure(
     Ok(config)
 }
 
+/// How a datagram came to this worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Chosen for it by the kernel.
+    Steered,
+    /// Merged with others, which the kernel has steered by the first.
+    Merged,
+    /// Passed on by another worker.
+    Relayed,
+}
+
+/// What the listeners of a worker share.
+pub struct Shared {
+    /// All keys.
+    pub keys: QuicKeys,
+    /// The worker among the others.
+    pub place: Place,
+    /// The way to them.
+    pub relay: Rc<Relay>,
+    /// Paths of all connections.
+    pub paths: Rc<WorkerPaths>,
+}
+
 /// One UDP socket of a listener, and its connections.
 pub struct QuicListener {
     proxy: Rc<Proxy>,
     info: Rc<Listener>,
     outlet: Rc<Outlet>,
+    relay: Rc<Relay>,
+    paths: Rc<WorkerPaths>,
     table: Rc<Table>,
     cids: Rc<Cids>,
     is_closing: Cell<bool>,
@@ -174,7 +201,7 @@ pub struct QuicListener {
 }
 
 impl QuicListener {
-    /// Takes over a bound socket, for `worker`.
+    /// Takes over a bound socket.
     ///
     /// # Errors
     /// The kernel lacks something, or the worker has too high a number.
@@ -182,20 +209,28 @@ impl QuicListener {
         proxy: &Rc<Proxy>,
         info: &Rc<Listener>,
         fd: std::os::fd::OwnedFd,
-        keys: &QuicKeys,
-        worker: u32,
+        shared: &Shared,
     ) -> std::io::Result<Rc<Self>> {
-        let cids = Cids::new(keys.clone(), worker).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let cids = Cids::new(shared.keys.clone(), shared.place).ok_or(std::io::ErrorKind::InvalidInput)?;
         let socket = UdpSocket::adopt(&proxy.handle, fd, LANES)?;
-        Ok(Rc::new(Self {
+        let listener = Rc::new(Self {
             proxy: Rc::clone(proxy),
             info: Rc::clone(info),
             outlet: Rc::new(Outlet::new(socket, proxy.rows.clone())),
+            relay: Rc::clone(&shared.relay),
+            paths: Rc::clone(&shared.paths),
             table: Rc::default(),
             cids: Rc::new(cids),
             is_closing: Cell::new(false),
             resets: Cell::default(),
-        }))
+        });
+        shared.relay.add(&listener);
+        Ok(listener)
+    }
+
+    /// Whether its socket is bound to `address`.
+    pub(super) fn is_bound_to(&self, address: SocketAddr) -> bool {
+        self.outlet.local_address().is_ok_and(|bound| bound == address)
     }
 
     /// No new connections from now on, and those that are there end after their requests: nobody else can have the
@@ -245,16 +280,21 @@ impl QuicListener {
         let Some(from) = received.source else { return };
         let Ok(bound) = self.outlet.local_address() else { return };
         let to = SocketAddr::new(received.destination.unwrap_or(bound.ip()), bound.port());
+        let (addresses, way) = (
+            Addresses { from, to, bound },
+            if received.segment.is_some() { Way::Merged } else { Way::Steered },
+        );
         self.proxy.rows.add(Metric::DownstreamReceivedBytes, received.len as u64);
         for datagram in buffer.datagrams(received) {
-            let fate = self.datagram(datagram, from, to);
+            let fate = self.datagram(datagram, &addresses, way);
             self.proxy.rows.add(fate, 1);
         }
         self.proxy.rows.add(Metric::QuicConnectionIds, self.cids.made());
     }
 
-    /// Gives a datagram to its connection; what became of it.
-    fn datagram(self: &Rc<Self>, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) -> Metric {
+    /// Gives a datagram to its connection, or to the worker that has it; what became of it.
+    pub(super) fn datagram(self: &Rc<Self>, datagram: &mut [u8], addresses: &Addresses, way: Way) -> Metric {
+        let Addresses { from, to, .. } = *addresses;
         let Some(dcid) = destination(datagram) else { return Metric::QuicMalformed };
         let Some(cid) = Cid::new(dcid) else { return self.long_cid(datagram, from, to) };
         if let Some(conn) = self.table.find(&cid) {
@@ -276,13 +316,26 @@ impl QuicListener {
             conn.wake();
             return Metric::QuicDelivered;
         }
-        if datagram.first().is_some_and(|first| first & LONG != 0) {
-            return self.begin(datagram, from, to);
-        }
-        match self.cids.owner(dcid) {
+        let is_long = datagram.first().is_some_and(|first| first & LONG != 0);
+        let owner = match self.cids.owner(dcid) {
+            // It stood behind another, so that the kernel has not chosen for it.
+            Owner::Nobody if is_long && way == Way::Merged => self.cids.chosen(datagram),
+            owner => owner,
+        };
+        match owner {
+            Owner::Beside(worker) => self.pass_on(worker, datagram, addresses, way),
+            Owner::Elsewhere => Metric::QuicStranger,
+            Owner::Own | Owner::Nobody if is_long => self.begin(datagram, from, to),
             Owner::Own => self.reset(&cid, datagram.len(), from, to),
-            Owner::Other => Metric::QuicStranger,
             Owner::Nobody => Metric::QuicUnknown,
+        }
+    }
+
+    /// A datagram of another worker's connection goes there, once.
+    fn pass_on(&self, worker: u32, datagram: &[u8], addresses: &Addresses, way: Way) -> Metric {
+        match way {
+            Way::Steered | Way::Merged => self.relay.pass_on(worker, addresses, datagram),
+            Way::Relayed => Metric::QuicStranger,
         }
     }
 
@@ -389,6 +442,8 @@ impl QuicListener {
             limits: acceptor.limits,
             handshake: proxy.live().snapshot.config.timeouts.tls_handshake,
             known_as: vec![chosen, own],
+            paths: Paths::new(&self.paths),
+            rows: proxy.rows.clone(),
         };
         session.connection.set_carrier(Carrier::Tls);
         session.connection.begin_exchange();

@@ -4,7 +4,6 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -18,16 +17,15 @@ use super::error::CONNECTION_REFUSED;
 use super::keys::Cids;
 use super::listener::{Cid, Table};
 use super::outlet::Outlet;
+use super::paths::{Paths, Route, UsedUp, source};
 use super::rotation::Rotation;
 use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
+use crate::metrics::names::Metric;
 use crate::proxy::connections::{Connection, Ended};
 use crate::runtime::{Deadline, Handle, Lull, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
-
-/// Paths that a connection may use (count). quiche keeps each to the connection's end, about 70 KB, and drops packets
-/// from one more without a word; so the connection is closed, in plain words, when the last but one is used.
-pub(super) const PATHS_MAX: u64 = 8;
+use crate::segment::WorkerRows;
 
 /// Requests that the client resets may come so many seconds' worth at once.
 const BURST_SECONDS: u32 = 4;
@@ -68,6 +66,8 @@ pub(super) struct Session<S> {
     pub(super) handshake: Duration,
     /// Connection IDs under which it is in the table.
     pub(super) known_as: Vec<Cid>,
+    pub(super) paths: Paths,
+    pub(super) rows: WorkerRows,
 }
 
 /// Told once when a handshake has ended, well or not. Whether the client may go on.
@@ -79,6 +79,7 @@ impl<S: Service + 'static> Session<S> {
         let deadline = Deadline::new(&self.handle);
         let now = self.handle.now_ms();
         let rotation = Rotation::new(&self.cids);
+        let route = Route::of(&self.conn.state.borrow().quic);
         let mut running = Running {
             session: self,
             deadline,
@@ -91,9 +92,9 @@ impl<S: Service + 'static> Session<S> {
             next_stream: 0,
             resets: 0,
             resets_at_ms: now,
-            paths: 1,
             is_waiting: Cell::new(false),
             rotation,
+            route,
             lull: Lull::default(),
         };
         poll_fn(|cx| running.poll(cx)).await
@@ -127,9 +128,9 @@ struct Running<S> {
     /// Requests that the client has reset, in thousandths, less what has drained.
     resets: u64,
     resets_at_ms: u64,
-    paths: u64,
     is_waiting: Cell<bool>,
     rotation: Rotation,
+    route: Route,
     /// When it may send: acknowledgements and answers that come about in the same moment travel together.
     lull: Lull,
 }
@@ -177,6 +178,7 @@ impl<S: Service + 'static> Running<S> {
         let mut state = conn.state.borrow_mut();
         if state.quic.timeout_instant().is_some_and(|at| at <= Instant::now()) {
             state.quic.on_timeout();
+            self.route.timed_out(&mut state.quic);
         }
         if !self.said && self.handshaken.is_some() && state.quic.is_established() {
             self.handshake_done(&mut state);
@@ -293,16 +295,33 @@ impl<S: Service + 'static> Running<S> {
                 self.rotation.done();
             }
         }
-        let before = self.paths;
+        let mut used_up = None;
         while let Some(event) = quic.path_event_next() {
             match event {
-                quiche::PathEvent::New(..) => self.paths += 1,
-                quiche::PathEvent::PeerMigrated(local, peer) => session.connection.set_addresses(peer, local),
+                quiche::PathEvent::New(local, peer) => {
+                    self.route.seen((local, peer));
+                    used_up = used_up.or(session.paths.add(session.limits.moves_per_worker_max));
+                }
+                quiche::PathEvent::PeerMigrated(local, peer) => {
+                    session.rows.add(Metric::QuicMigrations, 1);
+                    session.connection.set_addresses(peer, local);
+                    self.route.moved(quic, (local, peer));
+                }
+                quiche::PathEvent::Validated(local, peer) => self.route.proved((local, peer)),
+                quiche::PathEvent::FailedValidation(local, peer) => {
+                    self.route.doubted(quic, (local, peer));
+                }
                 _ => {}
             }
         }
-        if self.paths >= PATHS_MAX && before < PATHS_MAX {
-            log::debug!("quic: a connection has used {} paths and is closed", self.paths);
+        if let Some(used_up) = used_up
+            && !self.said
+        {
+            let metric = match used_up {
+                UsedUp::Connection => Metric::QuicPathsConnection,
+                UsedUp::Worker => Metric::QuicPathsWorker,
+            };
+            session.rows.add(metric, 1);
             self.closing = Some((Ended::Error, session.handle.now_ms()));
             let _closing = quic.close(true, Code::NoError as u64, b"paths");
             self.said = true;
@@ -396,8 +415,16 @@ impl<S: Service + 'static> Running<S> {
     }
 
     /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
-    fn flush(&self, cx: &Context<'_>) -> bool {
+    fn flush(&mut self, cx: &Context<'_>) -> bool {
         let session = &self.session;
+        while self.route.is_due() {
+            let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
+            self.is_waiting.set(false);
+            let sent = self.route.send(&mut session.conn.state.borrow_mut().quic, lane.buffer());
+            if let Some((len, transmit)) = sent {
+                lane.send(len, 1, transmit);
+            }
+        }
         let mut odd = None;
         for round in 0..=BURSTS_MAX {
             let is_over = round == BURSTS_MAX;
@@ -517,9 +544,4 @@ impl Odd {
         buffer.get_mut(..self.len)?.copy_from_slice(self.bytes.get(..self.len)?);
         Some(Burst { len: self.len, count: 1, transmit: self.transmit })
     }
-}
-
-/// The address to send from; unspecified when the kernel has not said.
-fn source(from: SocketAddr) -> Option<std::net::IpAddr> {
-    Some(from.ip()).filter(|ip| !ip.is_unspecified())
 }

@@ -239,6 +239,8 @@ metrics! {
         QuicVersion { fate = "version" };
         QuicRetry { fate = "retry" };
         QuicReset { fate = "reset" };
+        QuicForwarded { fate = "forwarded" };
+        QuicForwardFull { fate = "forward_full" };
         QuicStranger { fate = "other_worker" };
         QuicUnknown { fate = "unknown" };
         QuicMalformed { fate = "malformed" };
@@ -247,8 +249,21 @@ metrics! {
     family "blitz_quic_connection_ids_total" Counter "Connection IDs made under keys of an epoch." {
         QuicConnectionIds;
     }
+    family "blitz_quic_datagrams_relayed_total" Counter "Datagrams passed on by another worker, by fate." {
+        QuicRelayedDelivered { fate = "delivered" };
+        QuicRelayedNew { fate = "new" };
+        QuicRelayedAnswered { fate = "answered" };
+        QuicRelayedDropped { fate = "dropped" };
+    }
     family "blitz_quic_datagrams_sent_total" Counter "Datagrams handed to the kernel." {
         QuicDatagramsSent;
+    }
+    family "blitz_quic_migrations_total" Counter "Times that a connection's client went on from another address." {
+        QuicMigrations;
+    }
+    family "blitz_quic_paths_used_up_total" Counter "Connections closed because no more paths may be kept, by whose." {
+        QuicPathsConnection { of = "connection" };
+        QuicPathsWorker { of = "worker" };
     }
     family "blitz_quic_send_errors_total" Counter "Sends of datagrams that the kernel refused." {
         QuicSendErrors;

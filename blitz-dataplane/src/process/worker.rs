@@ -83,6 +83,8 @@ pub struct Boot<S> {
     pub rows: WorkerRows,
     /// The way to report sources for the kernel's blocklist.
     pub reports: Reports,
+    /// The sockets between workers: its inbox, then the way into each one's. None when it reaches nobody.
+    pub relays: Vec<OwnedFd>,
     /// Its listening sockets.
     pub listeners: Vec<BoundListener>,
     /// Generation of `snapshot`.
@@ -182,6 +184,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         trace,
         tls,
         cid_epoch_seconds,
+        relays,
         config,
     } = boot;
     logging::name_thread(logging::Who::Worker(worker));
@@ -199,6 +202,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
     let segment = Segment::open(next("the segment")?).map_err(|error| WorkerError(error.to_string()))?;
     let secret = Secret::from_fd(next("the secret")?).map_err(failed("read the master secret"))?;
     let text = next("the configuration")?;
+    let relays = (0..relays).map(|_| next("a socket between workers")).collect::<Result<_, _>>()?;
     let listeners = bound_listeners(&config.added, fds)?;
     let rows =
         segment.worker(worker).ok_or_else(|| WorkerError(format!("the segment has no row {worker}")))?;
@@ -238,6 +242,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         cid_epoch_seconds,
         rows,
         reports,
+        relays,
         listeners,
         generation,
         snapshot,
