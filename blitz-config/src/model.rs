@@ -7,7 +7,9 @@
 mod policy;
 mod tls;
 
-pub use policy::{Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService};
+pub use policy::{
+    AfXdp, Blocklist, Copying, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService,
+};
 pub use tls::{Certificate, ClientAuth, Plain, Tls, UpstreamTls};
 
 use std::net::{IpAddr, SocketAddr};

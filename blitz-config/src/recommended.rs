@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, Blocklist, Http2Limits, Http3Limits, HttpLimits, Limit, PassiveHealth, Retry, Timeouts, Tls,
-    Upstream, Xdp, XdpMode, XdpQuic,
+    Admin, AfXdp, Blocklist, Copying, Http2Limits, Http3Limits, HttpLimits, Limit, PassiveHealth, Retry,
+    Timeouts, Tls, Upstream, Xdp, XdpMode, XdpQuic,
 };
 use blitz_ebpf_common::layout;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -229,6 +229,11 @@ impl Default for Blocklist {
     }
 }
 
+impl AfXdp {
+    /// 4 MiB for each queue: some ten milliseconds of a gigabit in each direction.
+    pub const RECOMMENDED: Self = Self { frames_per_queue: 2048, copying: Copying::Always };
+}
+
 impl XdpQuic {
     /// What becomes of datagrams to listeners with HTTP/3, where a file says nothing.
     pub const RECOMMENDED: Self = Self {
@@ -262,6 +267,7 @@ impl Default for Xdp {
             deny_max: Self::DENY_RECOMMENDED,
             blocklist: Blocklist::RECOMMENDED,
             quic: XdpQuic::RECOMMENDED,
+            afxdp: None,
         }
     }
 }

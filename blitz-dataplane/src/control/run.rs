@@ -452,6 +452,7 @@ impl Control {
             tls: self.options.tls.clone(),
             cid_epoch_seconds: self.banks.keys().epoch_seconds(),
             relays: relays_count,
+            ctl_socket: self.options.ctl_socket.clone(),
             config,
         };
         self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)?;

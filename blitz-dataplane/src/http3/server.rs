@@ -417,12 +417,14 @@ impl<S: Service + 'static> Running<S> {
     /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
     fn flush(&mut self, cx: &Context<'_>) -> bool {
         let session = &self.session;
+        let hops = &session.conn.hops;
         while self.route.is_due() {
-            let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
+            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let Poll::Ready(mut lane) = lane else { return false };
             self.is_waiting.set(false);
             let sent = self.route.send(&mut session.conn.state.borrow_mut().quic, lane.buffer());
             if let Some((len, transmit)) = sent {
-                lane.send(len, 1, transmit);
+                lane.send(len, 1, transmit, hops.of(&transmit).as_ref());
             }
         }
         let mut odd = None;
@@ -432,14 +434,15 @@ impl<S: Service + 'static> Running<S> {
                 break;
             }
             // What is odd is lost then, and sent again.
-            let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
+            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let Poll::Ready(mut lane) = lane else { return false };
             self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
             let quantum = if is_over { 0 } else { state.quic.send_quantum() };
             let burst = Burst::fill(&mut state.quic, quantum, lane.buffer(), &mut odd);
             drop(state);
             let Some(Burst { len, count, transmit }) = burst else { return false };
-            lane.send(len, count, transmit);
+            lane.send(len, count, transmit, hops.of(&transmit).as_ref());
         }
         true
     }

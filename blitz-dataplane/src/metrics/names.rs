@@ -269,6 +269,39 @@ metrics! {
         QuicSendErrors;
     }
 
+    // AF_XDP.
+    family "blitz_afxdp_queues" Gauge "Receive queues whose frames this worker gets." {
+        AfxdpQueues;
+    }
+    family "blitz_afxdp_frames" Gauge "Frames of AF_XDP sockets, by who has them." {
+        AfxdpFramesFree { holder = "free" };
+        AfxdpFramesReceiving { holder = "receiving" };
+        AfxdpFramesSending { holder = "sending" };
+    }
+    family "blitz_afxdp_frames_received_total" Counter "Frames that came by AF_XDP." {
+        AfxdpFramesReceived;
+    }
+    family "blitz_afxdp_frames_sent_total" Counter "Frames put into a transmit ring." {
+        AfxdpFramesSent;
+    }
+    family "blitz_afxdp_drops_total" Counter "Datagrams lost on the way between a queue and QUIC, by reason." {
+        AfxdpDropMalformed { reason = "malformed" };
+        AfxdpDropNoListener { reason = "no_listener" };
+        AfxdpDropKernel { reason = "kernel" };
+        AfxdpDropRingFull { reason = "ring_full" };
+        AfxdpDropFillEmpty { reason = "fill_empty" };
+        AfxdpDropInvalid { reason = "invalid" };
+        AfxdpDropNoFrame { reason = "no_frame" };
+        AfxdpDropTooLarge { reason = "too_large" };
+    }
+    family "blitz_afxdp_kicks_total" Counter "System calls that told the kernel to send." {
+        AfxdpKicks;
+    }
+    family "blitz_afxdp_fallbacks_total" Counter "Queues given up for the kernel's UDP, by reason." {
+        AfxdpFallbackStalled { reason = "stalled" };
+        AfxdpFallbackFailed { reason = "failed" };
+    }
+
     // Limits.
     family "blitz_limit_buckets_displaced_total" Counter "Token buckets in use that made room for another source's." {
         LimitBucketsDisplaced;

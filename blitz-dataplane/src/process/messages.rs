@@ -99,6 +99,8 @@ pub struct BootMessage {
     pub cid_epoch_seconds: u32,
     /// Sockets between workers (count): see [`super::relays::Relays::sockets`].
     pub relays: usize,
+    /// `--ctl-socket`.
+    pub ctl_socket: PathBuf,
     /// The configuration to begin with; `removed` is empty.
     pub config: ConfigMessage,
 }
