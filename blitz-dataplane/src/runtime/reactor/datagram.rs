@@ -1,6 +1,7 @@
 //! Datagram sockets: one receive and one send in flight for each entry.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::task::{Context, Poll, Waker};
 
@@ -46,6 +47,21 @@ impl Reactor {
         )
     }
 
+    /// A datagram socket of the simulated network.
+    pub(in crate::runtime) fn simulated_datagram(&mut self, address: SocketAddr) -> io::Result<RawFd> {
+        self.driver.simulated_datagram(address)
+    }
+
+    /// Another descriptor for a socket of the simulated network.
+    pub(in crate::runtime) fn simulated_lane(&mut self, fd: RawFd) -> io::Result<RawFd> {
+        self.driver.simulated_lane(fd)
+    }
+
+    pub(in crate::runtime) fn rebind_simulated(&mut self, key: Key, seen_as: SocketAddr) -> io::Result<()> {
+        let fd = self.fd(key)?;
+        self.driver.rebind_simulated(fd, seen_as)
+    }
+
     pub(super) fn datagram(&mut self, key: Key) -> Option<(RawFd, &mut DatagramEntry)> {
         match self.entries.get_mut(key) {
             Some(Entry { fd, closing: false, body: Body::Datagram(datagram), .. }) => Some((*fd, datagram)),
@@ -70,7 +86,7 @@ impl Reactor {
             };
             let message = &datagram.receive;
             let (segment, destination) =
-                udp::receive_control(&message.control, message.header.msg_controllen);
+                udp::read_control(&message.control, message.header.msg_controllen);
             let source = message.address.to_socket_addr();
             std::mem::swap(buffer, &mut datagram.buffer);
             return Poll::Ready(Ok(Received { len, source, destination, segment }));
