@@ -10,6 +10,7 @@ use std::task::{Context, Waker};
 use quiche::h3;
 
 use super::Code;
+use super::allowance::Allowance;
 
 /// A connection as its tasks share it. No borrow is held across a wait.
 pub(super) struct Conn {
@@ -18,6 +19,8 @@ pub(super) struct Conn {
     task: RefCell<Option<Waker>>,
     /// quiche has panicked in it.
     pub(super) is_broken: Cell<bool>,
+    /// Of a client that has not shown a token.
+    pub(super) allowance: Option<Allowance>,
 }
 
 /// quiche's two halves, and who waits for which stream.
@@ -95,9 +98,22 @@ pub(super) struct News {
 const EVENTS_MAX: usize = 256;
 
 impl Conn {
-    pub(super) fn new(quic: quiche::Connection) -> Self {
+    pub(super) fn new(quic: quiche::Connection, allowance: Option<Allowance>) -> Self {
         let state = State { quic, h3: None, streams: HashMap::new(), stopped: 0 };
-        Self { state: RefCell::new(state), task: RefCell::new(None), is_broken: Cell::new(false) }
+        Self { state: RefCell::new(state), task: RefCell::new(None), is_broken: Cell::new(false), allowance }
+    }
+
+    /// Gives a datagram to quiche.
+    pub(super) fn receive(&self, datagram: &mut [u8], info: quiche::RecvInfo) -> quiche::Result<usize> {
+        let quic = &mut self.state.borrow_mut().quic;
+        match &self.allowance {
+            Some(allowance) if !quic.is_established() => {
+                let from = info.from;
+                let opened = |quic: &quiche::Connection| quic.stats().recv;
+                allowance.earn(quic, opened, from, datagram, |quic, datagram| quic.recv(datagram, info))
+            }
+            _ => quic.recv(datagram, info),
+        }
     }
 
     /// Has the connection's task look: something has come, or is to be sent.

@@ -21,6 +21,7 @@ use blitz_config::model::{Http3Limits, Retry};
 use blitz_ebpf_common::cid::CID_BYTES;
 
 use super::QuicKeys;
+use super::allowance::Allowance;
 use super::connection::Conn;
 use super::keys::{Cids, Owner};
 use super::outlet::{LANES, Outlet};
@@ -174,8 +175,11 @@ impl QuicListener {
         worker: u32,
     ) -> std::io::Result<Rc<Self>> {
         let cids = Cids::new(keys.clone(), worker).ok_or(std::io::ErrorKind::InvalidInput)?;
-        let socket = UdpSocket::adopt(&proxy.handle, fd, LANES)?;
-        Ok(Rc::new(Self {
+        Ok(Self::over(proxy, info, UdpSocket::adopt(&proxy.handle, fd, LANES)?, cids))
+    }
+
+    fn over(proxy: &Rc<Proxy>, info: &Rc<Listener>, socket: UdpSocket, cids: Cids) -> Rc<Self> {
+        Rc::new(Self {
             proxy: Rc::clone(proxy),
             info: Rc::clone(info),
             outlet: Rc::new(Outlet::new(socket, proxy.rows.clone())),
@@ -183,7 +187,21 @@ impl QuicListener {
             cids: Rc::new(cids),
             is_closing: Cell::new(false),
             resets: Cell::default(),
-        }))
+        })
+    }
+
+    /// On the simulated network, at the listener's address.
+    #[cfg(test)]
+    pub(crate) fn simulated(proxy: &Rc<Proxy>, info: &Rc<Listener>, keys: &QuicKeys) -> Rc<Self> {
+        let socket = UdpSocket::simulated(&proxy.handle, info.address, LANES).expect("a free address");
+        Self::over(proxy, info, socket, Cids::new(keys.clone(), 0).expect("a worker"))
+    }
+
+    /// Connection IDs in the table, lanes with a send, and connections that wait for one (counts).
+    #[cfg(test)]
+    pub(crate) fn census(&self) -> (usize, usize, usize) {
+        let (busy, waiting) = self.outlet.census();
+        (self.table.0.borrow().len(), busy, waiting)
     }
 
     /// No new connections from now on, and those that are there end after their requests: nobody else can have the
@@ -247,8 +265,7 @@ impl QuicListener {
         if let Some(conn) = self.table.find(&cid) {
             let info = quiche::RecvInfo { from, to };
             // A panic in here must end this connection only, and not the socket's task.
-            let outcome =
-                catch_unwind(AssertUnwindSafe(|| conn.state.borrow_mut().quic.recv(datagram, info)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| conn.receive(datagram, info)));
             match outcome {
                 Ok(Ok(_) | Err(quiche::Error::Done)) => {}
                 Ok(Err(error)) => log::debug!("quic: {from}: {error}"),
@@ -353,12 +370,14 @@ impl QuicListener {
         // Nothing is kept for what only looks like the begin of a connection: a packet that quiche cannot open is
         // none of a client of version 1.
         let info = quiche::RecvInfo { from, to };
+        let length = datagram.len();
         let received = catch_unwind(AssertUnwindSafe(|| quic.recv(datagram, info)));
         if !matches!(received, Ok(Ok(_))) {
             return Metric::QuicMalformed;
         }
         let Some(open) = accept::admit_quic(proxy, &self.info, from, to) else { return Metric::QuicRefused };
-        let conn = Rc::new(Conn::new(quic));
+        let allowance = original.is_none().then(|| Allowance::new(from, length));
+        let conn = Rc::new(Conn::new(quic, allowance));
         // Until the client has heard of ours it goes on to use the one that it chose.
         self.table.insert(chosen, &conn);
         self.table.insert(own, &conn);

@@ -13,6 +13,7 @@ use blitz_config::model::Http3Limits;
 use quiche::h3;
 
 use super::Code;
+use super::allowance::Allowance;
 use super::connection::{Conn, News};
 use super::keys::Cids;
 use super::listener::{Cid, Table};
@@ -355,7 +356,8 @@ impl<S: Service + 'static> Running<S> {
             let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
             self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
-            let Some(burst) = Burst::fill(&mut state.quic, &mut lane) else { return false };
+            let allowance = session.conn.allowance.as_ref();
+            let Some(burst) = Burst::fill(&mut state.quic, allowance, &mut lane) else { return false };
             drop(state);
             burst.send(lane, &session.outlet, cx, &self.is_waiting);
         }
@@ -399,7 +401,12 @@ struct Burst {
 
 impl Burst {
     /// Fills the lane's buffer with what quiche has to send now; `None` when that is nothing.
-    fn fill(quic: &mut quiche::Connection, lane: &mut Lane<'_>) -> Option<Self> {
+    fn fill(
+        quic: &mut quiche::Connection,
+        allowance: Option<&Allowance>,
+        lane: &mut Lane<'_>,
+    ) -> Option<Self> {
+        let allowance = allowance.filter(|_| !quic.is_established());
         let quantum = quic.send_quantum();
         let largest = quic.max_send_udp_payload_size();
         let buffer = lane.buffer();
@@ -408,8 +415,13 @@ impl Burst {
             let at = burst.as_ref().map_or(0, |burst| burst.len);
             let room =
                 buffer.get_mut(at..(at + largest).min(SEND_BYTES_MAX)).filter(|room| room.len() == largest);
+            let allowed = allowance.map_or(usize::MAX, Allowance::left);
+            let room = room.and_then(|room| room.get_mut(..largest.min(allowed)));
             // What quiche cannot encode, it closes the connection for.
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
+            if let Some(allowance) = allowance {
+                allowance.spend(written);
+            }
             let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
             let Some(current) = &mut burst else {
                 burst = Some(Self { len: written, count: 1, transmit, odd: None });
