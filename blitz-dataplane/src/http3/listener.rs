@@ -9,7 +9,7 @@
 //! (`server.rs`), which worker a datagram reaches (the kernel, by `blitz_ebpf_common::steer`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -66,20 +66,27 @@ impl Cid {
     }
 }
 
-/// Connections of one socket by their connection IDs. Bounded by the bound on connections.
+/// Connections of one socket by their connection IDs; `None`: of a connection that is there, whose client has retired
+/// it. Bounded by the bound on connections.
 #[derive(Default)]
-pub(super) struct Table(RefCell<HashMap<Cid, Rc<Conn>>>);
+pub(super) struct Table(RefCell<HashMap<Cid, Option<Rc<Conn>>>>);
 
 impl Table {
     pub(super) fn insert(&self, cid: Cid, conn: &Rc<Conn>) {
-        self.0.borrow_mut().insert(cid, Rc::clone(conn));
+        self.0.borrow_mut().insert(cid, Some(Rc::clone(conn)));
+    }
+
+    /// What comes late under `cid` is dropped from now on: a stateless reset would end the connection for those clients
+    /// that still heed its token.
+    pub(super) fn retire(&self, cid: Cid) {
+        self.0.borrow_mut().insert(cid, None);
     }
 
     pub(super) fn remove(&self, cid: &Cid) {
         self.0.borrow_mut().remove(cid);
     }
 
-    fn find(&self, cid: &Cid) -> Option<Rc<Conn>> {
+    fn find(&self, cid: &Cid) -> Option<Option<Rc<Conn>>> {
         self.0.borrow().get(cid).cloned()
     }
 
@@ -263,6 +270,7 @@ impl QuicListener {
         let Some(dcid) = destination(datagram) else { return Metric::QuicMalformed };
         let Some(cid) = Cid::new(dcid) else { return self.long_cid(datagram, from, to) };
         if let Some(conn) = self.table.find(&cid) {
+            let Some(conn) = conn else { return Metric::QuicUnknown };
             let info = quiche::RecvInfo { from, to };
             // A panic in here must end this connection only, and not the socket's task.
             let outcome = catch_unwind(AssertUnwindSafe(|| conn.receive(datagram, info)));
@@ -392,6 +400,7 @@ impl QuicListener {
             limits: acceptor.limits,
             handshake: proxy.live().snapshot.config.timeouts.tls_handshake,
             known_as: vec![chosen, own],
+            retired: VecDeque::new(),
         };
         session.connection.set_carrier(Carrier::Tls);
         session.connection.begin_exchange();

@@ -3,6 +3,7 @@
 //! Owns: the connection's task. Does not own: packets in (`listener.rs`), what happens to a request (`stream.rs`).
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -27,6 +28,10 @@ use crate::runtime::{Deadline, Handle, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Tra
 /// Paths that a connection may use (count). quiche keeps each to the connection's end, about 70 KB, and drops packets
 /// from one more without a word; so the connection is closed, in plain words, when the last but one is used.
 pub(super) const PATHS_MAX: u64 = 8;
+
+/// Connection IDs that the client has retired and that are still known (count): packets may be on their way that it has
+/// sent before (RFC 9000 section 5.1.2).
+const RETIRED_MAX: usize = 8;
 
 /// Requests that the client resets may come so many seconds' worth at once.
 const BURST_SECONDS: u32 = 4;
@@ -57,6 +62,8 @@ pub(super) struct Session<S> {
     pub(super) handshake: Duration,
     /// Connection IDs under which it is in the table.
     pub(super) known_as: Vec<Cid>,
+    /// Those that the client has retired last, which are in the table too.
+    pub(super) retired: VecDeque<Cid>,
 }
 
 /// Told once how a handshake has ended; `None`: not well.
@@ -79,6 +86,8 @@ impl<S: Service + 'static> Session<S> {
             resets: 0,
             resets_at_ms: now,
             paths: 1,
+            left: Vec::new(),
+            has_timed_out: false,
             is_waiting: Cell::new(false),
         };
         poll_fn(|cx| running.poll(cx)).await
@@ -87,7 +96,7 @@ impl<S: Service + 'static> Session<S> {
 
 impl<S> Drop for Session<S> {
     fn drop(&mut self) {
-        self.known_as.iter().for_each(|cid| self.table.remove(cid));
+        self.known_as.iter().chain(&self.retired).for_each(|cid| self.table.remove(cid));
         if let Ok(mut state) = self.conn.state.try_borrow_mut() {
             state.gone();
         }
@@ -111,6 +120,10 @@ struct Running<S> {
     resets: u64,
     resets_at_ms: u64,
     paths: u64,
+    /// Paths that the client has left: our address and its own.
+    left: Vec<(SocketAddr, SocketAddr)>,
+    /// quiche has been told that something took too long.
+    has_timed_out: bool,
     is_waiting: Cell<bool>,
 }
 
@@ -123,6 +136,9 @@ impl<S: Service + 'static> Running<S> {
                 return Poll::Ready(Ended::Error);
             }
             self.advance(cx);
+            if std::mem::take(&mut self.has_timed_out) {
+                self.ask_after_left_paths();
+            }
             let has_more = self.flush(cx);
             if let Some(ended) = self.ended() {
                 return Poll::Ready(ended);
@@ -143,6 +159,7 @@ impl<S: Service + 'static> Running<S> {
         let mut state = conn.state.borrow_mut();
         if state.quic.timeout_instant().is_some_and(|at| at <= Instant::now()) {
             state.quic.on_timeout();
+            self.has_timed_out = true;
         }
         if state.h3.is_none() && state.quic.is_established() && !self.said {
             state.h3 = self.establish(&mut state.quic);
@@ -234,8 +251,14 @@ impl<S: Service + 'static> Running<S> {
         let session = &mut self.session;
         while let Some(retired) = quic.retired_scid_next() {
             if let Some(cid) = Cid::new(&retired) {
-                session.table.remove(&cid);
+                session.table.retire(cid);
                 session.known_as.retain(|known| *known != cid);
+                session.retired.push_back(cid);
+            }
+            if session.retired.len() > RETIRED_MAX
+                && let Some(cid) = session.retired.pop_front()
+            {
+                session.table.remove(&cid);
             }
         }
         if quic.is_established() {
@@ -252,7 +275,18 @@ impl<S: Service + 'static> Running<S> {
         while let Some(event) = quic.path_event_next() {
             match event {
                 quiche::PathEvent::New(..) => self.paths += 1,
-                quiche::PathEvent::PeerMigrated(local, peer) => session.connection.set_addresses(peer, local),
+                quiche::PathEvent::PeerMigrated(local, peer) => {
+                    let now = (local, peer);
+                    let before = session.connection.addresses().map(|(peer, local)| (local, peer));
+                    self.left.retain(|path| *path != now);
+                    // Bounded as the paths are.
+                    if let Some(left) = before.filter(|before| *before != now && !self.left.contains(before)) {
+                        let _unknown = quic.send_ack_eliciting_on_path(left.0, left.1);
+                        self.left.push(left);
+                    }
+                    self.has_timed_out = true;
+                    session.connection.set_addresses(peer, local);
+                }
                 _ => {}
             }
         }
@@ -362,6 +396,25 @@ impl<S: Service + 'static> Running<S> {
             burst.send(lane, &session.outlet, cx, &self.is_waiting);
         }
         true
+    }
+
+    /// What was on its way when the client left a path quiche sends again only once something that was sent later on
+    /// the same path is acknowledged; and it sends nothing more there. So what it has to ask on such a path goes to
+    /// where the client is now.
+    fn ask_after_left_paths(&self) {
+        let session = &self.session;
+        let Some((peer, local)) = session.connection.addresses() else { return };
+        for (from, to) in &self.left {
+            // Without one it is asked at the next time.
+            let Some(mut lane) = session.outlet.lane() else { return };
+            let mut state = session.conn.state.borrow_mut();
+            let largest = state.quic.max_send_udp_payload_size();
+            let room = lane.buffer().get_mut(..largest);
+            let written = room.and_then(|room| state.quic.send_on_path(room, Some(*from), Some(*to)).ok());
+            if let Some((written, _)) = written {
+                lane.send(written, 1, Transmit { to: peer, from: source(local), segment: None });
+            }
+        }
     }
 
     fn ended(&mut self) -> Option<Ended> {

@@ -55,6 +55,8 @@ struct Scene {
     keys: QuicKeys,
     /// So much is lost that a connection may time out.
     is_foul: bool,
+    /// Something is lost now and then, a last word perhaps.
+    is_lossy: bool,
     /// There is room for few handshakes.
     is_crowded: bool,
     /// Clients may be asked to prove their address, or have to.
@@ -106,8 +108,9 @@ fn run_in(seed: u64, weather: Weather, script: Option<Script>) -> Report {
     let mut runtime = Runtime::simulated(&world);
     let handle = runtime.handle().clone();
     let is_foul = weather.loss_per_mille >= 80 || weather.late_per_mille >= 100 || weather.byte_ns >= 800;
+    let is_lossy = weather.loss_per_mille + weather.send_error_per_mille + weather.byte_ns > 0;
     // What is lost is sent again, and again, after twice as long each time.
-    let slow = if is_foul { 20 } else { 4 };
+    let slow = if is_lossy || is_foul { 20 } else { 4 };
     let step = |base: u64| Duration::from_millis(base + rng.below(base / 2));
     let times = Times {
         head: step(8_000),
@@ -148,6 +151,7 @@ fn run_in(seed: u64, weather: Weather, script: Option<Script>) -> Report {
         wiretap: Rc::clone(&wiretap),
         keys: QuicKeys::new(&Secret::generate().expect("random bytes")),
         is_foul,
+        is_lossy,
         is_crowded: rng.chance(200) && is_free,
         retries: retry != "never",
         always_retries: retry == "always",
@@ -264,9 +268,9 @@ const FATES: [Metric; 9] = [
     Metric::QuicRefused,
 ];
 
-/// Connection IDs that one connection may be known by: one for each of its 8 paths, and the one that its client chose.
-/// What is retired stays until the connection's task has looked.
-const CIDS_MAX: usize = 2 * 8 + 1;
+/// Connection IDs that one connection may be known by: one for each of its paths, the one that its client chose, and as
+/// many again that were retired a moment ago.
+const CIDS_MAX: usize = 2 * 32 + 1;
 
 impl Stage {
     fn value(&self, metric: Metric) -> u64 {
@@ -367,7 +371,7 @@ async fn play(stage: Rc<Stage>, rng: Rng) {
             ticker.sleep(TICK).await;
         }
     });
-    let clients = 3 + rng.below(5) as u8;
+    let clients = 2 + rng.below(4) as u8;
     let left = Rc::new(Cell::new(0_u32));
     let start = |task: std::pin::Pin<Box<dyn Future<Output = ()>>>| {
         left.set(left.get() + 1);
@@ -528,7 +532,9 @@ fn every_seed_keeps_the_rules_and_together_they_reach_every_phase() {
         let report = run(seed);
         coverage.add(&report);
         if !report.violations.is_empty() {
-            failed.push(format!("BLITZ_SIM_SEED={}:\n  {}", report.seed, report.violations.join("\n  ")));
+            let weather = report.world.lines().next().unwrap_or_default();
+            let violations = report.violations.join("\n  ");
+            failed.push(format!("BLITZ_SIM_SEED={}: {weather}\n  {violations}", report.seed));
         }
     }
     println!("{seeds} seeds, {} virtual seconds\n{}", coverage.virtual_ms / 1000, table(&coverage));

@@ -71,7 +71,8 @@ pub(super) async fn babbles(scene: Rc<Scene>, rng: Rng) {
     };
     // What it is, what is sent, and whether anything may come back.
     let kinds: [(&str, Vec<u8>, bool); 9] = [
-        ("noise", random(1 + rng.below(1400) as usize), false),
+        // A longer one may look like a version that nobody speaks.
+        ("noise", random(1 + rng.below(1199) as usize), false),
         ("a connection ID of nobody", short(&random(16), 40), false),
         ("a connection ID of another worker", short(&cid(1), 40), false),
         ("a connection ID of ours, too short to be answered", short(&cid(0), 4), false),

@@ -71,9 +71,6 @@ impl Wiretap {
         let is_from_gateway = Some(from) == self.gateway.get();
         self.hash(&[now_ns, len, u64::from(from.port()), u64::from(to.port()), what as u64]);
         let add = |sum: &Cell<(u64, u64)>| sum.set((sum.get().0 + 1, sum.get().1 + len));
-        if std::env::var("TAPIP").is_ok_and(|ip| from.ip().to_string() == ip || to.ip().to_string() == ip) {
-            println!("{:9.3} {from} -> {to} {len} {what:?} {:02x}", now_ns as f64 / 1e6, bytes[0]);
-        }
         let mut addresses = self.addresses.borrow_mut();
         match what {
             Passage::Read if is_from_gateway => addresses.entry(to).or_default().may_know = true,
