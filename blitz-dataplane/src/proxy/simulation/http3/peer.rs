@@ -352,8 +352,15 @@ impl Peer {
         events(h3, &mut self.quic, &mut self.streams);
         let mut piece = [0; 16 * 1024];
         for (id, stream) in self.streams.iter_mut().filter(|(_, stream)| !stream.is_held) {
-            while let Ok(count) = h3.recv_body(&mut self.quic, *id, &mut piece) {
-                stream.body.extend_from_slice(&piece[..count]);
+            loop {
+                match h3.recv_body(&mut self.quic, *id, &mut piece) {
+                    Ok(count) => stream.body.extend_from_slice(&piece[..count]),
+                    Err(h3::Error::TransportError(quiche::Error::StreamReset(code))) => {
+                        stream.is_reset(code);
+                        break;
+                    }
+                    Err(_) => break,
+                }
             }
         }
         // The end of a body may show only once it is read.
@@ -371,17 +378,20 @@ fn events(h3: &mut h3::Connection, quic: &mut quiche::Connection, streams: &mut 
         let Some(stream) = streams.get_mut(&id) else { continue };
         match event {
             h3::Event::Headers { list, .. } => stream.headers(&list),
-            h3::Event::Finished => stream.end = Some(Ok(())),
-            h3::Event::Reset(code) => {
-                stream.code = Some(code);
-                stream.end = Some(Err(Fault::Reset));
-            }
+            // quiche may say so of a stream that was reset.
+            h3::Event::Finished if stream.code.is_none() => stream.end = Some(Ok(())),
+            h3::Event::Reset(code) => stream.is_reset(code),
             _ => {}
         }
     }
 }
 
 impl Stream {
+    fn is_reset(&mut self, code: u64) {
+        self.code = Some(code);
+        self.end = Some(Err(Fault::Reset));
+    }
+
     fn headers(&mut self, list: &[h3::Header]) {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let fields: Vec<_> = list.iter().map(|field| (text(field.name()), text(field.value()))).collect();
