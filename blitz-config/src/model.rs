@@ -7,7 +7,7 @@
 mod policy;
 mod tls;
 
-pub use policy::{Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpService};
+pub use policy::{Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService};
 pub use tls::{Certificate, ClientAuth, Plain, Tls, UpstreamTls};
 
 use std::net::{IpAddr, SocketAddr};
@@ -336,6 +336,8 @@ pub struct Http3Limits {
     pub idle_timeout: Duration,
     /// When a client has to prove its address first.
     pub retry: Retry,
+    /// Whether requests are taken before the handshake is done (0-RTT).
+    pub early_data: bool,
     /// Requests that the client resets; four times as many may come at once.
     pub resets_per_second: u32,
 }

@@ -6,7 +6,7 @@
 
 use crate::model::{
     Admin, Blocklist, Http2Limits, Http3Limits, HttpLimits, Limit, PassiveHealth, Retry, Timeouts, Tls,
-    Upstream, Xdp, XdpMode,
+    Upstream, Xdp, XdpMode, XdpQuic,
 };
 use blitz_ebpf_common::layout;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -136,6 +136,8 @@ impl Http3Limits {
         idle_timeout: Duration::from_secs(90),
         // An honest client pays for it only while the gateway has more to do than usual.
         retry: Retry::UnderPressure,
+        // Upstreams have to know of it (RFC 8470 section 6.1).
+        early_data: false,
         // As for HTTP/2.
         resets_per_second: 100,
     };
@@ -222,6 +224,16 @@ impl Default for Blocklist {
     }
 }
 
+impl XdpQuic {
+    /// What becomes of datagrams to listeners with HTTP/3, where a file says nothing.
+    pub const RECOMMENDED: Self = Self {
+        // What is dropped by mistake is a connection that hangs. First look at what is counted.
+        drop_bad: false,
+        // Clients with a version of their own are few, and each sends one or two.
+        unknown_versions_per_second: 1000,
+    };
+}
+
 impl Xdp {
     /// Sources whose buckets the kernel keeps.
     pub const SOURCES_RECOMMENDED: u32 = layout::SOURCES_MAX;
@@ -244,6 +256,7 @@ impl Default for Xdp {
             sources_max: Self::SOURCES_RECOMMENDED,
             deny_max: Self::DENY_RECOMMENDED,
             blocklist: Blocklist::RECOMMENDED,
+            quic: XdpQuic::RECOMMENDED,
         }
     }
 }

@@ -1,7 +1,9 @@
 //! `[[limits]]` and `[xdp]`: what a file becomes, and the words of each refusal.
 
 use blitz_config::file::{Format, LIMITS_MAX};
-use blitz_config::model::{Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpService};
+use blitz_config::model::{
+    Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService,
+};
 use blitz_config::{Config, Overrides, load};
 use std::time::Duration;
 
@@ -98,6 +100,9 @@ protocol = "tcp"
 [xdp.blocklist]
 framing_violations_per_minute = 0
 ttl_ms = 1500
+[xdp.quic]
+bad_packets = "drop"
+unknown_versions_per_second = 5
 "#,
     );
     let deny = |prefix: &str, host, shadow| DenyPrefix { prefix: prefix.parse().unwrap(), host, shadow };
@@ -128,6 +133,7 @@ ttl_ms = 1500
             ttl: Duration::from_millis(1500),
             ..Blocklist::RECOMMENDED
         },
+        quic: XdpQuic { drop_bad: true, unknown_versions_per_second: 5 },
     };
     assert_eq!(config.xdp, expected);
 }
@@ -285,6 +291,14 @@ const BAD: &[(&str, &str)] = &[
     (
         "[xdp.blocklist]\nentries_max = 65537",
         "f.toml: xdp.blocklist.entries_max: 65537 is out of range; accepted: 1 to 65536",
+    ),
+    (
+        "[xdp.quic]\nbad_packets = \"pass\"",
+        "f.toml: xdp.quic.bad_packets: \"pass\" is not accepted; accepted: \"count\", \"drop\"",
+    ),
+    (
+        "[xdp.quic]\nunknown_versions_per_second = 0",
+        "f.toml: xdp.quic.unknown_versions_per_second: 0 is out of range; accepted: 1 to 1000000",
     ),
     (
         "[[xdp.services]]\nport = 53\nprotocol = \"sctp\"",

@@ -70,8 +70,8 @@ impl Stage {
             | before.flags & SETTING_BLOCK
             | deny_flags(wanted.entries().map(|(_, deny)| deny));
         let mut journal = Journal::default();
-        let result =
-            self.write_tables(image, &mut journal, before, Settings { flags, deny_slot: slot, ..before });
+        let after = Settings { flags, deny_slot: slot, versions: image.versions, ..before };
+        let result = self.write_tables(image, &mut journal, before, after);
         if let Err(error) = result {
             journal.undo();
             return Err(error.about(self.interface()));

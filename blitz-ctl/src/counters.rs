@@ -7,7 +7,7 @@
 use std::io;
 
 use blitz_ebpf_common::gcra;
-use blitz_ebpf_common::layout::{Count, Fault, RuleCount, RuleName, Verdict};
+use blitz_ebpf_common::layout::{Count, Fault, RuleCount, RuleName, Steered, Verdict};
 use blitz_ebpf_common::sources::{Set, WAYS};
 use serde::Serialize;
 
@@ -50,6 +50,8 @@ pub struct Counters {
     pub verdicts: Vec<(&'static str, Sum)>,
     /// By rule, for every rule that has a name.
     pub rules: Vec<RuleSum>,
+    /// Datagrams to services that speak QUIC by what was found out, in the order of [`Steered::ALL`].
+    pub steered: Vec<(&'static str, u64)>,
     /// By fault, in the order of [`Fault::ALL`].
     pub faults: Vec<(&'static str, u64)>,
 }
@@ -76,10 +78,12 @@ impl Counters {
             }
             counters.rules.push(rule);
         }
+        let sum = |counts: Vec<u64>| counts.into_iter().fold(0, u64::wrapping_add);
+        for found in Steered::ALL {
+            counters.steered.push((found.label(), sum(maps.steered.get(found as u32)?)));
+        }
         for fault in Fault::ALL {
-            let sum =
-                maps.faults.get(fault as u32)?.iter().fold(0_u64, |sum, count| sum.wrapping_add(*count));
-            counters.faults.push((fault.label(), sum));
+            counters.faults.push((fault.label(), sum(maps.faults.get(fault as u32)?)));
         }
         Ok(counters)
     }
@@ -88,6 +92,11 @@ impl Counters {
     pub fn verdict(&self, verdict: Verdict) -> Sum {
         let found = self.verdicts.iter().find(|(label, _)| *label == verdict.label());
         found.map_or_else(Sum::default, |(_, sum)| *sum)
+    }
+
+    /// Datagrams of QUIC about which this was found out.
+    pub fn steered(&self, found: Steered) -> u64 {
+        self.steered.iter().find(|(label, _)| *label == found.label()).map_or(0, |(_, sum)| *sum)
     }
 
     /// What the rule of this name did.

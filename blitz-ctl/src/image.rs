@@ -13,8 +13,8 @@ use blitz_ebpf_common::gcra::{Rate, UNITS_PER_SECOND};
 use blitz_ebpf_common::layout::{
     ALLOW_MANAGEMENT, ALLOW_MAX, ALLOW_SERVICE, DENY_CONFIGURED, DENY_HOST, DENY_SHADOW, Deny, Dimension,
     LIMIT_SHADOW, LIMITS_MAX, Limit, PORT_EXACT, Ports, RULE_NAME_MAX, RULES_MAX, SERVICE_AT_MAX,
-    SERVICES_MAX, SETTING_ALLOW, SETTING_DENY, SETTING_HOST, SETTING_SHADOW, Service, ServiceKey, Settings,
-    port_column,
+    SERVICE_QUIC, SERVICES_MAX, SETTING_ALLOW, SETTING_DENY, SETTING_DROP_BAD, SETTING_HOST, SETTING_SHADOW,
+    Service, ServiceKey, Settings, port_column,
 };
 use blitz_ebpf_common::packet::{Family, TCP, UDP, Words};
 
@@ -108,6 +108,10 @@ pub struct Image {
     pub deny_max: u32,
     /// Nothing is dropped.
     pub shadow: bool,
+    /// Datagrams of QUIC with a bad header or connection ID are dropped, not only counted.
+    pub drop_bad: bool,
+    /// Datagrams of unknown versions of QUIC that pass.
+    pub versions: Rate,
 }
 
 impl Image {
@@ -119,6 +123,11 @@ impl Image {
             sources_max: xdp.sources_max,
             deny_max: xdp.deny_max,
             shadow: xdp.shadow,
+            drop_bad: xdp.quic.drop_bad,
+            versions: {
+                let per_second = xdp.quic.unknown_versions_per_second.into();
+                Rate::new(per_second, per_second)
+            },
             ..Self::default()
         };
         let names = FIXED_RULES.into_iter().map(str::to_owned);
@@ -165,7 +174,7 @@ impl Image {
                 rule: rule(&service_rule(&listener.name)),
                 source_limit: limit_of(&covers, false),
                 service_limit: limit_of(&covers, true),
-                reserved: 0,
+                flags: if listener.speaks(Protocol::H3) { SERVICE_QUIC } else { 0 },
             };
             let number = numbers.take(service.rule)?;
             put(&mut services, number, service);
@@ -183,7 +192,7 @@ impl Image {
                 rule: rule(&service_rule(&service.name)),
                 source_limit: limit_of(&covers, false),
                 service_limit: limit_of(&covers, true),
-                reserved: 0,
+                flags: 0,
             };
             let number = numbers.take(compiled.rule)?;
             put(&mut services, number, compiled);
@@ -252,7 +261,11 @@ impl Image {
         if self.shadow {
             flags |= SETTING_SHADOW;
         }
-        Settings { flags, deny_slot: 0, source_sets: self.sizes().source_sets(), reserved: 0, seed: 0 }
+        if self.drop_bad {
+            flags |= SETTING_DROP_BAD;
+        }
+        let source_sets = self.sizes().source_sets();
+        Settings { flags, source_sets, versions: self.versions, ..Settings::default() }
     }
 
     /// The sizes it was made for.

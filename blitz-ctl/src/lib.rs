@@ -28,6 +28,7 @@ pub mod rehearsal;
 pub mod reuseport;
 pub mod rules;
 pub mod stage;
+pub mod steering;
 pub mod sys;
 pub mod twin;
 

@@ -13,7 +13,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{MapInfo, MapType};
 use blitz_ebpf_common::layout::{
     self, Block, BlockKey, Buckets, Count, Deny, Everywhere, Fault, Layout, Lengths, Limit, Note, Ports,
-    Prefix4, Prefix6, RuleCount, RuleName, Service, ServiceKey, Settings, Verdict, maps,
+    Prefix4, Prefix6, RuleCount, RuleName, Seat, Service, ServiceKey, Settings, Steer, Steered, Verdict,
+    maps,
 };
 use blitz_ebpf_common::packet::Words;
 use blitz_ebpf_common::sources::{self, Set};
@@ -76,7 +77,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, entries_max: u32) -> Spec
 
 /// Every map of a stage of these sizes, in the order of [`maps::ALL`].
 pub fn specs(sizes: Sizes) -> [Spec; maps::ALL.len()] {
-    use MapType::{Array, Hash, LpmTrie, PerCpuArray};
+    use MapType::{Array, Hash, LpmTrie, PerCpuArray, XskMap};
     [
         spec::<u32, Layout>(maps::LAYOUT, Array, 1),
         spec::<u32, Settings>(maps::SETTINGS, Array, 1),
@@ -95,6 +96,12 @@ pub fn specs(sizes: Sizes) -> [Spec; maps::ALL.len()] {
         spec::<u32, Set<u64>>(maps::SOURCES, Array, sizes.source_sets()),
         spec::<u32, Buckets>(maps::SERVICE_WORDS, Array, layout::LIMITS_MAX),
         spec::<u32, Buckets>(maps::SERVICE_CREDIT, PerCpuArray, layout::LIMITS_MAX),
+        spec::<u32, Steer>(maps::STEER, Array, 1),
+        spec::<u32, Seat>(maps::WORKERS, Array, layout::SEATS),
+        spec::<u32, Seat>(maps::QUEUES, Array, layout::QUEUES_MAX),
+        spec::<u32, u32>(maps::XSKS, XskMap, layout::QUEUES_MAX),
+        spec::<u32, u64>(maps::VERSIONS, Array, 1),
+        spec::<u32, u64>(maps::STEERED, PerCpuArray, Steered::ALL.len() as u32),
         spec::<u32, Count>(maps::VERDICTS, PerCpuArray, Verdict::ALL.len() as u32),
         spec::<u32, RuleCount>(maps::RULES, PerCpuArray, layout::RULES_MAX),
         spec::<u32, u64>(maps::FAULTS, PerCpuArray, Fault::ALL.len() as u32),
@@ -157,6 +164,16 @@ pub struct Maps {
     pub service_words: Table<u32, Buckets>,
     /// See [`maps::SERVICE_CREDIT`].
     pub service_credit: PerCpuTable<Buckets>,
+    /// See [`maps::STEER`].
+    pub steer: Table<u32, Steer>,
+    /// See [`maps::WORKERS`].
+    pub workers: Table<u32, Seat>,
+    /// See [`maps::QUEUES`].
+    pub queues: Table<u32, Seat>,
+    /// See [`maps::XSKS`]; what is written is a descriptor's number, and nothing can be read.
+    pub xsks: Table<u32, u32>,
+    /// See [`maps::STEERED`].
+    pub steered: PerCpuTable<u64>,
     /// See [`maps::VERDICTS`].
     pub verdicts: PerCpuTable<Count>,
     /// See [`maps::RULES`].
@@ -236,6 +253,11 @@ impl Maps {
             sources: table(pins, maps::SOURCES)?,
             service_words: table(pins, maps::SERVICE_WORDS)?,
             service_credit: per_cpu(pins, maps::SERVICE_CREDIT)?,
+            steer: table(pins, maps::STEER)?,
+            workers: table(pins, maps::WORKERS)?,
+            queues: table(pins, maps::QUEUES)?,
+            xsks: table(pins, maps::XSKS)?,
+            steered: per_cpu(pins, maps::STEERED)?,
             verdicts: per_cpu(pins, maps::VERDICTS)?,
             rules: per_cpu(pins, maps::RULES)?,
             faults: per_cpu(pins, maps::FAULTS)?,

@@ -7,16 +7,17 @@
 //!
 //! Loading needs the rights that attaching needs (bpf(2): CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap as Hash, LpmTrie, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap as Hash, LpmTrie, MapData, PerCpuArray, XskMap};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use blitz_ebpf_common::layout::{
-    Block, BlockKey, Count, Deny, Fault, PROGRAM, Prefix4, Prefix6, RuleCount, SETTING_BLOCK, ServiceKey,
-    Verdict, maps,
+    Block, BlockKey, Count, Deny, Fault, PROGRAM, Prefix4, Prefix6, RuleCount, SETTING_BLOCK, Seat,
+    ServiceKey, Steer, Steered, Verdict, maps,
 };
 use blitz_ebpf_common::packet::Words;
 use blitz_ebpf_common::sources::Set;
@@ -112,14 +113,32 @@ impl Rehearsal {
         Ok(())
     }
 
-    /// Whether one packet passes. `frame` begins with its Ethernet header and has at least 14 octets.
+    /// Says how connection IDs are read, which workers live, and who owns the one receive queue on which packets come
+    /// here.
+    pub fn steer(&mut self, steer: &Steer, workers: &BTreeSet<Seat>, queue: Seat) -> Result<(), Failure> {
+        self.array::<Steer>(maps::STEER)?.set(0, *steer, 0)?;
+        for seat in workers {
+            self.array::<Seat>(maps::WORKERS)?.set(seat.index(), *seat, 0)?;
+        }
+        self.array(maps::QUEUES)?.set(0, queue, 0)?;
+        Ok(())
+    }
+
+    /// Puts an AF_XDP socket in the place of the receive queue; it has to have a receive ring.
+    pub fn place(&mut self, socket: BorrowedFd<'_>) -> Result<(), Failure> {
+        XskMap::try_from(self.map(maps::XSKS)?)?.set(0, socket.as_raw_fd(), 0)?;
+        Ok(())
+    }
+
+    /// Whether one packet is not dropped. `frame` begins with its Ethernet header and has at least 14 octets.
     pub fn passes(&mut self, frame: &[u8]) -> Result<bool, Failure> {
         // xdp_action of linux/bpf.h.
         const XDP_DROP: u32 = 1;
         const XDP_PASS: u32 = 2;
+        const XDP_REDIRECT: u32 = 4;
         match self.run(frame, 1)?.0 {
             XDP_DROP => Ok(false),
-            XDP_PASS => Ok(true),
+            XDP_PASS | XDP_REDIRECT => Ok(true),
             other => Err(format!("the program returned {other}").into()),
         }
     }
@@ -145,6 +164,11 @@ impl Rehearsal {
         options.repeat = repeat;
         let result = self.program()?.test_run(options)?;
         Ok((result.return_value, result.duration))
+    }
+
+    /// Instructions that the verifier has looked at, of the million that it may.
+    pub fn verified_instructions(&mut self) -> Result<u32, Failure> {
+        Ok(self.program()?.info()?.verified_instruction_count().ok_or("this kernel does not say")?)
     }
 
     /// Packets by verdict, so far.
@@ -178,6 +202,16 @@ impl Rehearsal {
             count += sets.get(&number, 0)?.tags.iter().filter(|tag| **tag != 0).count();
         }
         Ok(count)
+    }
+
+    /// Datagrams of QUIC by what was found out about them, so far.
+    pub fn steered(&self) -> Result<[u64; Steered::ALL.len()], Failure> {
+        let counts = PerCpuArray::<_, u64>::try_from(self.map_ref(maps::STEERED)?)?;
+        let mut sums = [0; Steered::ALL.len()];
+        for (number, sum) in (0..).zip(&mut sums) {
+            *sum = counts.get(&number, 0)?.iter().sum();
+        }
+        Ok(sums)
     }
 
     /// How often a fault was met.

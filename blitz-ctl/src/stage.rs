@@ -59,6 +59,30 @@ pub struct Status {
     pub shadow: bool,
     /// What the tables hold.
     pub tables: Vec<Occupancy>,
+    /// How QUIC is steered.
+    pub steering: Steering,
+}
+
+/// How QUIC is steered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Steering {
+    /// The generation that new connections go to; `None` when nobody has said how to steer.
+    pub generation: Option<u32>,
+    /// Workers that live (count).
+    pub workers: usize,
+    /// Receive queues that belong to a worker.
+    pub queues: Vec<Queue>,
+}
+
+/// A receive queue that belongs to a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Queue {
+    /// Number of the queue.
+    pub queue: u32,
+    /// The worker's generation, as connection IDs have it.
+    pub generation: u32,
+    /// The worker.
+    pub worker: u32,
 }
 
 /// How full a table is.
@@ -212,6 +236,19 @@ impl Stage {
             sizes: self.sizes,
             shadow: self.settings()?.flags & blitz_ebpf_common::layout::SETTING_SHADOW != 0,
             tables: self.occupancy()?,
+            steering: Steering {
+                generation: self.steered()?.map(|steer| steer.generation),
+                workers: self.workers()?.len(),
+                queues: self
+                    .queues()?
+                    .into_iter()
+                    .map(|(queue, seat)| Queue {
+                        queue,
+                        generation: seat.generation(),
+                        worker: seat.worker(),
+                    })
+                    .collect(),
+            },
         })
     }
 

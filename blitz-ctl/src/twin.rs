@@ -8,16 +8,17 @@
 //! packets that never were on a wire.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 
+use blitz_ebpf_common::decide::quic::{Found, examine};
 use blitz_ebpf_common::decide::{Decision, Tables, decide};
 use blitz_ebpf_common::layout::{
-    Block, BlockKey, Buckets, Deny, Dimension, Fault, Lengths, Limit, Ports, Prefix4, Prefix6, Service,
-    ServiceKey, Settings,
+    Block, BlockKey, Buckets, Deny, Dimension, Fault, Lengths, Limit, Ports, Prefix4, Prefix6, Seat, Service,
+    ServiceKey, Settings, Steer, Steered,
 };
-use blitz_ebpf_common::packet::{Family, Words};
+use blitz_ebpf_common::packet::{Bytes, Family, Words};
 use blitz_ebpf_common::sources::Set;
 
 use crate::image::Image;
@@ -32,6 +33,15 @@ pub struct Twin {
     sources: RefCell<HashMap<u32, Rc<Set<AtomicU64>>>>,
     shared: RefCell<HashMap<u32, Triple>>,
     credit: RefCell<HashMap<u32, Buckets>>,
+    versions: AtomicU64,
+    /// How connection IDs are read; at first nobody has said so.
+    pub steer: Option<Steer>,
+    /// The workers that live; at first none.
+    pub workers: BTreeSet<Seat>,
+    /// Who owns the receive queue on which all packets come; at first nobody.
+    pub queue: Seat,
+    /// What was found out about datagrams of QUIC, in order.
+    pub steered: RefCell<Vec<Steered>>,
     /// CLOCK_MONOTONIC in nanoseconds, as the next packet reads it.
     pub now: Cell<u64>,
     /// Rules in `shadow` that would have dropped packets, in order.
@@ -49,6 +59,11 @@ impl Twin {
             sources: RefCell::default(),
             shared: RefCell::default(),
             credit: RefCell::default(),
+            versions: AtomicU64::new(0),
+            steer: None,
+            workers: BTreeSet::new(),
+            queue: Seat::NOBODY,
+            steered: RefCell::default(),
             now: Cell::new(1),
             shadowed: RefCell::default(),
             faults: RefCell::default(),
@@ -137,6 +152,30 @@ impl Tables for Twin {
 
     fn set_credit(&self, limit: u32, dimension: Dimension, value: u64) {
         *dimension.of_mut(&mut self.credit.borrow_mut().entry(limit).or_default().words) = value;
+    }
+
+    fn steer(&self) -> Option<&Steer> {
+        self.steer.as_ref()
+    }
+
+    fn worker(&self, place: u32) -> Seat {
+        self.workers.iter().find(|seat| seat.index() == place).copied().unwrap_or_default()
+    }
+
+    fn queue(&self) -> Seat {
+        self.queue
+    }
+
+    fn versions(&self) -> Option<&AtomicU64> {
+        Some(&self.versions)
+    }
+
+    fn steered(&self, reason: u32) {
+        self.steered.borrow_mut().extend(Steered::ALL.get(reason as usize));
+    }
+
+    fn examine<B: Bytes + ?Sized>(&self, frame: &B, udp_at: usize, length: u32) -> Found {
+        examine(frame, udp_at, length as usize, self)
     }
 
     fn now(&self) -> u64 {

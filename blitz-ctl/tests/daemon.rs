@@ -403,7 +403,7 @@ fn what_is_exported_is_what_prometheus_takes() {
     }
     assert_eq!(place.metric("blitz_xdp_stage_up{interface=\"IF\"}"), 1.0);
     assert_eq!(place.metric("blitz_xdp_map_entries_max{interface=\"IF\",map=\"SOURCES\"}"), 1024.0);
-    assert!(body.contains("mode=\"native\"") && body.contains("layout=\"1\""), "{body}");
+    assert!(body.contains("mode=\"native\"") && body.contains("layout=\"2\""), "{body}");
     assert!(place.get("/healthz").ends_with("alive\n"));
     assert!(place.get("/").starts_with("HTTP/1.1 404"));
     if run(&["promtool", "--version"]) {

@@ -1,9 +1,9 @@
 //! TLS: everything that is said to rustls is said here, and what is said to BoringSSL ([`quic`]).
 //!
 //! Owns: certificates and who gets which ([`material`], [`certificates`]), whom endpoints have to be ([`upstream`]),
-//! the files that all this comes from ([`files`]), session tickets ([`tickets`]), the handshake of either end
-//! ([`handshake`], [`connector`]) and the sealed stream ([`stream`]). Does not own: which listener or endpoint has TLS
-//! (`blitz_config`), or what is spoken inside (`http1/`, `http2/`).
+//! the files that all this comes from ([`files`]), session tickets ([`tickets`]), early data (`early`), the handshake
+//! of either end ([`handshake`], [`connector`]) and the sealed stream ([`stream`]). Does not own: which listener or
+//! endpoint has TLS (`blitz_config`), or what is spoken inside (`http1/`, `http2/`).
 //!
 //! A connection uses rustls without its buffers: bytes are opened from where they were received and sealed into
 //! what will be sent, so that an idle connection holds keys and nothing else.
@@ -12,6 +12,7 @@
 mod agreed;
 pub mod certificates;
 pub mod connector;
+pub(crate) mod early;
 pub mod files;
 pub mod handshake;
 pub mod key_log;

@@ -21,9 +21,9 @@ use blitz_config::model::Protocol;
 
 use crate::exchange::ErrorKind;
 use crate::fields::Fields;
+use crate::heap::Heap;
 use crate::http3::QuicKeys;
 use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener};
-use crate::heap::Heap;
 use crate::metrics::names::Metric;
 use crate::process::endpoints::ResolvedEndpoints;
 use crate::process::messages::ListenerAddress;
@@ -306,7 +306,7 @@ impl Listeners {
             let speaks = |protocol| configured.speaks(protocol);
             info.protocols.set(Protocols { h1: speaks(Protocol::H1), h2: speaks(Protocol::H2) });
             if address.kind == SocketKind::Datagram {
-                self.follow_quic(info, material.as_deref());
+                self.follow_quic(info, material.as_ref());
                 continue;
             }
             info.set_alternatives(speaks(Protocol::H3).then(|| alternatives(address.bound.port())));
@@ -319,12 +319,12 @@ impl Listeners {
     }
 
     /// What new QUIC connections get. Those that are there keep what they have.
-    fn follow_quic(&self, info: &Listener, material: Option<&TlsMaterial>) {
+    fn follow_quic(&self, info: &Listener, material: Option<&Arc<TlsMaterial>>) {
         let live = self.proxy.live();
-        let limits = live.snapshot.config.http3;
+        let table = self.proxy.rows.segment().seen().map_or(0, |seen| seen.name());
         let acceptor = material.and_then(|material| {
             let quic = material.quic.as_ref()?;
-            Some(QuicAcceptor::new(material, quic, &self.tls.diagnosis, limits))
+            Some(QuicAcceptor::new(material, quic, &self.tls, &live.snapshot.config, table))
         });
         match acceptor.transpose() {
             Ok(acceptor) => info.set_quic(acceptor),

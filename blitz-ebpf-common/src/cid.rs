@@ -76,6 +76,12 @@ impl Routing {
     pub const fn worker(self) -> u32 {
         self.0 & (WORKERS_MAX - 1)
     }
+
+    /// Generation and worker, in the bits that they have here: the place on its host.
+    #[inline(always)]
+    pub(crate) const fn on_host(self) -> u32 {
+        self.0 & ((1 << (WORKER_BITS + GENERATION_BITS)) - 1)
+    }
 }
 
 /// Why 16 octets are no connection ID of ours.
@@ -124,7 +130,7 @@ pub struct Keys {
 
 /// Makes and reads connection IDs.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Codec {
     pub(crate) even: Key,
     pub(crate) odd: Key,

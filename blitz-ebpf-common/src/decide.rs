@@ -4,20 +4,23 @@
 //! map access ([`Tables`] is implemented over BPF maps in `blitz-ebpf` and over hash maps in
 //! `blitz-ctl`), or counting: the caller counts one [`Decision`] per packet.
 
+pub mod quic;
+
 use core::ops::Deref;
 
+use self::quic::Found;
 use crate::gcra::{self, Take, Word};
 use crate::layout::{
     ALLOW_MANAGEMENT, ALLOW_SERVICE, Block, BlockKey, Buckets, DENY_HOST, DENY_SHADOW, Deny, Dimension,
     EVERYWHERE_MAX, Fault, LENGTHS_MAX, LIMIT_SHADOW, Lengths, Limit, PORT_EXACT, Ports, Prefix4, Prefix6,
-    SETTING_ALLOW, SETTING_BLOCK, SETTING_DENY, SETTING_HOST, SETTING_SHADOW, Service, ServiceKey, Settings,
-    SourceKey, Verdict, index4, index6, port_column,
+    SERVICE_QUIC, SETTING_ALLOW, SETTING_BLOCK, SETTING_DENY, SETTING_HOST, SETTING_SHADOW, Seat, Service,
+    ServiceKey, Settings, SourceKey, Steer, Verdict, index4, index6, port_column,
 };
 use crate::packet::{Bytes, Family, Packet, TCP, UDP, Words, parse};
 use crate::sources::{self, Set};
 
 /// Which way each step fails, and why. `docs/xdp.md` prints this table and the fixtures test it.
-pub const FAIL_DIRECTIONS: [(&str, &str, &str); 9] = [
+pub const FAIL_DIRECTIONS: [(&str, &str, &str); 16] = [
     (
         "parse",
         "the frame is not IP, is cut short, or has more tags than are followed",
@@ -41,6 +44,26 @@ pub const FAIL_DIRECTIONS: [(&str, &str, &str); 9] = [
     ),
     ("deny", "the entry has expired and nobody has removed it yet", "go on, as for blocks"),
     (
+        "QUIC",
+        "the datagram is a fragment, or behind more extension headers than are followed",
+        "go on to the kernel's stack, which puts fragments together",
+    ),
+    (
+        "QUIC",
+        "the header is cut, or a connection ID has a wrong tag",
+        "go on, unless the policy is to drop it: a mistake costs filtering first, and a flood meets the limits",
+    ),
+    (
+        "QUIC",
+        "the policy is to drop it, and nobody has stood by the keys for a minute",
+        "go on: a gateway may have been started with other keys, and the daemon is not there to say so",
+    ),
+    (
+        "QUIC",
+        "a version that is not spoken here, over its rate",
+        "drop: an answer is owed to few, and a flood would have as many",
+    ),
+    (
         "source limit",
         "all four places of the source's set are taken by sources in debt",
         "the one with the least debt is forgotten, counted as `sources_full`: strangers are limited, not refused",
@@ -49,6 +72,21 @@ pub const FAIL_DIRECTIONS: [(&str, &str, &str); 9] = [
         "any limit",
         "other CPUs change the word eight times in a row",
         "over the limit, counted as `contended`: only a flood does that",
+    ),
+    (
+        "steer",
+        "nobody has said how to read connection IDs, or an entry is half written",
+        "pass: the kernel's stack steers by its bank of sockets",
+    ),
+    (
+        "steer",
+        "the connection ID names a worker that nobody is",
+        "pass, counted as `unknown_worker`: the worker that took its place answers with a reset",
+    ),
+    (
+        "steer",
+        "a worker owns the queue, and its socket is gone",
+        "pass, counted as `no_socket`: the worker's other socket, or its successor's, gets it",
     ),
     ("any step", "a map entry that must exist does not", "go on without it, counted as `no_entry`"),
 ];
@@ -96,6 +134,18 @@ pub trait Tables {
     fn credit(&self, limit: u32) -> Option<Buckets>;
     /// Stores one word of the credit.
     fn set_credit(&self, limit: u32, dimension: Dimension, value: u64);
+    /// How connection IDs are read.
+    fn steer(&self) -> Option<&Steer>;
+    /// Who lives at a place of [`crate::layout::maps::WORKERS`].
+    fn worker(&self, place: u32) -> Seat;
+    /// Who owns the receive queue of this packet.
+    fn queue(&self) -> Seat;
+    /// The bucket of unknown versions of QUIC.
+    fn versions(&self) -> Option<&Self::Word>;
+    /// Something was found out about a datagram of QUIC: the number of a [`crate::layout::Steered`].
+    fn steered(&self, reason: u32);
+    /// [`quic::examine`]. In the kernel it is a function of its own, at which the verifier looks once.
+    fn examine<B: Bytes + ?Sized>(&self, frame: &B, udp_at: usize, length: u32) -> Found;
     /// CLOCK_MONOTONIC in nanoseconds. It may stand still for a tick of the kernel (1 to 10 ms): every
     /// bucket is far deeper, and a rate is kept all the same, since words hold absolute times.
     fn now(&self) -> u64;
@@ -125,14 +175,19 @@ impl Decision {
 #[inline(always)]
 pub fn decide<B: Bytes + ?Sized, T: Tables>(frame: &B, length: u32, tables: &T) -> Decision {
     match parse(frame) {
-        Some(packet) => decide_packet(&packet, length, tables),
+        Some(packet) => decide_packet(frame, &packet, length, tables),
         None => Decision::new(Verdict::PassNotUnderstood, 0),
     }
 }
 
-/// Decides about a packet whose frame has `length` octets.
+/// Decides about a packet, whose frame has `length` octets.
 #[inline(always)]
-pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Decision {
+pub fn decide_packet<B: Bytes + ?Sized, T: Tables>(
+    frame: &B,
+    packet: &Packet,
+    length: u32,
+    tables: &T,
+) -> Decision {
     let settings = tables.settings();
     let dry = settings.flags & SETTING_SHADOW != 0;
     let number = find_service(packet, tables);
@@ -168,6 +223,19 @@ pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Dec
         tables.fault(Fault::NoEntry);
         return Decision::new(Verdict::PassNoService, 0);
     };
+    let mut steered = None;
+    if service.flags & SERVICE_QUIC != 0 && (packet.protocol == UDP || packet.hidden) {
+        let found = tables.examine(frame, quic::udp_at(packet), length);
+        if found.drops() {
+            tables.steered(found.reason());
+            if !dry {
+                return Decision::new(Verdict::DropQuic, 0);
+            }
+            tables.shadow(service.rule);
+        } else {
+            steered = Some(found);
+        }
+    }
     if !allowed
         && service.source_limit != 0
         && let Some(over) = source_limit(packet, length, service.source_limit, dry, tables)
@@ -178,6 +246,13 @@ pub fn decide_packet<T: Tables>(packet: &Packet, length: u32, tables: &T) -> Dec
         && let Some(over) = service_limit(packet, length, service.service_limit, dry, tables)
     {
         return over;
+    }
+    // Counted here: a datagram that a limit has dropped went nowhere.
+    if let Some(found) = steered {
+        tables.steered(found.reason());
+        if found.is_for_socket() {
+            return Decision::new(Verdict::Redirected, service.rule);
+        }
     }
     Decision::new(if allowed { Verdict::PassAllowed } else { Verdict::PassService }, service.rule)
 }

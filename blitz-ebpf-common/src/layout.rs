@@ -6,11 +6,15 @@
 //! All values are `repr(C)` of fixed-width integers in host byte order without padding, so that two
 //! builds agree on every byte. Times are CLOCK_MONOTONIC, as `bpf_ktime_get_ns` reads it.
 
+mod steering;
+
 use crate::gcra::Rate;
 use crate::packet::{Family, Words};
 
+pub use steering::{QUEUES_MAX, SEATS, STEER_VERSION, Seat, Steer, Steered};
+
 /// Version of this layout. Pinned maps of another version are refused, never reinterpreted.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 /// First word of [`Layout`]: "BLTZ".
 pub const LAYOUT_MAGIC: u32 = 0x424c_545a;
 
@@ -51,6 +55,18 @@ pub mod maps {
     pub const SERVICE_WORDS: &str = "SERVICE_WORDS";
     /// Per-CPU array of [`super::Buckets`] by limit number: bucket time drawn and not yet spent.
     pub const SERVICE_CREDIT: &str = "SERVICE_CREDIT";
+    /// Array of one [`super::Steer`].
+    pub const STEER: &str = "STEER";
+    /// Array of [`super::Seat`] by [`super::Seat::index`]: the workers that live.
+    pub const WORKERS: &str = "WORKERS";
+    /// Array of [`super::Seat`] by receive queue: whose AF_XDP socket is bound there.
+    pub const QUEUES: &str = "QUEUES";
+    /// AF_XDP sockets by receive queue. Each entry goes by itself when its socket is closed.
+    pub const XSKS: &str = "XSKS";
+    /// Array of one word of [`crate::gcra`]: the bucket of unknown versions of QUIC.
+    pub const VERSIONS: &str = "VERSIONS";
+    /// Per-CPU array of `u64` by [`super::Steered`].
+    pub const STEERED: &str = "STEERED";
     /// Per-CPU array of [`super::Count`] by [`super::Verdict`].
     pub const VERDICTS: &str = "VERDICTS";
     /// Per-CPU array of [`super::RuleCount`] by rule number; number 0 is no rule.
@@ -63,7 +79,7 @@ pub mod maps {
     pub const DENY_NOTES: &str = "DENY_NOTES";
 
     /// Every map, in the order of this list.
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 28] = [
         LAYOUT,
         SETTINGS,
         PORTS,
@@ -81,6 +97,12 @@ pub mod maps {
         SOURCES,
         SERVICE_WORDS,
         SERVICE_CREDIT,
+        STEER,
+        WORKERS,
+        QUEUES,
+        XSKS,
+        VERSIONS,
+        STEERED,
         VERDICTS,
         RULES,
         FAULTS,
@@ -149,6 +171,8 @@ pub struct Settings {
     pub reserved: u32,
     /// Secret of the hash over sources. It stays as long as the table does.
     pub seed: u64,
+    /// How many datagrams of unknown versions of QUIC pass.
+    pub versions: Rate,
 }
 
 /// The allow tries hold something.
@@ -161,6 +185,8 @@ pub const SETTING_DENY: u32 = 4;
 pub const SETTING_HOST: u32 = 8;
 /// Nothing is dropped: every drop is counted as what it would have been and passes.
 pub const SETTING_SHADOW: u32 = 16;
+/// Datagrams of QUIC with a bad header or connection ID are dropped, not only counted.
+pub const SETTING_DROP_BAD: u32 = 32;
 
 /// Sources that pass the block, deny and source-limit steps of a service.
 pub const ALLOW_SERVICE: u32 = 1;
@@ -230,9 +256,12 @@ pub struct Service {
     pub source_limit: u32,
     /// Limit of the service as a whole, or 0.
     pub service_limit: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// `SERVICE_*` flags.
+    pub flags: u32,
 }
+
+/// What comes over UDP is QUIC, for workers of the gateway.
+pub const SERVICE_QUIC: u32 = 1;
 
 /// One source as a limit sees it.
 #[repr(C)]
@@ -549,31 +578,36 @@ pub enum Verdict {
     PassService = 2,
     /// To a service, from an allowed source.
     PassAllowed = 3,
+    /// To the AF_XDP socket of its receive queue.
+    Redirected = 4,
     /// The source is in a deny prefix.
-    DropDenied = 4,
+    DropDenied = 5,
     /// The source is on the blocklist.
-    DropBlocked = 5,
+    DropBlocked = 6,
     /// Over the source's packet rate.
-    DropSourcePackets = 6,
+    DropSourcePackets = 7,
     /// Over the source's octet rate.
-    DropSourceBytes = 7,
+    DropSourceBytes = 8,
     /// Over the source's rate of new connections.
-    DropSourceSyns = 8,
+    DropSourceSyns = 9,
     /// Over the service's packet rate.
-    DropServicePackets = 9,
+    DropServicePackets = 10,
     /// Over the service's octet rate.
-    DropServiceBytes = 10,
+    DropServiceBytes = 11,
     /// Over the service's rate of new connections.
-    DropServiceSyns = 11,
+    DropServiceSyns = 12,
+    /// No datagram of QUIC that anybody could want; [`Steered`] says why.
+    DropQuic = 13,
 }
 
 impl Verdict {
     /// Every verdict, by its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::PassNotUnderstood,
         Self::PassNoService,
         Self::PassService,
         Self::PassAllowed,
+        Self::Redirected,
         Self::DropDenied,
         Self::DropBlocked,
         Self::DropSourcePackets,
@@ -582,6 +616,7 @@ impl Verdict {
         Self::DropServicePackets,
         Self::DropServiceBytes,
         Self::DropServiceSyns,
+        Self::DropQuic,
     ];
 
     /// The value of the metric label `verdict`.
@@ -591,6 +626,7 @@ impl Verdict {
             Self::PassNoService => "pass_no_service",
             Self::PassService => "pass_service",
             Self::PassAllowed => "pass_allowed",
+            Self::Redirected => "redirected",
             Self::DropDenied => "drop_denied",
             Self::DropBlocked => "drop_blocked",
             Self::DropSourcePackets => "drop_source_packets",
@@ -599,6 +635,7 @@ impl Verdict {
             Self::DropServicePackets => "drop_service_packets",
             Self::DropServiceBytes => "drop_service_bytes",
             Self::DropServiceSyns => "drop_service_syns",
+            Self::DropQuic => "drop_quic",
         }
     }
 
@@ -621,11 +658,13 @@ pub enum Fault {
     SourcesFull = 1,
     /// [`crate::gcra::take`] ran out of tries.
     Contended = 2,
+    /// A worker owns the queue, and its socket is not there.
+    NoSocket = 3,
 }
 
 impl Fault {
     /// Every fault, by its number.
-    pub const ALL: [Self; 3] = [Self::NoEntry, Self::SourcesFull, Self::Contended];
+    pub const ALL: [Self; 4] = [Self::NoEntry, Self::SourcesFull, Self::Contended, Self::NoSocket];
 
     /// The value of the metric label `fault`.
     pub const fn label(self) -> &'static str {
@@ -633,6 +672,7 @@ impl Fault {
             Self::NoEntry => "no_entry",
             Self::SourcesFull => "sources_full",
             Self::Contended => "contended",
+            Self::NoSocket => "no_socket",
         }
     }
 }

@@ -102,6 +102,10 @@ pub struct Packet {
     pub destination_port: u16,
     /// The TCP flags (octet 13 of the header); 0 for everything else.
     pub tcp_flags: u8,
+    /// Where the transport's header begins; 0 for other protocols than TCP and UDP and for later fragments.
+    pub transport_at: usize,
+    /// Whether this is a fragment, of which the first has its ports and not all of its datagram.
+    pub fragment: bool,
     /// Whether this is a fragment that does not hold the start of its datagram, so has no ports.
     pub later_fragment: bool,
     /// Whether extension headers go on beyond what is followed: it may be TCP or UDP, and has no ports here.
@@ -167,6 +171,8 @@ fn parse4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Packet> {
         source_port: 0,
         destination_port: 0,
         tcp_flags: if is_tiny { SYN } else { 0 },
+        transport_at: 0,
+        fragment: fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0,
         later_fragment,
         hidden: false,
     };
@@ -182,7 +188,7 @@ fn parse6<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Packet> {
     let [mut protocol] = frame.array::<1>(at + 6)?;
     let source = words(frame.array(at + 8)?);
     let destination = words(frame.array(at + 24)?);
-    let mut later_fragment = false;
+    let (mut fragment, mut later_fragment) = (false, false);
     let mut at = at + 40;
     for _ in 0..EXTENSIONS_MAX {
         match protocol {
@@ -201,7 +207,10 @@ fn parse6<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Packet> {
                 let header: [u8; 4] = frame.array(at)?;
                 protocol = header[0];
                 at += 8;
-                if u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
+                let place = u16::from_be_bytes([header[2], header[3]]);
+                // An atomic fragment (RFC 6946) is whole: offset 0, and no more to come.
+                fragment |= place & 0xfff9 != 0;
+                if place & 0xfff8 != 0 {
                     later_fragment = true;
                     break;
                 }
@@ -224,6 +233,8 @@ fn parse6<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Packet> {
         destination_port: 0,
         // It may open a connection, and a limit on those must not be passed by hiding that.
         tcp_flags: if hidden && !later_fragment { SYN } else { 0 },
+        transport_at: 0,
+        fragment,
         later_fragment,
         hidden,
     };
@@ -252,6 +263,7 @@ fn ports<B: Bytes + ?Sized>(frame: &B, at: usize, mut packet: Packet) -> Option<
     let [s0, s1, d0, d1] = frame.array(at)?;
     packet.source_port = u16::from_be_bytes([s0, s1]);
     packet.destination_port = u16::from_be_bytes([d0, d1]);
+    packet.transport_at = at;
     Some(packet)
 }
 

@@ -1,7 +1,7 @@
 //! What every version of QUIC has in common (RFC 8999): where the connection IDs of a packet are.
 //!
-//! Owns: the long header, and the short header with a destination connection ID of our length. Does not own: what a
-//! connection ID means ([`crate::cid`]), anything of a particular version.
+//! Owns: the long header, and the short header with a destination connection ID of our length; apart from these the
+//! little of version 1 that the stage looks at ([`v1`]). Does not own: what a connection ID means ([`crate::cid`]).
 //!
 //! The fixed bit (RFC 9000 section 17.2) belongs to a version, and may be greased (RFC 9287), so it is not looked at.
 
@@ -32,6 +32,8 @@ pub enum Header {
     /// RFC 8999 section 5.1. Both connection IDs lie within the packet; either has 0 to 255 octets. That version 1
     /// allows 20 is for those to check who speak version 1.
     Long {
+        /// The first octet, whose lower seven bits belong to the version.
+        first: u8,
         /// The version, of any value.
         version: u32,
         /// Destination connection ID.
@@ -67,18 +69,17 @@ pub fn parse<B: Bytes + ?Sized>(bytes: &B, at: usize, length: usize) -> Result<H
     if length == 0 {
         return Err(Malformed::Empty);
     }
-    let [first] = octets(bytes, at)?;
+    // The least that either header has: a long one has the length of the source connection ID, too.
+    if length < LONG_DCID_AT + 1 {
+        return Err(Malformed::Cut);
+    }
+    let [first, a, b, c, d, dcid_length, _] = octets(bytes, at)?;
     if first & LONG == 0 {
         if length < SHORT_DCID_AT + CID_BYTES {
             return Err(Malformed::Cut);
         }
         return Ok(Header::Short { dcid_at: at + SHORT_DCID_AT });
     }
-    // The source connection ID has a length, too, so its octet counts for the least that is there.
-    if length < LONG_DCID_AT + 1 {
-        return Err(Malformed::Cut);
-    }
-    let [a, b, c, d, dcid_length] = octets(bytes, at + 1)?;
     let scid_length_at = LONG_DCID_AT + usize::from(dcid_length);
     if length < scid_length_at + 1 {
         return Err(Malformed::Cut);
@@ -88,6 +89,7 @@ pub fn parse<B: Bytes + ?Sized>(bytes: &B, at: usize, length: usize) -> Result<H
         return Err(Malformed::Cut);
     }
     Ok(Header::Long {
+        first,
         version: u32::from_be_bytes([a, b, c, d]),
         dcid: Span { at: at + LONG_DCID_AT, length: dcid_length },
         scid: Span { at: at + scid_length_at + 1, length: scid_length },
@@ -97,6 +99,22 @@ pub fn parse<B: Bytes + ?Sized>(bytes: &B, at: usize, length: usize) -> Result<H
 #[inline(always)]
 fn octets<B: Bytes + ?Sized, const N: usize>(bytes: &B, at: usize) -> Result<[u8; N], Malformed> {
     bytes.array(at).ok_or(Malformed::Cut)
+}
+
+/// Version 1 (RFC 9000), the one that we speak.
+pub mod v1 {
+    /// Its number.
+    pub const VERSION: u32 = 1;
+    /// The longest connection ID (section 17.2), octets. A longer one has to be dropped.
+    pub const CID_MAX: u8 = 20;
+    /// The least that a datagram with an Initial has (section 14.1), octets. A smaller one has to be dropped.
+    pub const INITIAL_DATAGRAM_MIN: usize = 1200;
+
+    /// Whether a long header with this first octet is an Initial (section 17.2).
+    #[inline(always)]
+    pub const fn is_initial(first: u8) -> bool {
+        first & 0x30 == 0
+    }
 }
 
 #[cfg(test)]
@@ -118,8 +136,12 @@ mod tests {
     #[test]
     fn a_long_header_and_every_cut_of_it() {
         let packet = long(1, &[7; 9], &[8; 5], 3);
-        let header =
-            Header::Long { version: 1, dcid: Span { at: 6, length: 9 }, scid: Span { at: 16, length: 5 } };
+        let header = Header::Long {
+            first: 0xc3,
+            version: 1,
+            dcid: Span { at: 6, length: 9 },
+            scid: Span { at: 16, length: 5 },
+        };
         for length in 0..=packet.len() {
             let expected = match length {
                 0 => Err(Malformed::Empty),
@@ -137,7 +159,9 @@ mod tests {
         for (d, s) in [(0, 0), (0, 255), (20, 20), (21, 0), (255, 255)] {
             let mut frame = Vec::from([0xee; 42]);
             frame.extend(long(0xdead_beef, &std::vec![1; d], &std::vec![2; s], 0));
-            let Ok(Header::Long { version, dcid, scid }) = parse(&frame[..], 42, frame.len() - 42) else {
+            let Ok(Header::Long { first: 0xc3, version, dcid, scid }) =
+                parse(&frame[..], 42, frame.len() - 42)
+            else {
                 panic!("{d} {s}")
             };
             assert_eq!(version, 0xdead_beef);

@@ -48,6 +48,12 @@ impl Bank {
         self.workers
     }
 
+    /// The generation that gets new connections.
+    #[inline(always)]
+    pub const fn generation(&self) -> u32 {
+        self.generation
+    }
+
     /// The socket of a worker. `None` when the bank has none of this number.
     #[inline(always)]
     pub const fn index(&self, generation: u32, worker: u32) -> Option<u32> {

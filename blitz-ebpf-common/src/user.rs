@@ -5,7 +5,7 @@
 
 use crate::layout::{
     Block, BlockKey, Buckets, Count, Deny, Everywhere, Layout, Lengths, Limit, Note, Ports, Prefix4, Prefix6,
-    RuleCount, RuleName, Service, ServiceKey, Settings,
+    RuleCount, RuleName, Seat, Service, ServiceKey, Settings, Steer,
 };
 use crate::sources::Set;
 use crate::steer::Entry;
@@ -37,8 +37,10 @@ pod! {
     Prefix6 = 20,
     RuleCount = 32,
     RuleName = 64,
+    Seat = 4,
     Service = 16,
     ServiceKey = 20,
     Set<u64> = 128,
-    Settings = 24,
+    Settings = 40,
+    Steer = 88,
 }

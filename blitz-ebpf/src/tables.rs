@@ -6,22 +6,26 @@
 //! Values are read by copy. User space replaces elements of hashes as a whole; in arrays it writes words
 //! that a packet may see before or after, and each of those words has a meaning on its own.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_xdp_get_buff_len};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap};
+use aya_ebpf::programs::XdpContext;
+use blitz_ebpf_common::decide::quic::{Found, examine};
 use blitz_ebpf_common::decide::{Decision, Tables};
 use blitz_ebpf_common::gcra::Word;
 use blitz_ebpf_common::layout::{
     ALLOW_MAX, BLOCKED_MAX, Block, BlockKey, Buckets, Count, DENY_MAX, Deny, Dimension, Everywhere, Fault,
     INDEX4, INDEX6, LIMITS_MAX, Layout, Lengths, Limit, NOTES_MAX, Note, PORTS as PORTS_MAX, Ports, Prefix4,
-    Prefix6, RULES_MAX, RuleCount, RuleName, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX, Service, ServiceKey,
-    Settings, Verdict,
+    Prefix6, QUEUES_MAX, RULES_MAX, RuleCount, RuleName, SEATS, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX,
+    Seat, Service, ServiceKey, Settings, Steer, Steered, Verdict,
 };
-use blitz_ebpf_common::packet::{Family, Words};
+use blitz_ebpf_common::packet::{Bytes, Family, Words};
 use blitz_ebpf_common::sources::{Set, WAYS};
 
 use crate::atomic;
+use crate::frame::{Frame, Scattered};
 
 /// `BPF_F_NO_PREALLOC`: a hash takes memory as it fills.
 const AS_IT_FILLS: u32 = 1;
@@ -63,6 +67,18 @@ static SERVICE_WORDS: Array<Buckets> = Array::with_max_entries(LIMITS_MAX, 0);
 #[map]
 static SERVICE_CREDIT: PerCpuArray<Buckets> = PerCpuArray::with_max_entries(LIMITS_MAX, 0);
 #[map]
+static STEER: Array<Steer> = Array::with_max_entries(1, 0);
+#[map]
+static WORKERS: Array<Seat> = Array::with_max_entries(SEATS, 0);
+#[map]
+static QUEUES: Array<Seat> = Array::with_max_entries(QUEUES_MAX, 0);
+#[map]
+static XSKS: XskMap = XskMap::with_max_entries(QUEUES_MAX, 0);
+#[map]
+static VERSIONS: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+static STEERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(Steered::ALL.len() as u32, 0);
+#[map]
 static VERDICTS: PerCpuArray<Count> = PerCpuArray::with_max_entries(Verdict::ALL.len() as u32, 0);
 #[map]
 static RULES: PerCpuArray<RuleCount> = PerCpuArray::with_max_entries(RULES_MAX, 0);
@@ -77,9 +93,38 @@ static DENY_NOTES: HashMap<Prefix6, Note> = HashMap::with_max_entries(NOTES_MAX,
 pub(crate) struct Maps {
     /// Octets of the frame, for the counters.
     pub(crate) length: u32,
+    /// The packet.
+    pub(crate) context: *mut xdp_md,
+}
+
+/// [`examine`] for the frame of `context`.
+///
+/// A function of its own with global linkage: the verifier looks at it once and takes every result for possible.
+/// Inlined it is looked at anew for each way in which a packet can get there: more than the verifier's million.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn blitz_quic(context: *mut xdp_md, udp_at: u32) -> u32 {
+    let packet = XdpContext::new(context);
+    let maps = Maps::new(context);
+    examine(&Scattered(Frame::new(&packet)), udp_at as usize, maps.length as usize, &maps).to_word()
 }
 
 impl Maps {
+    /// For the packet of `context`, which is that of the program's very call.
+    #[inline(always)]
+    pub(crate) fn new(context: *mut xdp_md) -> Self {
+        // SAFETY: the context of this very call.
+        let length = unsafe { bpf_xdp_get_buff_len(context) } as u32;
+        Self { length, context }
+    }
+
+    /// The receive queue on which the packet came.
+    #[inline(always)]
+    fn receive_queue(&self) -> u32 {
+        // SAFETY: the context of this very call.
+        unsafe { (*self.context).rx_queue_index }
+    }
+
     /// Counts a decision under its verdict and its rule.
     #[inline(always)]
     pub(crate) fn count(&self, decision: Decision) {
@@ -92,6 +137,15 @@ impl Maps {
         {
             // SAFETY: as above.
             self.add(unsafe { &mut (*count).decided });
+        }
+    }
+
+    /// Sends the packet to the socket of its receive queue; where there is none, to the kernel. Returns what the
+    /// program has to return.
+    #[inline(always)]
+    pub(crate) fn redirect(&self) -> u32 {
+        match XSKS.redirect(self.receive_queue(), xdp_action::XDP_PASS.into()) {
+            Ok(action) | Err(action) => action,
         }
     }
 
@@ -241,6 +295,43 @@ impl Tables for Maps {
             let credit = unsafe { &mut *credit };
             *dimension.of_mut(&mut credit.words) = value;
         }
+    }
+
+    #[inline(always)]
+    fn steer(&self) -> Option<&Steer> {
+        STEER.get(0)
+    }
+
+    #[inline(always)]
+    fn worker(&self, place: u32) -> Seat {
+        WORKERS.get(place).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn queue(&self) -> Seat {
+        QUEUES.get(self.receive_queue()).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn versions(&self) -> Option<&SharedWord> {
+        let word = VERSIONS.get_ptr_mut(0)?;
+        // SAFETY: transparent around a word that may change; the kernel keeps the value readable until the
+        // program ends.
+        Some(unsafe { &*word.cast::<SharedWord>() })
+    }
+
+    #[inline(always)]
+    fn steered(&self, reason: u32) {
+        if let Some(count) = STEERED.get_ptr_mut(reason) {
+            // SAFETY: this CPU's own value; nothing else on this CPU writes it while the program runs.
+            unsafe { *count += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn examine<B: Bytes + ?Sized>(&self, _: &B, udp_at: usize, _: u32) -> Found {
+        // The frame is that of the context, which is all that may be passed on.
+        Found::from_word(blitz_quic(self.context, udp_at as u32))
     }
 
     #[inline(always)]

@@ -146,6 +146,8 @@ pub struct Counters {
     pub rules: BTreeMap<String, u64>,
     /// By the name of the rule: what it would have dropped without `shadow`.
     pub shadow: BTreeMap<String, u64>,
+    /// Datagrams of QUIC, by the label of the reason.
+    pub quic: BTreeMap<String, u64>,
     /// By the label of the fault.
     pub faults: BTreeMap<String, u64>,
 }
@@ -159,6 +161,11 @@ impl Counters {
     /// Packets that this rule decided.
     pub fn rule(&self, name: &str) -> u64 {
         self.rules.get(name).copied().unwrap_or(0)
+    }
+
+    /// Datagrams of QUIC about which this was found out.
+    pub fn quic(&self, reason: &str) -> u64 {
+        self.quic.get(reason).copied().unwrap_or(0)
     }
 
     /// Packets in all: each gets one verdict.
@@ -192,6 +199,9 @@ impl Counters {
         for rule in list("rules") {
             counters.rules.insert(word(&rule["name"]), number(&rule["decided"]["packets"]));
             counters.shadow.insert(word(&rule["name"]), number(&rule["shadow"]["packets"]));
+        }
+        for steered in list("quic") {
+            counters.quic.insert(word(&steered["reason"]), number(&steered["packets"]));
         }
         for (fault, count) in stage["faults"].as_object().into_iter().flatten() {
             counters.faults.insert(fault.clone(), number(count));

@@ -72,6 +72,8 @@ pub struct H3 {
     pub goaway: Option<u64>,
     /// Datagrams received.
     pub datagrams: u64,
+    /// Datagrams sent, where they are kept.
+    pub record: Option<Vec<Vec<u8>>>,
 }
 
 /// The usual client: trusts anybody, takes much at once.
@@ -110,12 +112,31 @@ impl H3 {
     /// # Panics
     /// When there is no socket.
     pub fn try_connect(address: SocketAddr, name: &str, config: &mut quiche::Config) -> Result<Self, String> {
+        let mut client = Self::start(address, name, config, None);
+        client.shake_hands()?;
+        Ok(client)
+    }
+
+    /// A connection that has sent nothing yet, and comes back to a session.
+    ///
+    /// # Panics
+    /// When there is no socket, or the session is none.
+    #[track_caller]
+    pub fn start(
+        address: SocketAddr,
+        name: &str,
+        config: &mut quiche::Config,
+        session: Option<&[u8]>,
+    ) -> Self {
         let socket = UdpSocket::bind((address.ip(), 0)).expect("a socket");
         let local = socket.local_addr().expect("it is bound");
         let scid: Vec<u8> = local.port().to_be_bytes().into_iter().chain(*b"a-test's-client").collect();
         let scid = quiche::ConnectionId::from_ref(&scid);
-        let quic = quiche::connect(Some(name), &scid, local, address, config).expect("a connection");
-        let mut client = Self {
+        let mut quic = quiche::connect(Some(name), &scid, local, address, config).expect("a connection");
+        if let Some(session) = session {
+            quic.set_session(session).expect("a session");
+        }
+        Self {
             socket,
             quic,
             h3: None,
@@ -123,18 +144,45 @@ impl H3 {
             held: HashSet::new(),
             goaway: None,
             datagrams: 0,
-        };
-        let begun = Instant::now();
-        while !client.quic.is_established() {
-            if client.quic.is_closed() || begun.elapsed() > PATIENCE {
-                return Err(format!("{:?} {:?}", client.quic.peer_error(), client.quic.local_error()));
-            }
-            client.turn();
+            record: None,
         }
+    }
+
+    /// Goes on until the handshake is done.
+    ///
+    /// # Errors
+    /// How it ended.
+    pub fn shake_hands(&mut self) -> Result<(), String> {
+        let begun = Instant::now();
+        while !self.quic.is_established() {
+            if self.quic.is_closed() || begun.elapsed() > PATIENCE {
+                return Err(format!("{:?} {:?}", self.quic.peer_error(), self.quic.local_error()));
+            }
+            self.turn();
+        }
+        if self.h3.is_none() {
+            self.open()?;
+        }
+        Ok(())
+    }
+
+    /// Begins to speak HTTP/3: after the handshake, or before it as far as early data goes.
+    ///
+    /// # Errors
+    /// What quiche says.
+    pub fn open(&mut self) -> Result<(), String> {
+        self.flush();
         let config = h3::Config::new().expect("a configuration");
-        let h3 = h3::Connection::with_transport(&mut client.quic, &config);
-        client.h3 = Some(h3.map_err(|error| error.to_string())?);
-        Ok(client)
+        let h3 = h3::Connection::with_transport(&mut self.quic, &config);
+        self.h3 = Some(h3.map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    /// What a later connection comes back to.
+    #[track_caller]
+    pub fn session(&mut self) -> Vec<u8> {
+        self.until("a ticket comes", |client| client.quic.session().is_some());
+        self.quic.session().expect("it was there").to_vec()
     }
 
     /// Sends what there is to be sent, takes what has come or comes within a few milliseconds.
@@ -164,6 +212,9 @@ impl H3 {
     fn flush(&mut self) {
         let mut out = [0; 1500];
         while let Ok((length, info)) = self.quic.send(&mut out) {
+            if let Some(record) = &mut self.record {
+                record.push(out[..length].to_vec());
+            }
             // The peer may be gone.
             let _refused = self.socket.send_to(&out[..length], info.to);
         }
@@ -335,6 +386,15 @@ impl H3 {
         let id = self.begin(&request("POST", path), false);
         self.send(id, body, true);
         self.outcome(id)
+    }
+
+    /// Closes the connection.
+    ///
+    /// # Panics
+    /// When it is closed already.
+    pub fn leave(&mut self) {
+        self.quic.close(true, code::NO_ERROR, b"").expect("it was open");
+        self.flush();
     }
 
     /// The code of the peer's CONNECTION_CLOSE, and whether it is HTTP/3's.

@@ -46,6 +46,7 @@ pub use netns::Netns;
 pub use nginx::Nginx;
 pub use policy::Policy;
 pub use process::Signal;
+pub use sys::xdp_socket;
 pub use tls::{Authority, Pki, TlsClient};
 pub use upstream::{Request, Upstream};
 

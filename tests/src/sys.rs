@@ -263,3 +263,22 @@ fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {
         sin_zero: [0; 8],
     }
 }
+
+/// An AF_XDP socket with a receive ring, which is all that a map of such sockets asks for. It is bound to nothing.
+///
+/// # Errors
+/// EPERM without CAP_NET_RAW.
+pub fn xdp_socket() -> io::Result<OwnedFd> {
+    let entries: u32 = 64;
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor and nothing else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (value, length) = ((&raw const entries).cast(), size_of::<u32>() as libc::socklen_t);
+    // SAFETY: the pointer leads to a whole word that lives across the call, and the length is its size.
+    let status = unsafe { libc::setsockopt(fd, libc::SOL_XDP, libc::XDP_RX_RING, value, length) };
+    if status == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+}

@@ -6,9 +6,9 @@ use std::path::Path;
 use blitz_ebpf_common::decide::FAIL_DIRECTIONS;
 use blitz_ebpf_common::layout::{
     ALLOW_MAX, BLOCKED_MAX, Block, Buckets, Count, DENY_MAX, Deny, Everywhere, Fault, INDEX4, INDEX6,
-    LIMITS_MAX, Layout, Lengths, Limit, NOTES_MAX, Note, PORTS, Ports, Prefix4, Prefix6, RULES_MAX,
-    RuleCount, RuleName, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX, Service, ServiceKey, Settings, SourceKey,
-    Verdict, maps,
+    LIMITS_MAX, Layout, Lengths, Limit, NOTES_MAX, Note, PORTS, Ports, Prefix4, Prefix6, QUEUES_MAX,
+    RULES_MAX, RuleCount, RuleName, SEATS, SERVICE_AT_MAX, SERVICES_MAX, SOURCES_MAX, Seat, Service,
+    ServiceKey, Settings, SourceKey, Steer, Steered, Verdict, maps,
 };
 use blitz_ebpf_common::sources::{Set, WAYS};
 
@@ -54,6 +54,13 @@ fn the_memory_of_each_map_is_that_of_its_layout() {
         Row::array(maps::SOURCES, SOURCES_MAX / WAYS as u32, size_of::<Set<u64>>()),
         Row::array(maps::SERVICE_WORDS, LIMITS_MAX, size_of::<Buckets>()),
         Row::array(maps::SERVICE_CREDIT, LIMITS_MAX, size_of::<Buckets>()).per_cpu(),
+        Row::array(maps::STEER, 1, size_of::<Steer>()),
+        Row::array(maps::WORKERS, SEATS, size_of::<Seat>()),
+        Row::array(maps::QUEUES, QUEUES_MAX, size_of::<Seat>()),
+        // The kernel keeps a pointer for each descriptor.
+        Row::array(maps::XSKS, QUEUES_MAX, size_of::<u64>()),
+        Row::array(maps::VERSIONS, 1, size_of::<u64>()),
+        Row::array(maps::STEERED, Steered::ALL.len() as u32, size_of::<u64>()).per_cpu(),
         Row::array(maps::VERDICTS, Verdict::ALL.len() as u32, size_of::<Count>()).per_cpu(),
         Row::array(maps::RULES, RULES_MAX, size_of::<RuleCount>()).per_cpu(),
         Row::array(maps::FAULTS, Fault::ALL.len() as u32, size_of::<u64>()).per_cpu(),

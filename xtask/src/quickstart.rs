@@ -1,25 +1,28 @@
 //! `cargo xtask quickstart`: from a clone to proxied requests with one command.
 //!
 //! Owns: building, starting, trying, and saying what was done. Does not own: the sample upstreams
-//! (see [`crate::sample`]), ending the gateway whatever happens (see [`crate::guard`]), or the kernel
-//! stage (see [`stage`]).
+//! (see [`crate::sample`]), ending the gateway whatever happens (see [`crate::guard`]), the gateway's file and its
+//! protocols (see [`edge`]), or the kernel stage (see [`stage`]).
 
+mod edge;
 mod stage;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::guard::Guarded;
 use crate::sh::{self, Args, Result};
 use crate::{sample, setup};
+use edge::Edge;
 
 pub(crate) const HELP: &str = "
 cargo xtask quickstart [--once] [--debug]
 
-Builds the gateway, starts it before two sample upstreams, makes requests through it and
-says what it did. As root it also makes a veth pair into a namespace with the kernel stage
-on it, makes requests over it and floods it for a second. Then it stays up until Ctrl-C.
+Builds the gateway, starts it before two sample upstreams with a certificate of its own, makes
+requests through it over HTTP/1.1, HTTP/2 and HTTP/3, and says what it did. As root it also
+makes a veth pair into a namespace with the kernel stage on it, makes requests over it and
+floods it for a second. Then it stays up until Ctrl-C.
 
   --once    stop after the requests; the exit code says whether all went well
   --debug   use the debug build, which is quicker to build and slower to run
@@ -36,8 +39,10 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     let (once, debug) = (args.flag("--once"), args.flag("--debug"));
     args.finish()?;
     let missing = setup::ensure(false)?;
-    if missing.contains(&"curl") {
-        return Err("curl is needed to make the requests".to_owned());
+    for (program, why) in [("curl", "make the requests"), ("openssl", "make a certificate")] {
+        if missing.contains(&program) {
+            return Err(format!("{program} is needed to {why}"));
+        }
     }
     let (profile, release) = if debug { ("debug", None) } else { ("release", Some("--release")) };
     sh::run(sh::cargo(["build", "-p", "blitz-dataplane", "--bin", "blitz"]).args(release))?;
@@ -49,24 +54,18 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     let io = |error: std::io::Error| format!("a sample upstream did not start: {error}");
     let (red, blue) = (sample::start("red").map_err(io)?, sample::start("blue").map_err(io)?);
     println!("sample upstreams: red on {red}, blue on {blue}");
-    let (port, admin_port) = (free_port(8080)?, free_port(9900)?);
+    let (port, tls_port, admin_port) = (free_port(8080)?, free_port(8443)?, free_port(9900)?);
     let admin = format!("127.0.0.1:{admin_port}");
-    let mut command = Command::new(sh::target_dir().join(profile).join("blitz"));
     // In the build folder: a first look leaves nothing behind in the user's own.
-    command.arg("--secret-file").arg(sh::target_dir().join("quickstart.secret"));
-    command.args([
-        "-b",
-        &red.to_string(),
-        "-b",
-        &blue.to_string(),
-        "-p",
-        &port.to_string(),
-        "--admin",
-        &admin,
-    ]);
+    let folder = sh::target_dir();
+    let edge = Edge::write(&folder, port, tls_port, [red, blue])?;
+    let mut command = Command::new(folder.join(profile).join("blitz"));
+    command.arg("-c").arg(&edge.config);
+    command.arg("--secret-file").arg(folder.join("quickstart.secret")).args(["--admin", &admin]);
     let mut gateway = Guarded::start(&mut command)?;
     wait_ready(&mut gateway, &admin)?;
     try_it(&format!("http://127.0.0.1:{port}"), &format!("http://{admin}"))?;
+    edge.try_it()?;
     let mut staged = None;
     if let Some(missing) = &stage_missing {
         println!("The kernel stage is left out: it needs {missing}.");
@@ -75,7 +74,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
         let said = stage.try_it(port, &sink)?;
         staged = Some((stage, sink, said));
     }
-    println!("{}", summary(red, blue, port, &admin));
+    println!("{}", summary([red, blue], [port, tls_port], &admin));
     if let Some((stage, _, said)) = &staged {
         println!("The kernel stage: {said}.\n{}\n", stage.hint());
     }
@@ -96,11 +95,13 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     Err(format!("the gateway ended by itself with {status}"))
 }
 
-/// `preferred` when it is free, else any.
+/// `preferred` when it is free over TCP and UDP, else any.
 fn free_port(preferred: u16) -> Result<u16> {
-    let bound = TcpListener::bind(("127.0.0.1", preferred)).or_else(|_| TcpListener::bind(("127.0.0.1", 0)));
-    let port = bound.and_then(|listener| listener.local_addr()).map(|address| address.port());
-    port.map_err(|error| format!("no free port: {error}"))
+    let free = |port| {
+        let port = TcpListener::bind(("0.0.0.0", port))?.local_addr()?.port();
+        UdpSocket::bind(("0.0.0.0", port)).map(|_| port)
+    };
+    free(preferred).or_else(|_| free(0)).map_err(|error: std::io::Error| format!("no free port: {error}"))
 }
 
 fn wait_ready(gateway: &mut Guarded, admin: &str) -> Result<()> {
@@ -153,12 +154,6 @@ fn try_it(url: &str, admin: &str) -> Result<()> {
     }
     let posted = curl(&["-d", "some=body", &format!("{url}/post")])?;
     expect(posted.contains("POST /post"), "the upstream got the POST")?;
-    let hello = curl(&["-i", &format!("{url}/hello")])?;
-    let is_proxied = hello.to_ascii_lowercase().contains("x-upstream:");
-    let by =
-        if is_proxied { "an upstream, since the route of -b takes every path" } else { "the gateway itself" };
-    println!("/hello was answered by {by}");
-
     let metrics = curl(&[&format!("{admin}/metrics")])?;
     let samples: Vec<_> = metrics.lines().filter(|line| line.starts_with("blitz_")).collect();
     expect(!samples.is_empty(), "the metrics show samples of blitz_")?;
@@ -171,10 +166,11 @@ fn try_it(url: &str, admin: &str) -> Result<()> {
     Ok(())
 }
 
-fn summary(red: SocketAddr, blue: SocketAddr, port: u16, admin: &str) -> String {
+fn summary([red, blue]: [SocketAddr; 2], [port, tls_port]: [u16; 2], admin: &str) -> String {
     format!(
         "
 The gateway is at        http://127.0.0.1:{port}/   (upstreams {red} and {blue}, in turn)
+                         https://localhost:{tls_port}/   (HTTP/1.1, HTTP/2, HTTP/3; certificate quickstart.crt)
 Its metrics              http://{admin}/metrics
 Its upstreams            http://{admin}/upstreams
 Its connections          http://{admin}/connections

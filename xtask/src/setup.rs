@@ -3,7 +3,7 @@
 //! Owns: the list of programs, which package brings each, and installing them. Does not own: Rust
 //! itself, which `rustup` brings, or crates, which cargo brings.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::ebpf::toolchain as ebpf;
@@ -111,19 +111,19 @@ const TEST_TOOLS: &[Tool] = &[
         service: None,
     },
     Tool {
-        program: "ip",
-        why: "network namespaces and veth pairs of the tests",
-        apt: "iproute2",
-        dnf: "iproute",
-        pacman: "iproute2",
-        service: None,
-    },
-    Tool {
         program: "pip3",
         why: "installing clients of HTTP/3 for the tests",
         apt: "python3 python3-pip",
         dnf: "python3-pip",
         pacman: "python-pip",
+        service: None,
+    },
+    Tool {
+        program: "openssl",
+        why: "the certificate of the quickstart",
+        apt: "openssl",
+        dnf: "openssl",
+        pacman: "openssl",
         service: None,
     },
     Tool {
@@ -274,7 +274,7 @@ fn python_modules() -> Vec<&'static str> {
     let folder = sh::target_dir().join("python");
     let mut missing = Vec::new();
     for (module, wanted) in PYTHON_MODULES {
-        if folder.join(module).is_dir() {
+        if python_with(module).is_some() {
             continue;
         }
         println!("setup: {module} is missing (HTTP/3 clients of the tests)");
@@ -286,6 +286,12 @@ fn python_modules() -> Vec<&'static str> {
         }
     }
     missing
+}
+
+/// Where Python finds the module, when it was installed there.
+pub(crate) fn python_with(module: &str) -> Option<PathBuf> {
+    let folder = sh::target_dir().join("python");
+    folder.join(module).is_dir().then_some(folder)
 }
 
 fn is_here(program: &str) -> bool {

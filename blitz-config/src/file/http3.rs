@@ -32,6 +32,10 @@ pub struct Http3File {
     /// When a client has to show that it receives at its address before anything is kept for it (Retry, RFC
     /// 9000 section 8.1.2). Default: `under_pressure`. Reloadable, for new connections.
     pub retry: RetryFile,
+    /// Whether clients that come again may send requests before the handshake is done (0-RTT, RFC 8470). Those that
+    /// ask for nothing to be changed are passed on with `Early-Data: 1`, the others wait. The upstreams have to know
+    /// that field. Listeners with `tls.client_auth` take none. Default: false. Reloadable, for new connections.
+    pub early_data: bool,
     /// Requests that the client resets. Four times as many may come at once; beyond, the connection is closed
     /// (H3_EXCESSIVE_LOAD). Default: 100. Range: 1 to 100000. Reloadable, for new connections.
     pub resets_per_second: Bounded<1, 100_000>,
@@ -60,6 +64,7 @@ impl Default for Http3File {
             connection_window_bytes: Bounded::clamped(recommended.connection_window_bytes.into()),
             idle_timeout_ms: Bounded::clamped(idle),
             retry: RetryFile::default(),
+            early_data: recommended.early_data,
             resets_per_second: Bounded::clamped(recommended.resets_per_second.into()),
         }
     }
@@ -79,6 +84,7 @@ impl Http3File {
                 RetryFile::Never => Retry::Never,
                 RetryFile::UnderPressure => Retry::UnderPressure,
             },
+            early_data: self.early_data,
             resets_per_second: narrow(self.resets_per_second.value()),
         }
     }

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Bounded, Milliseconds, milliseconds};
-use crate::model::{Blocklist, Limit, Xdp};
+use crate::model::{Blocklist, Limit, Xdp, XdpQuic};
 use blitz_ebpf_common::{gcra, layout};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -123,6 +123,8 @@ pub struct XdpFile {
     pub deny_max: Bounded<1_024, { XDP_DENY_MAX as u64 }>,
     /// When workers have a source blocked in the kernel. Reloadable.
     pub blocklist: BlocklistFile,
+    /// What becomes of datagrams to listeners with `h3` that no connection can want. Reloadable.
+    pub quic: XdpQuicFile,
 }
 
 /// Where the XDP program runs.
@@ -221,6 +223,29 @@ pub struct BlocklistFile {
     pub entries_max: Bounded<1, { layout::BLOCKED_MAX as u64 }>,
 }
 
+/// Datagrams to listeners with `h3`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct XdpQuicFile {
+    /// What becomes of datagrams whose header is cut or whose connection ID the gateway has not made.
+    /// Default: `count`. Reloadable.
+    pub bad_packets: BadPacketsFile,
+    /// Datagrams of unknown versions of QUIC that pass in a second, and at once, to be answered with
+    /// the known ones. Default: 1000. Range: 1 to 1000000. Reloadable.
+    pub unknown_versions_per_second: Bounded<1, 1_000_000>,
+}
+
+/// What becomes of a bad datagram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BadPacketsFile {
+    /// It is counted, and goes to the kernel's socket, which refuses it or not.
+    #[default]
+    Count,
+    /// It is counted and dropped.
+    Drop,
+}
+
 impl Default for XdpFile {
     fn default() -> Self {
         Self {
@@ -234,6 +259,17 @@ impl Default for XdpFile {
             sources_max: Bounded::clamped(Xdp::SOURCES_RECOMMENDED.into()),
             deny_max: Bounded::clamped(Xdp::DENY_RECOMMENDED.into()),
             blocklist: BlocklistFile::default(),
+            quic: XdpQuicFile::default(),
+        }
+    }
+}
+
+impl Default for XdpQuicFile {
+    fn default() -> Self {
+        let unknown_versions = XdpQuic::RECOMMENDED.unknown_versions_per_second;
+        Self {
+            bad_packets: BadPacketsFile::default(),
+            unknown_versions_per_second: Bounded::clamped(unknown_versions.into()),
         }
     }
 }

@@ -92,6 +92,8 @@ pub struct Xdp {
     pub deny_max: u32,
     /// When the workers have a source blocked.
     pub blocklist: Blocklist,
+    /// What becomes of datagrams to listeners with HTTP/3.
+    pub quic: XdpQuic,
 }
 
 /// How the XDP program is attached.
@@ -136,6 +138,15 @@ pub enum Transport {
     Tcp,
     /// RFC 768.
     Udp,
+}
+
+/// Datagrams to listeners with HTTP/3 that no connection of ours can want.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpQuic {
+    /// Whether those with a bad header or a connection ID that is not ours are dropped, or only counted.
+    pub drop_bad: bool,
+    /// Those of unknown versions that pass in a second, to be answered with the versions that are spoken here.
+    pub unknown_versions_per_second: u32,
 }
 
 /// When the workers have a source blocked in the kernel. A source is the peer of an established

@@ -8,11 +8,12 @@
 use super::{check_name, narrow};
 use crate::error::{Issues, quoted};
 use crate::file::{
-    BlocklistFile, DenyFile, DenyScopeFile, LimitByFile, LimitFile, PerSecond, TransportFile, XdpFile,
-    XdpModeFile, XdpServiceFile,
+    BadPacketsFile, BlocklistFile, DenyFile, DenyScopeFile, LimitByFile, LimitFile, PerSecond, TransportFile,
+    XdpFile, XdpModeFile, XdpQuicFile, XdpServiceFile,
 };
 use crate::model::{
-    Blocklist, Cidr, DenyPrefix, Limit, LimitBy, Listener, Protocol, Transport, Xdp, XdpMode, XdpService,
+    Blocklist, Cidr, DenyPrefix, Limit, LimitBy, Listener, Protocol, Transport, Xdp, XdpMode, XdpQuic,
+    XdpService,
 };
 use crate::suggest;
 use blitz_ebpf_common::layout;
@@ -186,6 +187,7 @@ pub(super) fn xdp(file: &XdpFile, issues: &mut Issues) -> Xdp {
         sources_max: narrow(file.sources_max.value()),
         deny_max,
         blocklist: blocklist(&file.blocklist),
+        quic: quic(&file.quic),
     }
 }
 
@@ -340,6 +342,13 @@ fn blocklist(file: &BlocklistFile) -> Blocklist {
         limit_refusals_per_minute: narrow(file.limit_refusals_per_minute.value()),
         ttl: Duration::from_millis(file.ttl_ms.value()),
         entries_max: narrow(file.entries_max.value()),
+    }
+}
+
+fn quic(file: &XdpQuicFile) -> XdpQuic {
+    XdpQuic {
+        drop_bad: file.bad_packets == BadPacketsFile::Drop,
+        unknown_versions_per_second: narrow(file.unknown_versions_per_second.value()),
     }
 }
 

@@ -57,11 +57,27 @@ impl Status {
                     .map(|t| vec![format!("  {}", t.table), t.used.to_string(), t.room.to_string()])
                     .collect();
                 text.push_str(&table(&["  TABLE", ">USED", ">ROOM"], &rows));
+                text.push_str(&steering(&status.steering));
             }
             text
         });
         Ok(())
     }
+}
+
+/// How QUIC is steered, in a line, and the receive queues that have a worker.
+fn steering(steering: &stage::Steering) -> String {
+    let Some(generation) = steering.generation else {
+        return "  quic: nobody has said how to steer; everything passes to the kernel\n".to_owned();
+    };
+    let mut text = format!("  quic: generation {generation}, {} workers\n", steering.workers);
+    for queue in &steering.queues {
+        text.push_str(&format!(
+            "  quic: receive queue {} belongs to worker {} of generation {}\n",
+            queue.queue, queue.worker, queue.generation
+        ));
+    }
+    text
 }
 
 /// See [`Stage::counters`].
@@ -76,7 +92,15 @@ struct InterfaceCounters {
     interface: String,
     verdicts: Vec<Counted>,
     rules: Vec<counters::RuleSum>,
+    quic: Vec<Steered>,
     faults: std::collections::BTreeMap<&'static str, u64>,
+}
+
+/// Datagrams to services that speak QUIC.
+#[derive(Debug, Serialize)]
+struct Steered {
+    reason: &'static str,
+    packets: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,6 +119,11 @@ impl Counters {
                 interface: stage.interface().to_owned(),
                 verdicts: verdicts.collect(),
                 rules: counters.rules,
+                quic: counters
+                    .steered
+                    .into_iter()
+                    .map(|(reason, packets)| Steered { reason, packets })
+                    .collect(),
                 faults: counters.faults.into_iter().collect(),
             })
         };
@@ -133,6 +162,16 @@ fn words(found: &InterfaceCounters) -> String {
         text.push('\n');
         let head = ["  RULE", ">PACKETS", ">BYTES", ">SHADOW PACKETS", ">SHADOW BYTES"];
         text.push_str(&table(&head, &rules));
+    }
+    // Of no interest where nothing speaks QUIC.
+    if found.quic.iter().any(|steered| steered.packets != 0) {
+        let rows: Vec<Vec<String>> = found
+            .quic
+            .iter()
+            .map(|steered| vec![format!("  {}", steered.reason), number(steered.packets)])
+            .collect();
+        text.push('\n');
+        text.push_str(&table(&["  QUIC", ">PACKETS"], &rows));
     }
     let faults: Vec<String> = found
         .faults

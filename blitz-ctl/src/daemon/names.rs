@@ -55,6 +55,10 @@ families! {
         "Bytes of the frames that a rule in shadow would have dropped.";
     FAULTS = "blitz_xdp_faults_total" Counter ["interface", "fault"]
         "Steps of the stage that could not do their work, by cause.";
+    QUIC_PACKETS = "blitz_xdp_quic_packets_total" Counter ["interface", "reason"]
+        "Datagrams to listeners with HTTP/3, by what was found out about them.";
+    UNKNOWN_WORKER = "blitz_xdp_packet_for_unknown_worker_total" Counter ["interface"]
+        "Datagrams whose connection ID names a worker that nobody is; they go to the kernel's sockets.";
     MAP_ENTRIES = "blitz_xdp_map_entries" Gauge ["interface", "map"]
         "Entries in a table of the stage, counted in the background; of SOURCES those in use of their budget.";
     MAP_ENTRIES_MAX = "blitz_xdp_map_entries_max" Gauge ["interface", "map"]

@@ -3,14 +3,14 @@
 //! Owns: which value goes under which name and labels. Does not own: the names (see [`super::names`]), or
 //! counting large tables (see [`super::census`]).
 //!
-//! A scrape reads the counters of each stage: a system call for each verdict, rule and fault. It walks no
+//! A scrape reads the counters of each stage: a system call for each verdict, rule, reason and fault. It walks no
 //! table.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::Ordering;
 
 use blitz_ctl_protocol::message::{Outcome, Reason};
-use blitz_ebpf_common::layout::{self, LAYOUT_VERSION};
+use blitz_ebpf_common::layout::{self, LAYOUT_VERSION, Steered};
 
 use super::exposition::Families;
 use super::names;
@@ -70,6 +70,10 @@ fn stage(families: &mut Families, managed: &Managed) -> Result<bool> {
         families.push(names::SHADOW_PACKETS, &[interface, &rule.name], rule.shadow.packets);
         families.push(names::SHADOW_BYTES, &[interface, &rule.name], rule.shadow.bytes);
     }
+    for (reason, count) in &counters.steered {
+        families.push(names::QUIC_PACKETS, &[interface, reason], *count);
+    }
+    families.push(names::UNKNOWN_WORKER, &[interface], counters.steered(Steered::UnknownWorker));
     for (fault, count) in &counters.faults {
         families.push(names::FAULTS, &[interface, fault], *count);
     }

@@ -1,10 +1,12 @@
 //! One line for each way a packet can go.
 
+use blitz_ebpf_common::layout::Steered;
 use blitz_ebpf_common::layout::Verdict::{self, *};
 
 use super::packets::{
     ACK, AUTHENTICATION, DESTINATION_OPTIONS, FRAGMENT, Frame, HOP_BY_HOP, ROUTING, RST, SYN,
 };
+use super::quic;
 
 /// A packet, and what must become of it.
 pub(crate) struct Fixture {
@@ -20,14 +22,26 @@ pub(crate) struct Fixture {
     pub(crate) rule: &'static str,
     /// The rule in shadow that would have dropped it; empty for none.
     pub(crate) shadow: &'static str,
+    /// What was found out about a datagram of QUIC; `None` for everything else.
+    pub(crate) steered: Option<Steered>,
 }
 
-fn f(about: &'static str, frame: impl Into<Built>, verdict: Verdict, rule: &'static str) -> Fixture {
-    Fixture { about, frame: frame.into().0, before: 0, verdict, rule, shadow: "" }
+pub(crate) fn f(
+    about: &'static str,
+    frame: impl Into<Built>,
+    verdict: Verdict,
+    rule: &'static str,
+) -> Fixture {
+    Fixture { about, frame: frame.into().0, before: 0, verdict, rule, shadow: "", steered: None }
 }
 
 impl Fixture {
-    fn after(mut self, before: u32) -> Self {
+    pub(crate) fn steered(mut self, found: Steered) -> Self {
+        self.steered = Some(found);
+        self
+    }
+
+    pub(crate) fn after(mut self, before: u32) -> Self {
         self.before = before;
         self
     }
@@ -64,7 +78,7 @@ fn short(mut frame: Vec<u8>, length: usize) -> Vec<u8> {
 
 /// Every fixture. Sources are different wherever a bucket is asked.
 pub(crate) fn all() -> Vec<Fixture> {
-    [parsing(), services(), lists(), hosts(), limits()].into_iter().flatten().collect()
+    [parsing(), services(), lists(), hosts(), limits(), quic::fixtures()].into_iter().flatten().collect()
 }
 
 fn parsing() -> Vec<Fixture> {
@@ -244,11 +258,12 @@ fn services() -> Vec<Fixture> {
             "service:game",
         ),
         f(
-            "a later fragment to all addresses' service",
+            "a later fragment to the first service of all addresses",
             Frame::udp(from, "10.9.9.9", 1).fragment(1480, true).payload(64),
             PassService,
-            "service:dns",
-        ),
+            "service:quic",
+        )
+        .steered(Steered::Fragment),
         f(
             "a later fragment of IPv6",
             Frame::udp(from6, "2001:db8:1::2", 1).fragment(1448, false).payload(64),

@@ -4,30 +4,49 @@
 
 mod fixtures;
 mod packets;
+mod quic;
 mod world;
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::Command;
 
 use blitz_ctl::image::Image;
 use blitz_ctl::object::OBJECT;
 use blitz_ctl::rehearsal::{Options, Rehearsal};
 use blitz_ctl::twin::Twin;
-use blitz_ebpf_common::layout::{Fault, LIMITS_MAX, Verdict};
-use blitz_tests::require;
+use blitz_ebpf_common::cid::Parity;
+use blitz_ebpf_common::layout::{Fault, LIMITS_MAX, Steered, Verdict};
+use blitz_tests::{require, xdp_socket};
 
 /// A rehearsal of the test's world, or `None` after a line that says why there is none.
-fn rehearsal() -> Option<Rehearsal> {
+fn rehearsal() -> Option<(Rehearsal, OwnedFd)> {
     let image = world::image();
     let blocked = world::blocked(&image);
     match Rehearsal::new(OBJECT, &image, &blocked, Options::default()) {
-        Ok(rehearsal) => Some(rehearsal),
+        Ok(mut rehearsal) => {
+            rehearsal.steer(&quic::steer(Parity::Even), &quic::workers(), quic::owner()).expect("written");
+            // Without a socket nothing is redirected.
+            let socket = xdp_socket().expect("an AF_XDP socket");
+            rehearsal.place(socket.as_fd()).expect("a socket with a ring");
+            Some((rehearsal, socket))
+        }
         Err(error) => {
-            assert!(!is_root(), "the object does not load: {error}");
+            assert!(!is_root(), "the object does not load: {error:?}");
             require::skip(&format!("loading BPF needs root here: {error}"));
             None
         }
     }
+}
+
+/// The twin of the test's world.
+fn twin(image: &Image) -> Twin {
+    let mut twin = Twin::new(image.clone(), world::blocked(image));
+    twin.now.set(1 << 40);
+    twin.steer = Some(quic::steer(Parity::Even));
+    twin.workers = quic::workers();
+    twin.queue = quic::owner();
+    twin
 }
 
 fn is_root() -> bool {
@@ -65,10 +84,9 @@ fn a_panic_that_a_packet_can_reach_is_refused_by_the_verifier() {
 
 #[test]
 fn every_fixture_gets_its_verdict_and_its_counters() {
-    let Some(mut kernel) = rehearsal() else { return };
+    let Some((mut kernel, _socket)) = rehearsal() else { return };
     let image = world::image();
-    let twin = Twin::new(image.clone(), world::blocked(&image));
-    twin.now.set(1 << 40);
+    let twin = twin(&image);
     let fixtures = fixtures::all();
     assert!(fixtures.len() >= 100, "{} fixtures", fixtures.len());
     let mut wrong = Vec::new();
@@ -86,10 +104,12 @@ fn every_fixture_gets_its_verdict_and_its_counters() {
         let before = kernel.verdicts().expect("counters");
         let rule_before = kernel.rule(number).expect("counters");
         let shadow_before = kernel.rule(shadow).expect("counters");
+        let steered_before = kernel.steered().expect("counters");
         let passed = kernel.passes(&fixture.frame).expect("a run");
         let after = kernel.verdicts().expect("counters");
         let rule_after = kernel.rule(number).expect("counters");
         let shadow_after = kernel.rule(shadow).expect("counters");
+        let steered_after = kernel.steered().expect("counters");
 
         let moved: Vec<&str> = Verdict::ALL
             .iter()
@@ -115,18 +135,27 @@ fn every_fixture_gets_its_verdict_and_its_counters() {
                 format!("rule {} counted {octets} octets", fixture.rule),
             );
         }
+        let steered: Vec<Steered> = Steered::ALL
+            .into_iter()
+            .filter(|found| steered_after[*found as usize] != steered_before[*found as usize])
+            .collect();
+        let expected: Vec<Steered> = fixture.steered.into_iter().collect();
+        check(steered == expected, format!("found {steered:?}, expected {expected:?}"));
         if shadow != 0 {
             let packets = shadow_after.shadow.packets - shadow_before.shadow.packets;
             check(packets == 1, format!("rule {} counted {packets} packets in shadow", fixture.shadow));
         }
 
         twin.shadowed.borrow_mut().clear();
+        twin.steered.borrow_mut().clear();
         let decision = twin.decide(&fixture.frame);
         check(decision.verdict == fixture.verdict, format!("the host says {:?}", decision.verdict));
         check(decision.rule == number, format!("the host says rule {}", decision.rule));
         let shadowed = twin.shadowed.take();
         let expected: Vec<u32> = (shadow != 0).then_some(shadow).into_iter().collect();
         check(shadowed == expected, format!("the host says shadow {shadowed:?}"));
+        let steered = twin.steered.take();
+        check(steered.iter().eq(&fixture.steered), format!("the host found {steered:?}"));
     }
     assert!(wrong.is_empty(), "{} of {} fixtures:\n{}", wrong.len(), fixtures.len(), wrong.join("\n"));
     for fault in Fault::ALL {
@@ -138,7 +167,10 @@ fn every_fixture_gets_its_verdict_and_its_counters() {
 #[test]
 fn what_hides_its_protocol_is_for_a_service_of_either() {
     const CONFIG: &str = "[[listeners]]\nname = \"web\"\naddress = \"[2001:db8::2]:80\"\nbuiltin_answers = true\n\
+        [[listeners]]\nname = \"quic\"\naddress = \"[2001:db8::4]:443\"\nprotocols = [\"h3\"]\nbuiltin_answers = true\n\
+        tls = { certificates = [{ cert_path = \"c.pem\", key_path = \"k.pem\" }] }\n\
         [xdp]\n[[xdp.services]]\nname = \"dns\"\naddress = \"2001:db8::1\"\nport = 53\nprotocol = \"udp\"\n";
+    const ADDRESSES: [&str; 4] = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8::4"];
     let config = blitz_config::load(CONFIG, blitz_config::Format::Toml, "hidden.toml", &Default::default());
     let image =
         blitz_ctl::image::Image::from_config(&config.expect("a configuration"), 1, &Default::default());
@@ -148,18 +180,21 @@ fn what_hides_its_protocol_is_for_a_service_of_either() {
         (0..7).fold(frame, |frame, _| frame.extension(packets::DESTINATION_OPTIONS, 6)).build()
     };
     let twin = Twin::new(image.clone(), HashMap::new());
-    for (to, rule) in [("2001:db8::1", "service:dns"), ("2001:db8::2", "service:web"), ("2001:db8::3", "")] {
+    let rules = ["service:dns", "service:web", "", "service:quic"];
+    for (to, rule) in ADDRESSES.into_iter().zip(rules) {
         assert_eq!(twin.decide(&hidden(to)).rule, image.rule(rule).unwrap_or(0), "{to}");
     }
     let Ok(mut kernel) = Rehearsal::new(OBJECT, &image, &HashMap::new(), Options::default()) else {
         assert!(!is_root(), "the object does not load");
         return require::skip("loading BPF needs root here");
     };
-    for to in ["2001:db8::1", "2001:db8::2", "2001:db8::3"] {
+    assert_eq!(*twin.steered.borrow(), [Steered::Fragment]);
+    for to in ADDRESSES {
         assert!(kernel.passes(&hidden(to)).expect("a run"));
     }
     let verdicts = kernel.verdicts().expect("counters");
-    assert_eq!(verdicts[Verdict::PassService as usize], 2);
+    assert_eq!(verdicts[Verdict::PassService as usize], 3);
+    assert_eq!(kernel.steered().expect("counters")[Steered::Fragment as usize], 1);
     assert_eq!(verdicts[Verdict::PassNoService as usize], 1);
 }
 
@@ -167,7 +202,9 @@ fn what_hides_its_protocol_is_for_a_service_of_either() {
 /// fixtures, and contention is tested where it can be made: beside `gcra::take`.
 #[test]
 fn faults_go_in_their_direction_and_are_counted() {
-    let Some(_) = rehearsal() else { return };
+    if rehearsal().is_none() {
+        return;
+    }
     let load =
         |image: &Image| Rehearsal::new(OBJECT, image, &HashMap::new(), Options::default()).expect("loads");
 
@@ -208,15 +245,15 @@ const BATCH: u32 = 10_000;
 
 #[test]
 fn a_million_random_packets_get_the_same_verdict_here_and_in_the_kernel() {
-    let Some(mut kernel) = rehearsal() else { return };
+    let Some((mut kernel, _socket)) = rehearsal() else { return };
     let image = world::image();
-    let twin = Twin::new(image.clone(), world::blocked(&image));
-    twin.now.set(1 << 40);
+    let twin = twin(&image);
     let seeds: Vec<Vec<u8>> = fixtures::all().into_iter().map(|fixture| fixture.frame).collect();
     let seed = std::env::var("BLITZ_STAGE_SEED").ok().and_then(|text| text.parse().ok());
     let seed = seed.unwrap_or(0x9e37_79b9_7f4a_7c15);
     let mut random = Random(seed);
     let mut counted = [0_u64; Verdict::ALL.len()];
+    let mut found_out = [0_u64; Steered::ALL.len()];
     let mut reached = HashMap::new();
     for number in 0..PACKETS {
         let frame = random.frame(&seeds);
@@ -230,8 +267,13 @@ fn a_million_random_packets_get_the_same_verdict_here_and_in_the_kernel() {
         counted[decision.verdict as usize] += 1;
         *reached.entry(decision.verdict).or_insert(0_u64) += 1;
         if number % BATCH == BATCH - 1 {
-            let kernel = kernel.verdicts().expect("counters");
-            assert_eq!(kernel, counted, "up to packet {number} of BLITZ_STAGE_SEED={seed}");
+            let counts = kernel.verdicts().expect("counters");
+            assert_eq!(counts, counted, "up to packet {number} of BLITZ_STAGE_SEED={seed}");
+            for found in twin.steered.take() {
+                found_out[found as usize] += 1;
+            }
+            let steered = kernel.steered().expect("counters");
+            assert_eq!(steered, found_out, "up to packet {number} of BLITZ_STAGE_SEED={seed}");
         }
     }
     for (number, rule) in &image.rules {
@@ -246,6 +288,11 @@ fn a_million_random_packets_get_the_same_verdict_here_and_in_the_kernel() {
     reached.sort();
     println!("{reached:?}");
     assert_eq!(reached.len(), Verdict::ALL.len(), "not every verdict was reached");
+    // The world has keys, and somebody of the current generation owns the queue.
+    let never = [Steered::Unset, Steered::FreshElsewhere];
+    for found in Steered::ALL.into_iter().filter(|found| !never.contains(found)) {
+        assert_ne!(found_out[found as usize], 0, "nothing was {}", found.label());
+    }
 }
 
 /// xorshift64*, which is enough to vary packets.
@@ -284,4 +331,13 @@ impl Random {
         }
         frame
     }
+}
+
+/// The verifier gives up at a million; other kernels count a little differently.
+#[test]
+fn the_verifier_has_room_to_spare() {
+    let Some((mut kernel, _socket)) = rehearsal() else { return };
+    let count = kernel.verified_instructions().expect("a count");
+    println!("{count} instructions verified");
+    assert!(count < 500_000, "{count}");
 }

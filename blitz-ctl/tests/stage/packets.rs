@@ -12,7 +12,7 @@ pub(crate) struct Frame {
     extensions: Vec<(u8, Vec<u8>)>,
     fragment: Option<(u16, bool)>,
     transport: Transport,
-    payload: usize,
+    content: Vec<u8>,
 }
 
 #[derive(Clone)]
@@ -47,7 +47,7 @@ impl Frame {
             extensions: Vec::new(),
             fragment: None,
             transport,
-            payload: 0,
+            content: Vec::new(),
         }
     }
 
@@ -99,8 +99,13 @@ impl Frame {
     }
 
     /// Octets after the transport's header.
-    pub(crate) fn payload(mut self, octets: usize) -> Self {
-        self.payload = octets;
+    pub(crate) fn payload(self, octets: usize) -> Self {
+        self.content(vec![0xaa; octets])
+    }
+
+    /// What follows the transport's header.
+    pub(crate) fn content(mut self, content: Vec<u8>) -> Self {
+        self.content = content;
         self
     }
 
@@ -114,12 +119,12 @@ impl Frame {
                 (6, header)
             }
             Transport::Udp { from, to } => {
-                let length = (8 + self.payload) as u16;
+                let length = (8 + self.content.len()) as u16;
                 (17, [from.to_be_bytes(), to.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat())
             }
             Transport::Other(protocol) => (protocol, vec![8, 0, 0, 0, 0, 0, 0, 0]),
         };
-        body.extend(std::iter::repeat_n(0xaa, self.payload));
+        body.extend(&self.content);
         let ip = match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let words = 5 + self.options;

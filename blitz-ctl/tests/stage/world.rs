@@ -45,6 +45,27 @@ address = "[2001:db8:1::1]:80"
 name = "wide"
 address = "0.0.0.0:8007"
 
+[[listeners]]
+name = "quic"
+address = "0.0.0.0:4443"
+protocols = ["h1", "h2", "h3"]
+tls = { certificates = [{ cert_path = "c.pem", key_path = "k.pem" }] }
+[[listeners]]
+name = "quic6"
+address = "[::]:4443"
+protocols = ["h1", "h2", "h3"]
+tls = { certificates = [{ cert_path = "c.pem", key_path = "k.pem" }] }
+[[listeners]]
+name = "quic_alone"
+address = "10.0.0.7:4444"
+protocols = ["h3"]
+tls = { certificates = [{ cert_path = "c.pem", key_path = "k.pem" }] }
+[[listeners]]
+name = "quic_limited"
+address = "10.0.0.8:4444"
+protocols = ["h1", "h3"]
+tls = { certificates = [{ cert_path = "c.pem", key_path = "k.pem" }] }
+
 [upstreams.app]
 endpoints = [{ address = "127.0.0.1:9001" }]
 [[routes]]
@@ -54,7 +75,7 @@ upstream = "app"
 [[limits]]
 name = "packets"
 by = "source_prefix"
-listeners = ["http", "http6"]
+listeners = ["http", "http6", "quic_limited"]
 packets_per_second = 3
 burst_seconds = 1
 [[limits]]
@@ -158,6 +179,8 @@ pub(crate) fn image() -> Image {
             }
         }
     }
+    // Three, and then none.
+    image.versions = Rate { interval: 1 << 52, depth: 3 << 42 };
     image
 }
 

@@ -239,8 +239,8 @@ pub fn answer_body(
     }
 }
 
-/// Answers a failed exchange where that is still possible, in a form that its client understands. Whether the stream has
-/// to end with an error instead.
+/// Answers a failed exchange where that is still possible, in a form that its client understands. Whether the stream
+/// has to end with an error instead.
 pub async fn answer_failure<A: Answer>(answer: &mut A, error: &ProxyError, form: Form) -> bool {
     let is_answered = !answer.has_begun() && error.status() != 0 && refuse(answer, error, form).await.is_ok();
     !is_answered && error.kind != ErrorKind::DownstreamClosed

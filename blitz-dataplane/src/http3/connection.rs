@@ -11,6 +11,7 @@ use quiche::h3;
 
 use super::Code;
 use super::allowance::Allowance;
+use super::early::Early;
 
 /// A connection as its tasks share it. No borrow is held across a wait.
 pub(super) struct Conn {
@@ -21,6 +22,8 @@ pub(super) struct Conn {
     pub(super) is_broken: Cell<bool>,
     /// Of a client that has not shown a token.
     pub(super) allowance: Option<Allowance>,
+    /// What is known of its early data.
+    pub(super) early: Cell<Early>,
 }
 
 /// quiche's two halves, and who waits for which stream.
@@ -82,6 +85,8 @@ pub(super) struct Begun {
     /// The stream has no body.
     pub(super) has_ended: bool,
     pub(super) signals: Rc<Signals>,
+    /// It came before the handshake was done.
+    pub(super) is_early: bool,
 }
 
 /// What a look at quiche's events has brought.
@@ -98,9 +103,10 @@ pub(super) struct News {
 const EVENTS_MAX: usize = 256;
 
 impl Conn {
-    pub(super) fn new(quic: quiche::Connection, allowance: Option<Allowance>) -> Self {
+    pub(super) fn new(quic: quiche::Connection, allowance: Option<Allowance>, early: Early) -> Self {
         let state = State { quic, h3: None, streams: HashMap::new(), stopped: 0 };
-        Self { state: RefCell::new(state), task: RefCell::new(None), is_broken: Cell::new(false), allowance }
+        let (task, is_broken) = (RefCell::new(None), Cell::new(false));
+        Self { state: RefCell::new(state), task, is_broken, allowance, early: Cell::new(early) }
     }
 
     /// Gives a datagram to quiche.
@@ -136,6 +142,7 @@ impl State {
     /// Takes quiche's events, and wakes whom they concern.
     pub(super) fn pump(&mut self) -> News {
         let mut news = News::default();
+        let is_early = !self.quic.is_established();
         let Some(h3) = &mut self.h3 else { return news };
         for _ in 0..EVENTS_MAX {
             match h3.poll(&mut self.quic) {
@@ -147,7 +154,7 @@ impl State {
                     }
                     let signals = Rc::new(Signals::default());
                     self.streams.insert(id, Rc::clone(&signals));
-                    news.begun.push(Begun { id, list, has_ended: !more_frames, signals });
+                    news.begun.push(Begun { id, list, has_ended: !more_frames, signals, is_early });
                 }
                 Ok((id, h3::Event::Data)) => {
                     if let Some(signals) = self.streams.get(&id) {
@@ -191,7 +198,7 @@ impl State {
         if more > 0 {
             // A client gives a request up by a reset, by this, or by both.
             news.resets = news.resets.max(u32::try_from(more).unwrap_or(u32::MAX));
-            self.streams.values().for_each(|signals| signals.wake_all());
+            self.wake_all();
         }
         news
     }
@@ -217,6 +224,11 @@ impl State {
     /// Refuses a request that came after the last one that is served.
     pub(super) fn reject(&mut self, id: u64) {
         self.end(id, Some(Code::RequestRejected));
+    }
+
+    /// Tells all streams to look again.
+    pub(super) fn wake_all(&self) {
+        self.streams.values().for_each(|signals| signals.wake_all());
     }
 
     /// Tells all streams that the connection is gone.

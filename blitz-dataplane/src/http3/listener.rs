@@ -17,12 +17,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use blitz_config::Config;
 use blitz_config::model::{Http3Limits, Retry};
 use blitz_ebpf_common::cid::CID_BYTES;
 
 use super::QuicKeys;
 use super::allowance::Allowance;
 use super::connection::Conn;
+use super::early::{self, Early};
 use super::keys::{Cids, Owner};
 use super::outlet::{LANES, Outlet};
 use super::retry;
@@ -35,7 +37,7 @@ use crate::proxy::accept::{self, Open};
 use crate::proxy::connections::{Carrier, Listener};
 use crate::runtime::{ReceiveBuffer, Received, Transmit, UdpSocket};
 use crate::tls::quic::{self, QuicMaterial};
-use crate::tls::{Diagnosis, TlsMaterial};
+use crate::tls::{self, TlsMaterial};
 
 /// The least bytes of a datagram that begins a connection (RFC 9000 section 14.1).
 const INITIAL_BYTES_MIN: usize = 1200;
@@ -98,30 +100,36 @@ impl Table {
 /// What new connections get.
 pub struct Acceptor {
     config: RefCell<quiche::Config>,
+    material: Arc<TlsMaterial>,
     limits: Http3Limits,
-    handshakes_max: u32,
+    /// Early data is taken.
+    is_early: bool,
     is_tracing: bool,
 }
 
 impl Acceptor {
-    /// Puts a listener's certificates to use.
+    /// Puts a listener's certificates to use. `table` names the table of flights.
     ///
     /// # Errors
     /// BoringSSL refuses something; the words are its own.
     pub fn new(
-        material: &TlsMaterial,
+        material: &Arc<TlsMaterial>,
         quic: &Arc<QuicMaterial>,
-        diagnosis: &Diagnosis,
-        limits: Http3Limits,
+        tls: &tls::Context,
+        config: &Config,
+        table: u64,
     ) -> Result<Self, String> {
-        let builder = quic::context(quic, material.client_verifier(), diagnosis.key_log.clone())?;
-        let config = configure(builder, &limits).map_err(|error| error.to_string())?;
-        Ok(Self {
-            config: RefCell::new(config),
-            limits,
-            handshakes_max: material.handshakes_max,
-            is_tracing: diagnosis.is_tracing,
-        })
+        let limits = config.http3;
+        // Whose certificate has to be looked at again when a session is resumed has to wait for it.
+        let is_early = limits.early_data && material.client_verifier().is_none();
+        let promises = is_early.then(|| format!("{limits:?} {}", config.http.request_head_bytes_max));
+        let builder = quic::context(material, quic, tls, table, promises.as_deref())?;
+        let mut config = configure(builder, &limits).map_err(|error| error.to_string())?;
+        if is_early {
+            config.enable_early_data();
+        }
+        let (material, is_tracing) = (Arc::clone(material), tls.diagnosis.is_tracing);
+        Ok(Self { config: RefCell::new(config), material, limits, is_early, is_tracing })
     }
 
     /// Whether a client has to prove its address now.
@@ -129,7 +137,7 @@ impl Acceptor {
         match self.limits.retry {
             Retry::Always => true,
             Retry::Never => false,
-            Retry::UnderPressure => handshakes > self.handshakes_max / 4,
+            Retry::UnderPressure => handshakes > self.material.handshakes_max / 4,
         }
     }
 }
@@ -282,6 +290,9 @@ impl QuicListener {
                     conn.is_broken.set(true);
                 }
             }
+            if conn.early.get() == Early::Unknown && !conn.is_broken.get() {
+                conn.early.set(self.judge(&mut conn.state.borrow_mut().quic));
+            }
             conn.wake();
             return Metric::QuicDelivered;
         }
@@ -344,7 +355,7 @@ impl QuicListener {
         to: SocketAddr,
     ) -> Metric {
         let proxy = &self.proxy;
-        let Some(permit) = self.info.begin_handshake(acceptor.handshakes_max) else {
+        let Some(permit) = self.info.begin_handshake(acceptor.material.handshakes_max) else {
             proxy.note(&ProxyError::new(ErrorKind::Overload).with_detail("handshakes_max"));
             proxy.rows.add(Metric::TlsFailedLimit, 1);
             return Metric::QuicRefused;
@@ -384,8 +395,9 @@ impl QuicListener {
             return Metric::QuicMalformed;
         }
         let Some(open) = accept::admit_quic(proxy, &self.info, from, to) else { return Metric::QuicRefused };
+        let early = if acceptor.is_early { self.judge(&mut quic) } else { Early::Waits };
         let allowance = original.is_none().then(|| Allowance::new(from, length));
-        let conn = Rc::new(Conn::new(quic, allowance));
+        let conn = Rc::new(Conn::new(quic, allowance, early));
         // Until the client has heard of ours it goes on to use the one that it chose.
         self.table.insert(chosen, &conn);
         self.table.insert(own, &conn);
@@ -404,9 +416,13 @@ impl QuicListener {
         };
         session.connection.set_carrier(Carrier::Tls);
         session.connection.begin_exchange();
-        let handshaken = self.handshaken(permit, from, acceptor.is_tracing);
+        let handshaken = self.handshaken(permit, from, acceptor);
         proxy.handle.spawn(run(open, session, handshaken));
         Metric::QuicNew
+    }
+
+    fn judge(&self, quic: &mut quiche::Connection) -> Early {
+        early::judge(quic, &self.proxy.rows, self.proxy.handle.unix_seconds())
     }
 
     /// Counts a handshake as under way until it is known how it ended.
@@ -414,8 +430,9 @@ impl QuicListener {
         &self,
         permit: crate::proxy::connections::HandshakePermit,
         client: SocketAddr,
-        is_tracing: bool,
+        acceptor: &Acceptor,
     ) -> Handshaken {
+        let (material, is_tracing) = (Arc::clone(&acceptor.material), acceptor.is_tracing);
         let rows = self.proxy.rows.clone();
         rows.gauge_add(Metric::TlsHandshakesActive, 1);
         let under_way = HandshakeUnderWay { rows, _permit: permit };
@@ -424,12 +441,20 @@ impl QuicListener {
             let Some(quic) = quic else {
                 rows.add(Metric::TlsFailedOther, 1);
                 log::debug!("tls: {client} quic failed");
-                return;
+                return false;
             };
-            rows.add(Metric::Tls13Full, 1);
+            if !quic::still_admits(&material, quic) {
+                rows.add(Metric::TlsFailedClientCertificate, 1);
+                log::debug!("tls: {client} quic failed=client_certificate_of_session");
+                return false;
+            }
+            let is_resumed = quic.is_resumed();
+            rows.add(if is_resumed { Metric::Tls13Resumed } else { Metric::Tls13Full }, 1);
             rows.add(Metric::H3Connections, 1);
             let level = if is_tracing { log::Level::Info } else { log::Level::Debug };
-            log::log!(level, "tls: {client} sni={} protocol=h3", quic.server_name().unwrap_or("-"));
+            let (name, resumed) = (quic.server_name().unwrap_or("-"), if is_resumed { "yes" } else { "no" });
+            log::log!(level, "tls: {client} sni={name} protocol=h3 resumed={resumed}");
+            true
         })
     }
 

@@ -15,7 +15,7 @@ use quiche::h3;
 
 use super::Code;
 use super::allowance::Allowance;
-use super::connection::{Conn, News};
+use super::connection::{Conn, News, State};
 use super::keys::Cids;
 use super::listener::{Cid, Table};
 use super::outlet::{Lane, Outlet};
@@ -46,6 +46,9 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// Sends of one connection before others get their turn (count).
 const BURSTS_MAX: usize = 4;
 
+/// CRYPTO_ERROR with the alert `bad_certificate` (RFC 9001 section 4.8).
+const BAD_CERTIFICATE: u64 = 0x100 + 42;
+
 /// CONNECTION_REFUSED (RFC 9000 section 20.1).
 const CONNECTION_REFUSED: u64 = 0x2;
 
@@ -66,8 +69,8 @@ pub(super) struct Session<S> {
     pub(super) retired: VecDeque<Cid>,
 }
 
-/// Told once how a handshake has ended; `None`: not well.
-pub(super) type Handshaken = Box<dyn FnOnce(Option<&quiche::Connection>)>;
+/// Told once how a handshake has ended; `None`: not well. Whether the client may go on.
+pub(super) type Handshaken = Box<dyn FnOnce(Option<&quiche::Connection>) -> bool>;
 
 impl<S: Service + 'static> Session<S> {
     /// Serves the connection to its end. `handshaken` is called when the handshake is over.
@@ -161,7 +164,11 @@ impl<S: Service + 'static> Running<S> {
             state.quic.on_timeout();
             self.has_timed_out = true;
         }
-        if state.h3.is_none() && state.quic.is_established() && !self.said {
+        if !self.said && self.handshaken.is_some() && state.quic.is_established() {
+            self.handshake_done(&mut state);
+        }
+        let is_ready = state.quic.is_established() || state.quic.is_in_early_data();
+        if state.h3.is_none() && is_ready && !self.said {
             state.h3 = self.establish(&mut state.quic);
         }
         let news = state.pump();
@@ -176,13 +183,22 @@ impl<S: Service + 'static> Running<S> {
         self.check_deadlines();
     }
 
-    /// The handshake is done.
+    fn handshake_done(&mut self, state: &mut State) {
+        let is_admitted = self.handshaken.take().is_some_and(|handshaken| handshaken(Some(&state.quic)));
+        if !is_admitted {
+            self.closing = Some((Ended::Error, self.session.handle.now_ms()));
+            let _closing = state.quic.close(false, BAD_CERTIFICATE, b"");
+            self.said = true;
+            return;
+        }
+        self.session.connection.set_idle(self.session.handle.now_ms());
+        // Requests that came before may go on.
+        state.wake_all();
+    }
+
+    /// Requests can be taken.
     fn establish(&mut self, quic: &mut quiche::Connection) -> Option<h3::Connection> {
         let session = &self.session;
-        if let Some(handshaken) = self.handshaken.take() {
-            handshaken(Some(quic));
-        }
-        session.connection.set_idle(session.handle.now_ms());
         let limits = session.service.limits();
         let mut config = h3::Config::new().ok()?;
         // What is larger than allowed, and not much, gets an answer; the rest ends the connection.
@@ -302,7 +318,7 @@ impl<S: Service + 'static> Running<S> {
     fn close(&mut self, ended: Ended) {
         self.closing = Some((ended, self.session.handle.now_ms()));
         let mut state = self.session.conn.state.borrow_mut();
-        let super::connection::State { quic, h3, .. } = &mut *state;
+        let State { quic, h3, .. } = &mut *state;
         if let Some(h3) = h3
             && let Err(error) = h3.send_goaway(quic, self.next_stream)
         {
@@ -432,7 +448,7 @@ impl<S: Service + 'static> Running<S> {
             return None;
         }
         if let Some(handshaken) = self.handshaken.take() {
-            handshaken(None);
+            let _over = handshaken(None);
         }
         Some(match self.closing {
             Some((ended, _)) => ended,

@@ -4,8 +4,8 @@
 //! section 4.1). So a slow endpoint stops the client. What is answered is handed to quiche as far as the windows of
 //! client and path go; the rest waits here, at most one piece and a head.
 //!
-//! Owns: the task of a request, the body and the answer as [`BodySource`] and [`Answer`]. Does not own: the connection
-//! (`server.rs`), heads (`head.rs`).
+//! Owns: the task of a request, the body and the answer as [`BodySource`] and [`Answer`]. Does not own: the
+//! connection (`server.rs`), heads (`head.rs`).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,6 +18,7 @@ use bytes::BufMut;
 use quiche::h3;
 
 use super::connection::{Begun, Conn, Signals, State};
+use super::early::{self, Early};
 use super::head::{
     Digits, FieldList, OwnedList, owned, read_request, read_trailers, write_interim, write_response,
     write_switch, write_trailers,
@@ -29,7 +30,7 @@ use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits
 use crate::exchange::{
     BodyLength, ErrorKind, Method, Protocol, ProxyError, RequestHead, ResponseHead, upgrade,
 };
-use crate::fields::Fields;
+use crate::fields::{Fields, Known};
 use crate::http1::refuse_method;
 use crate::proxy::connections::{Connection, UnderWay};
 use crate::runtime::{Chunk, Deadline, Handle};
@@ -62,7 +63,7 @@ impl<S: Service> Task<S> {
     /// Gives the code that the stream is cut with, when the answer is not whole.
     async fn exchange(&self, begun: Begun, head: &mut RequestHead) -> Option<Code> {
         let Self { service, connection, handle, conn, .. } = self;
-        let Begun { id, list, has_ended, signals } = begun;
+        let Begun { id, list, has_ended, signals, is_early } = begun;
         let limits = service.limits();
         let read = read_request(&list, has_ended, &limits.head, head);
         drop(list);
@@ -106,7 +107,8 @@ impl<S: Service> Task<S> {
         };
         let poll_gone = |cx: &mut Context<'_>| line.poll_gone(cx);
         let origin = Origin { connection, protocol: "3", poll_gone: &poll_gone };
-        let outcome = if let Err(error) = read {
+        let early = if is_early { line.early(head, !has_ended).await } else { Ok(()) };
+        let outcome = if let Err(error) = read.and(early) {
             service.misconduct(connection, &error);
             Err(error)
         } else if matches!(length, BodyLength::Exact(length) if length > limits.body_bytes_max) {
@@ -192,6 +194,31 @@ impl Line<'_> {
         }
         self.signals.watcher.register(cx);
         Poll::Pending
+    }
+
+    /// What a request has to do that came before the handshake was done: wait for it, or say so.
+    async fn early(&self, head: &mut RequestHead, has_body: bool) -> Result<(), ProxyError> {
+        let is_safe = early::is_safe(head, has_body);
+        if !is_safe || self.conn.early.get() != Early::Goes {
+            poll_fn(|cx| {
+                if self.signals.is_gone.get() {
+                    return Poll::Ready(Err(gone()));
+                }
+                if self.conn.state.borrow().quic.is_established() {
+                    return Poll::Ready(Ok(()));
+                }
+                self.signals.reader.register(cx);
+                Poll::Pending
+            })
+            .await?;
+        }
+        if is_safe && !head.fields.contains(Known::EarlyData) {
+            // Also of one that has waited: another that heard the same flight may have passed it on (RFC 8470 section
+            // 5.1).
+            let too_large = |_| ProxyError::new(ErrorKind::RequestHeadTooLarge);
+            head.fields.push_known(Known::EarlyData, b"1").map_err(too_large)?;
+        }
+        Ok(())
     }
 
     /// Sends a head, or has it wait.

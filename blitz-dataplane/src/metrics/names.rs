@@ -132,6 +132,16 @@ metrics! {
         TlsFailedLimit { reason = "limit" };
         TlsFailedOther { reason = "other" };
     }
+    family "blitz_early_data_accepted_total" Counter "Connections whose early data (0-RTT) was taken." {
+        EarlyDataAccepted;
+    }
+    family "blitz_early_data_refused_total" Counter "Connections whose early data waited or was refused, by reason." {
+        EarlyDataReplayed { reason = "replayed" };
+        EarlyDataFull { reason = "table_full" };
+        EarlyDataElsewhere { reason = "begun_elsewhere" };
+        EarlyDataTicketAge { reason = "ticket_age" };
+        EarlyDataOther { reason = "other" };
+    }
     family "blitz_tls_handshakes_active" Gauge "TLS handshakes under way." {
         TlsHandshakesActive;
     }

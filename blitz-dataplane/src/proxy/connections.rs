@@ -268,7 +268,9 @@ impl Connection {
     /// Notes that it is idle, without a request having ended.
     pub fn set_idle(&self, now_ms: u64) {
         self.active.set(self.active.get().saturating_sub(1));
-        self.idle_since_ms.set(now_ms);
+        if self.active.get() == 0 {
+            self.idle_since_ms.set(now_ms);
+        }
     }
 
     /// Whether somebody wants this connection to end; asked while it is idle.

@@ -10,6 +10,7 @@
 //! …                  region of worker W-1
 //! 4096 + W * stride  region of the supervisor (same shape; its endpoint rows stay zero)
 //! 4096 + (W + 1) * stride  sets of token buckets, 4 MiB
+//! … + 4 MiB          sets of flights that were seen, 4 MiB
 //!
 //! region: WorkerStatus (64 bytes) | metric slots (8 bytes each, padded to 64) | limit rows (32 bytes each)
 //!         | endpoint rows (64 bytes each)
@@ -23,7 +24,7 @@ use crate::metrics::names::SLOTS;
 use crate::sys::mmap::SharedPlain;
 
 /// Version of everything in this file. Any change of a structure, an offset or a meaning raises it.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 /// `"BLZSEG\r\n"`: tells the segment from any other memfd.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"BLZSEG\r\n");
 /// Most workers: 8 bits name a worker in a QUIC connection ID.
@@ -36,6 +37,10 @@ pub const LIMIT_ROWS: usize = blitz_config::file::LIMITS_MAX + 1;
 pub const BUCKET_SETS: usize = 65_536;
 /// Buckets of one set: what fills a cache line.
 pub const BUCKET_WAYS: usize = 4;
+/// Sets of first flights that were seen: 65,536 sets of eight.
+pub const SEEN_SETS: usize = 65_536;
+/// Places of one set: what fills a cache line.
+pub const SEEN_WAYS: usize = 8;
 
 pub(super) const PAGE_BYTES: usize = 4096;
 const CACHE_LINE_BYTES: usize = 64;
@@ -55,9 +60,14 @@ impl Shape {
         (ENDPOINTS_OFFSET + self.endpoints as usize * size_of::<EndpointRow>()).next_multiple_of(PAGE_BYTES)
     }
 
-    /// Bytes of the whole segment, at most 4096 + 257 * 76 KiB + 4 MiB (about 23 MiB, most of it never
+    /// Bytes of the whole segment, at most 4096 + 257 * 76 KiB + 8 MiB (about 27 MiB, most of it never
     /// touched).
     pub(super) const fn len(self) -> usize {
+        self.seen() + SEEN_SETS * size_of::<SeenSet>()
+    }
+
+    /// Offset of the flights that were seen.
+    pub(super) const fn seen(self) -> usize {
         self.buckets() + BUCKET_SETS * size_of::<BucketSet>()
     }
 
@@ -90,7 +100,10 @@ pub(super) struct Header {
     pub(super) len_bytes: AtomicU64,
     /// Key of the hash that places token buckets. Drawn at creation.
     pub(super) bucket_key: [AtomicU64; 2],
-    _reserved: [AtomicU64; 10],
+    /// Key of the hash that places flights that were seen, and the table's name. Drawn at creation.
+    pub(super) seen_key: [AtomicU64; 2],
+    pub(super) seen_name: AtomicU64,
+    _reserved: [AtomicU64; 7],
 }
 
 /// What a worker says about itself. Written by the worker, except where noted.
@@ -250,7 +263,17 @@ pub(super) struct BucketSet {
     pub(super) words: [AtomicU64; BUCKET_WAYS],
 }
 
+/// Flights that share a cache line. Written by every worker.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub(super) struct SeenSet {
+    /// Fingerprint, and in the low half the second at which it ends; 0: free.
+    pub(super) places: [AtomicU64; SEEN_WAYS],
+}
+
 const _: () = {
+    assert!(size_of::<SeenSet>() == CACHE_LINE_BYTES);
+    assert!(SEEN_SETS.is_power_of_two());
     assert!(size_of::<LimitRow>() == 32);
     assert!((LIMIT_ROWS * size_of::<LimitRow>()).is_multiple_of(CACHE_LINE_BYTES));
     assert!(size_of::<BucketSet>() == CACHE_LINE_BYTES);
@@ -271,3 +294,5 @@ unsafe impl SharedPlain for EndpointRow {}
 unsafe impl SharedPlain for LimitRow {}
 // SAFETY: as above.
 unsafe impl SharedPlain for BucketSet {}
+// SAFETY: as above.
+unsafe impl SharedPlain for SeenSet {}

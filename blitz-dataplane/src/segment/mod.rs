@@ -10,6 +10,7 @@
 
 pub mod buckets;
 pub mod layout;
+pub mod seen;
 #[cfg(test)]
 mod tests;
 mod worker_rows;
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use buckets::{BucketKey, Buckets, Taken};
 pub use layout::{ENDPOINTS_MAX, EndpointRow, LimitOutcome, Shape, WORKERS_MAX, WorkerState, WorkerStatus};
+pub use seen::{Seen, Sight};
 pub use worker_rows::{WorkerRows, add_u32, add_u64, sub_u32};
 
 use crate::metrics::names::{
@@ -99,7 +101,7 @@ impl Segment {
         let mapping = SharedMapping::map(fd.as_fd(), shape.len()).map_err(|e| SegmentError::Io("map", e))?;
         let header: &Header =
             mapping.view(0).ok_or_else(|| SegmentError::Mismatch("it is too short".to_owned()))?;
-        for word in &header.bucket_key {
+        for word in header.bucket_key.iter().chain(&header.seen_key).chain([&header.seen_name]) {
             let mut octets = [0; 8];
             wipe::random(&mut octets).map_err(|e| SegmentError::Io("draw a key for", e))?;
             word.store(u64::from_ne_bytes(octets), Ordering::Relaxed);
@@ -220,6 +222,15 @@ impl Segment {
         let header: &Header = shared.mapping.view(0)?;
         let key = [0, 1].map(|word: usize| header.bucket_key[word].load(Ordering::Relaxed));
         Some(Buckets::new(shared.mapping.view(shared.shape.buckets())?, key))
+    }
+
+    /// The first flights that workers have seen lately.
+    pub fn seen(&self) -> Option<Seen<'_>> {
+        let shared = &*self.shared;
+        let header: &Header = shared.mapping.view(0)?;
+        let key = [0, 1].map(|word: usize| header.seen_key[word].load(Ordering::Relaxed));
+        let name = header.seen_name.load(Ordering::Relaxed);
+        Some(Seen::new(shared.mapping.view(shared.shape.seen())?, key, name))
     }
 
     /// What the limit of `id` said, by [`LimitOutcome`], summed over workers.

@@ -3,6 +3,7 @@
 //! Owns: thin, checked wrappers that return `io::Result`. Does not own: policy.
 
 pub mod affinity;
+pub mod boring;
 pub mod clock;
 pub mod eventfd;
 pub mod heap;

@@ -41,7 +41,7 @@ pub struct TlsMaterial {
     pub quic: Option<Arc<QuicMaterial>>,
     table: Arc<Certificates>,
     clients: Option<Arc<dyn ClientCertVerifier>>,
-    tickets: TicketContext,
+    pub(super) tickets: TicketContext,
 }
 
 impl TlsMaterial {

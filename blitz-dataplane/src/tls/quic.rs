@@ -1,10 +1,11 @@
 //! TLS inside QUIC: what is said to BoringSSL is said here.
 //!
 //! The certificates, their choice by name and the judgement of clients' certificates are those of [`super::material`]
-//! and [`super::certificates`]; only the signatures are made by another library. No tickets are given out, so every
-//! handshake is a full one, and no data comes before its end.
+//! and [`super::certificates`]; only the signatures are made by another library. Tickets have keys of their own
+//! ([`super::tickets`]), so that they resume over QUIC only.
 //!
-//! Owns: certificates and keys in BoringSSL's form, the callbacks. Does not own: the transport (`http3/`).
+//! Owns: certificates and keys in BoringSSL's form, the callbacks. Does not own: the transport (`http3/`), early data
+//! ([`super::early`]).
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -13,16 +14,17 @@ use blitz_config::model::Tls;
 use boring::nid::Nid;
 use boring::pkey::{Id, PKey, Private};
 use boring::ssl::{
-    ClientHello, ExtensionType, NameType, SelectCertError, SslAlert, SslContextBuilder, SslMethod,
-    SslOptions, SslRef, SslVerifyError, SslVerifyMode,
+    ClientHello, ExtensionType, NameType, SelectCertError, SslAlert, SslContextBuilder, SslMethod, SslRef,
+    SslVerifyError, SslVerifyMode,
 };
 use boring::x509::X509;
 use rustls::KeyLog;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 
-use super::Files;
 use super::certificates::{Named, Table};
+use super::{Context, Files, TlsMaterial, early};
+use crate::sys::boring::{set_early_data_context, set_ticket_keys};
 
 /// Key agreements, the preferred first: those of `super::provider`.
 const GROUPS: &str = "X25519MLKEM768:X25519:P-256:P-384";
@@ -90,26 +92,38 @@ fn identity(
     Ok(Identity { chain, key, ocsp, schemes, cost })
 }
 
-/// A context for the handshakes of one listener.
+/// A context for the handshakes of one listener. `table` names the table of flights that early data is held against;
+/// `promises` is what clients that send some rely on, and `None` where none is taken.
 ///
 /// # Errors
 /// What BoringSSL says.
 pub(crate) fn context(
-    material: &Arc<QuicMaterial>,
-    clients: Option<Arc<dyn ClientCertVerifier>>,
-    key_log: Option<Arc<dyn KeyLog>>,
+    material: &TlsMaterial,
+    quic: &Arc<QuicMaterial>,
+    tls: &Context,
+    table: u64,
+    promises: Option<&str>,
 ) -> Result<SslContextBuilder, String> {
     let mut builder = SslContextBuilder::new(SslMethod::tls()).map_err(|error| error.to_string())?;
     builder.set_curves_list(GROUPS).map_err(|error| error.to_string())?;
-    builder.set_options(SslOptions::NO_TICKET);
-    let material = Arc::clone(material);
-    builder.set_select_certificate_callback(move |hello| choose(&material, hello));
-    if let Some(verifier) = clients {
+    let early = promises.map(|promises| early::context(table, promises));
+    // A session is good where its keys are, which are those of what it was authenticated under; BoringSSL asks for a
+    // word of it nevertheless, and compares it.
+    builder.set_session_id_context(&material.tickets).map_err(|error| error.to_string())?;
+    set_ticket_keys(&mut builder, tls.tickets.quic_tickets(material.tickets));
+    let quic = Arc::clone(quic);
+    builder.set_select_certificate_callback(move |mut hello| {
+        if let Some(early) = &early {
+            set_early_data_context(hello.ssl_mut(), early).map_err(|_| SelectCertError::ERROR)?;
+        }
+        choose(&quic, hello)
+    });
+    if let Some(verifier) = material.client_verifier() {
         let mut mode = SslVerifyMode::PEER;
         mode.set(SslVerifyMode::FAIL_IF_NO_PEER_CERT, verifier.client_auth_mandatory());
         builder.set_custom_verify_callback(mode, move |ssl| verify(&*verifier, ssl));
     }
-    if let Some(log) = key_log {
+    if let Some(log) = tls.diagnosis.key_log.clone() {
         builder.set_keylog_callback(move |_, line| relay(&*log, line));
     }
     Ok(builder)
@@ -161,6 +175,15 @@ fn verify(verifier: &dyn ClientCertVerifier, ssl: &mut SslRef) -> Result<(), Ssl
         .verify_client_cert(&leaf, &chain, UnixTime::now())
         .map(drop)
         .map_err(bad(SslAlert::BAD_CERTIFICATE))
+}
+
+/// Whether the certificate that a resumed session began with is good now; true for a full handshake, which has shown
+/// it.
+pub(crate) fn still_admits(material: &TlsMaterial, quic: &quiche::Connection) -> bool {
+    let chain = quic.peer_cert_chain().unwrap_or_default();
+    let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
+    !quic.is_resumed()
+        || material.still_admits(Some(&chain).filter(|chain| !chain.is_empty()).map(Vec::as_slice))
 }
 
 /// Passes a line of the key log on: `LABEL CLIENT_RANDOM SECRET`, the latter two in hex.

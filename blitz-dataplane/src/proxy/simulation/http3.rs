@@ -14,6 +14,7 @@
 
 mod overflow;
 mod peer;
+mod regressions;
 mod script;
 mod stranger;
 mod wiretap;
@@ -45,7 +46,8 @@ use crate::runtime::{Handle, Runtime, TcpListener};
 use crate::secret::Secret;
 use crate::segment::{Segment, Shape};
 use crate::sys::clock::simulated::Clock;
-use crate::tls::{Diagnosis, Files};
+use crate::tls::tickets::TicketRoot;
+use crate::tls::{Context, Diagnosis, Files};
 use script::{Client, Script};
 use wiretap::Wiretap;
 
@@ -87,7 +89,9 @@ fn follow(proxy: &Proxy, info: &Listener) {
     let live = proxy.live();
     let material = live.snapshot.tls.first().and_then(Option::as_ref).expect("a listener with TLS");
     let quic = material.quic.as_ref().expect("a listener with HTTP/3");
-    let acceptor = Acceptor::new(material, quic, &Diagnosis::default(), live.snapshot.config.http3);
+    let tickets = TicketRoot::new(&Secret::generate().expect("random bytes"));
+    let context = Context { tickets, diagnosis: Diagnosis::default() };
+    let acceptor = Acceptor::new(material, quic, &context, &live.snapshot.config, 0);
     info.set_quic(Some(acceptor.expect("BoringSSL takes it")));
 }
 
@@ -569,15 +573,4 @@ fn every_seed_keeps_the_rules_and_together_they_reach_every_phase() {
     if seeds >= SEEDS {
         assert!(missing(&coverage).is_empty(), "never reached: {}", missing(&coverage).join(", "));
     }
-}
-
-#[test]
-fn tmp_rebound() {
-    let mut coverage = Coverage::default();
-    for seed in 0..12 {
-        let report = run_in(seed, Weather { delay_us: 10_000, ..Weather::CALM }, Some(Script::IsRebound));
-        println!("{seed} {:?} {:?}", report.violations, report.seen.iter().filter(|(a,_)| a.contains("rebind") || a.contains("rebound")).collect::<Vec<_>>());
-        coverage.add(&report);
-    }
-    println!("{}", table(&coverage));
 }

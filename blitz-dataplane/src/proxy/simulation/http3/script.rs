@@ -128,7 +128,8 @@ impl Client {
     /// The end of a connection, or of a request, for which the world is to blame, and that has a name.
     fn is_excused(&self, peer: &Peer) -> bool {
         let is_lenient = self.scene.env.is_lenient() || self.scene.is_foul;
-        (is_lenient || self.script == Script::IsRebound) && peer.is_over() && peer.reason().is_some()
+        let is_told = self.script == Script::IsRebound && peer.quic.peer_error().is_some();
+        peer.reason().is_some() && (is_lenient || is_told)
     }
 
     /// As [`Self::is_excused`], or the gateway's last word was lost, and all that is heard of it now is a stateless
@@ -228,7 +229,7 @@ impl Client {
         if is_excused && !is_whole {
             self.count(&format!("excused: {}", peer.reason().unwrap_or_default()));
         }
-        if self.script == Script::IsRebound {
+        if self.script == Script::IsRebound && request.outcome() != Outcome::Cut {
             self.count(if is_whole { "answer to one that was rebound" } else { "cut after a rebinding" });
         }
         let about = Circumstances {
