@@ -22,12 +22,13 @@ fn padding_counts_for_an_address_that_is_not_proven() {
     play(Script::NeverShakesHands, Weather::CALM);
 }
 
-/// A packet that came late, or twice, under a connection ID that its client had retired was answered with a stateless
-/// reset, which ended the connection that was there.
+/// What belongs to no connection, or is too short to be answered, among clients of all kinds.
 #[test]
-fn what_comes_late_under_a_retired_connection_id_ends_nothing() {
-    let weather = Weather { duplicate_per_mille: 300, late_per_mille: 200, late_us_max: 60_000, ..Weather::CALM };
-    play(Script::Migrates, weather);
+fn who_speaks_to_nobody_gets_no_answer() {
+    for seed in 0..12 {
+        let report = run_in(seed, Weather::CALM, None);
+        assert!(report.violations.is_empty(), "seed {seed}:\n  {}", report.violations.join("\n  "));
+    }
 }
 
 /// Lanes, connection IDs and deadlines of connections that ended in every way.

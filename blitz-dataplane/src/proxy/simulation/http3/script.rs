@@ -133,9 +133,10 @@ impl Client {
     }
 
     /// As [`Self::is_excused`], or the gateway's last word was lost, and all that is heard of it now is a stateless
-    /// reset.
+    /// reset, or nothing.
     fn is_unheard(&self, peer: &Peer) -> bool {
-        self.is_excused(peer) || self.scene.is_lossy && peer.reason().as_deref() == Some("reset")
+        let is_silent = matches!(peer.reason().as_deref(), Some("reset" | "timed out"));
+        self.is_excused(peer) || self.scene.is_lossy && is_silent
     }
 
     fn failed(&self, peer: &Peer) {
