@@ -48,10 +48,7 @@ fn scenario(name: &str, options: &Options, (server_core, load_core): (usize, usi
         .iter()
         .map(|server| Contestant {
             name: server.name.clone(),
-            run: Box::new(|| {
-                run_once(server, options.warm_up_seconds, load_core)?;
-                run_once(server, options.seconds, load_core)
-            }),
+            run: Box::new(|| run_warm(server, options, load_core)),
         })
         .collect();
     for (label, kind) in [("floor: h2 crate", "clear"), ("floor: h2 crate, rustls", "sealed")] {
@@ -59,6 +56,12 @@ fn scenario(name: &str, options: &Options, (server_core, load_core): (usize, usi
         contestants.push(Contestant { name: label.to_owned(), run: Box::new(run) });
     }
     compete(name, "requests", &mut contestants, options.pairs)
+}
+
+/// A measured run after one that is not.
+pub(crate) fn run_warm(server: &Server, options: &Options, core: usize) -> Result<Run> {
+    run_once(server, options.warm_up_seconds, core)?;
+    run_once(server, options.seconds, core)
 }
 
 /// One measured run of h2load; again where it did not end.

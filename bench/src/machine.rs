@@ -31,6 +31,20 @@ pub(crate) fn facts_of_tls_peers(programs: &Path) -> Value {
     ])
 }
 
+/// The same with the peers that speak HTTP/3.
+pub(crate) fn facts_of_quic_peers(programs: &Path) -> Value {
+    let blitz = programs.join("blitz");
+    let envoy = crate::peers::find_envoy(programs).unwrap_or_default();
+    let caddy = crate::peers::find_caddy(programs).unwrap_or_default();
+    facts_with(&[
+        ("blitz", &blitz.to_string_lossy(), "--version"),
+        ("envoy", &envoy.to_string_lossy(), "--version"),
+        ("caddy", &caddy.to_string_lossy(), "version"),
+        ("nginx", "nginx", "-v"),
+        ("h2load", "h2load", "--version"),
+    ])
+}
+
 /// The same with the versions of other programs: name, program, and the words that make it print its version.
 pub(crate) fn facts_with(versions: &[(&str, &str, &str)]) -> Value {
     let first_line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();

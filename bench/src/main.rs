@@ -1,7 +1,7 @@
 //! The bench runner, started by `cargo xtask bench`.
 //!
 //! Owns: which measurement runs, and the report's frame. Does not own: building what is measured (see
-//! `xtask/src/bench.rs`); the measurements (`h1.rs`, `h2.rs`,
+//! `xtask/src/bench.rs`); the measurements (`h1.rs`, `h2.rs`, `h3.rs`,
 //! `handshakes.rs`, `idle.rs`, `abuse.rs`, `xdp.rs`).
 
 mod abuse;
@@ -10,6 +10,8 @@ mod ask;
 mod h1;
 mod h2;
 mod h2load;
+mod h3;
+mod h3load;
 mod handshakes;
 mod idle;
 mod load;
@@ -72,7 +74,7 @@ fn run() -> Result<()> {
         inside: false,
     };
     let mut words = std::env::args().skip(1);
-    let which = words.next().ok_or("which one, h1, h2, tls, idle, abuse or xdp?")?;
+    let which = words.next().ok_or("which one, h1, h2, h3, tls, idle, abuse or xdp?")?;
     if which == xdp::FLOOD {
         return xdp::flood(words.next().as_deref());
     }
@@ -105,6 +107,7 @@ fn run() -> Result<()> {
     let report = match which.as_str() {
         "h1" => h1::run(&options)?,
         "h2" => h2::run(&options)?,
+        "h3" => h3::run(&options)?,
         "tls" => handshakes::run(&options)?,
         "idle" => idle::run(&options)?,
         "abuse" => abuse::run(&options)?,

@@ -2,6 +2,7 @@
 //!
 //! Owns: the configurations. Does not own: starting and ending (`servers.rs`).
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, KeyPair};
@@ -16,6 +17,14 @@ pub(crate) enum Front {
     Plain,
     /// TLS 1.3, inside which ALPN chooses between HTTP/2 and HTTP/1.1; certificate on P-256.
     Tls,
+    /// The same, and HTTP/3 on the UDP port of the same number.
+    Quic,
+}
+
+impl Front {
+    fn is_tls(self) -> bool {
+        self != Self::Plain
+    }
 }
 
 /// Where its answers come from.
@@ -52,6 +61,19 @@ pub(crate) fn blitz(
     front: Front,
     back: Back,
 ) -> Result<Server> {
+    blitz_as(scratch, "blitz", core, programs, front, back, "auto")
+}
+
+/// The gateway with one way of talking to the kernel.
+pub(crate) fn blitz_as(
+    scratch: &Scratch,
+    name: &str,
+    core: usize,
+    programs: &Path,
+    front: Front,
+    back: Back,
+    io: &str,
+) -> Result<Server> {
     let (port, program) = (free_port()?, programs.join("blitz"));
     let program = program.to_string_lossy();
     let path = if matches!(back, Back::Fixed(_)) { "/hello" } else { "/" };
@@ -60,14 +82,18 @@ pub(crate) fn blitz(
         // As a first user starts it.
         let (to, port) = (format!("127.0.0.1:{upstream}"), port.to_string());
         let words = [&program, "-b", &to, "-p", &port, "-w", "1", "--admin", "off"];
-        return scratch.start("blitz", core, url, &words);
+        return scratch.start(name, core, url, &words);
     }
-    let protocols = if front == Front::Tls { "\"h2\", \"h1\"" } else { "\"h1\"" };
+    let protocols = match front {
+        Front::Plain => r#""h1""#,
+        Front::Tls => r#""h2", "h1""#,
+        Front::Quic => r#""h3", "h2", "h1""#,
+    };
     let mut text = format!(
         "[[listeners]]\nname = \"bench\"\naddress = \"127.0.0.1:{port}\"\nprotocols = [{protocols}]\n\
          builtin_answers = true\n"
     );
-    if front == Front::Tls {
+    if front.is_tls() {
         text += "[[listeners.tls.certificates]]\ncert_path = \"tls.crt\"\nkey_path = \"tls.key\"\n";
     }
     if let Back::Upstream(upstream) = back {
@@ -76,8 +102,9 @@ pub(crate) fn blitz(
              [[routes]]\nupstream = \"pool\"\n"
         );
     }
-    let conf = scratch.write("blitz.toml", &text)?;
-    scratch.start("blitz", core, url, &[&program, "-c", &conf.to_string_lossy(), "-w", "1", "--admin", "off"])
+    let conf = scratch.write(&format!("{name}.toml"), &text)?;
+    let conf = conf.to_string_lossy();
+    scratch.start(name, core, url, &[&program, "-c", &conf, "-w", "1", "--io", io, "--admin", "off"])
 }
 
 /// The upstream of proxied answers: nginx with 1 KiB.
@@ -85,23 +112,20 @@ pub(crate) fn upstream(scratch: &Scratch, core: usize) -> Result<Server> {
     nginx_as(scratch, "upstream", core, Front::Plain, Back::Fixed(1024))
 }
 
+/// The upstream of bulk downloads: nginx with a file of so many bytes, whose path is `/bulk`.
+pub(crate) fn file_upstream(scratch: &Scratch, core: usize, bytes: u64) -> Result<Server> {
+    let path = scratch.dir.join("bulk");
+    let made = File::create(&path).and_then(|file| file.set_len(bytes));
+    made.map_err(|error| format!("{}: {error}", path.display()))?;
+    let location = format!("root {}; sendfile on;", scratch.dir.display());
+    start_nginx(scratch, "upstream", core, Front::Plain, "", &location)
+}
+
 pub(crate) fn nginx(scratch: &Scratch, core: usize, front: Front, back: Back) -> Result<Server> {
     nginx_as(scratch, "nginx", core, front, back)
 }
 
 fn nginx_as(scratch: &Scratch, name: &str, core: usize, front: Front, back: Back) -> Result<Server> {
-    let port = free_port()?;
-    let text = nginx_conf(&scratch.dir, name, port, front, back);
-    let conf = scratch.write(&format!("{name}.conf"), &text)?;
-    let (dir, conf) = (scratch.dir.to_string_lossy(), conf.to_string_lossy());
-    let words = ["nginx", "-p", &dir, "-c", &conf, "-e", "stderr"];
-    scratch.start(name, core, url(front, port, "/"), &words)
-}
-
-fn nginx_conf(dir: &Path, name: &str, port: u16, front: Front, back: Back) -> String {
-    let dir = dir.display();
-    // As root, workers would run as another user, who cannot enter the scratch folder.
-    let user = if is_root() { "user root;" } else { "" };
     let (pool, location) = match back {
         Back::Fixed(bytes) => (String::new(), format!("return 200 \"{}\";", "x".repeat(bytes))),
         Back::Upstream(upstream) => (
@@ -112,9 +136,32 @@ fn nginx_conf(dir: &Path, name: &str, port: u16, front: Front, back: Back) -> St
             "proxy_pass http://pool; proxy_http_version 1.1; proxy_set_header Connection \"\";".to_owned(),
         ),
     };
+    start_nginx(scratch, name, core, front, &pool, &location)
+}
+
+fn start_nginx(
+    scratch: &Scratch,
+    name: &str,
+    core: usize,
+    front: Front,
+    pool: &str,
+    location: &str,
+) -> Result<Server> {
+    let port = free_port()?;
+    let text = nginx_conf(&scratch.dir, name, port, front, pool, location);
+    let conf = scratch.write(&format!("{name}.conf"), &text)?;
+    let (dir, conf) = (scratch.dir.to_string_lossy(), conf.to_string_lossy());
+    let words = ["nginx", "-p", &dir, "-c", &conf, "-e", "stderr"];
+    scratch.start(name, core, url(front, port, "/"), &words)
+}
+
+fn nginx_conf(dir: &Path, name: &str, port: u16, front: Front, pool: &str, location: &str) -> String {
+    let dir = dir.display();
+    // As root, workers would run as another user, who cannot enter the scratch folder.
+    let user = if is_root() { "user root;" } else { "" };
     let (options, tls) = match front {
         Front::Plain => ("", String::new()),
-        Front::Tls => (
+        Front::Tls | Front::Quic => (
             "ssl http2",
             format!(
                 "ssl_certificate {dir}/tls.crt; ssl_certificate_key {dir}/tls.key; ssl_protocols TLSv1.3;"
@@ -137,7 +184,7 @@ pub(crate) fn haproxy(scratch: &Scratch, core: usize, front: Front, back: Back) 
     let port = free_port()?;
     let tls = match front {
         Front::Plain => String::new(),
-        Front::Tls => {
+        Front::Tls | Front::Quic => {
             let pem = scratch.dir.join("tls.pem");
             format!(" ssl crt {} ssl-min-ver TLSv1.3 alpn h2,http/1.1", pem.display())
         }
@@ -169,7 +216,7 @@ pub(crate) fn h2o(scratch: &Scratch, core: usize, front: Front, back: Back) -> R
     let user = if is_root() { "user: root\n" } else { "" };
     let tls = match front {
         Front::Plain => String::new(),
-        Front::Tls => format!(
+        Front::Tls | Front::Quic => format!(
             "  ssl:\n    certificate-file: {dir}/tls.crt\n    key-file: {dir}/tls.key\n    \
              minimum-version: TLSv1.3\n"
         ),
@@ -224,26 +271,6 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 fn envoy_conf(dir: &Path, port: u16, front: Front, back: Back) -> String {
-    let dir = dir.display();
-    let tls = match front {
-        Front::Plain => String::new(),
-        Front::Tls => format!(
-            r#"
-      transport_socket:
-        name: envoy.transport_sockets.tls
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-          common_tls_context:
-            alpn_protocols: [h2, http/1.1]
-            tls_params:
-              tls_minimum_protocol_version: TLSv1_3
-              tls_maximum_protocol_version: TLSv1_3
-              ecdh_curves: [X25519MLKEM768, X25519]
-            tls_certificates:
-            - certificate_chain: {{ filename: {dir}/tls.crt }}
-              private_key: {{ filename: {dir}/tls.key }}"#
-        ),
-    };
     let (action, clusters) = match back {
         Back::Fixed(bytes) => (
             format!(
@@ -268,18 +295,46 @@ fn envoy_conf(dir: &Path, port: u16, front: Front, back: Back) -> String {
             ),
         ),
     };
-    format!(
-        r#"static_resources:
-  listeners:
+    let over_tcp = format!(
+        r#"
   - name: front
     address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }}
     filter_chains:
-    - filters:
+    - filters: {}{}"#,
+        envoy_filters("AUTO", &action),
+        if front.is_tls() { envoy_tls(dir, false) } else { String::new() },
+    );
+    let over_udp = match front {
+        Front::Plain | Front::Tls => String::new(),
+        Front::Quic => format!(
+            r#"
+  - name: quic
+    address: {{ socket_address: {{ protocol: UDP, address: 127.0.0.1, port_value: {port} }} }}
+    udp_listener_config:
+      quic_options: {{}}
+      downstream_socket_config: {{ prefer_gro: true }}
+      udp_packet_packet_writer_config:
+        name: envoy.udp_packet_writer.gso
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.udp_packet_writer.v3.UdpGsoBatchWriterFactory
+    filter_chains:
+    - filters: {}{}"#,
+            envoy_filters("HTTP3", &action),
+            envoy_tls(dir, true)
+        ),
+    };
+    format!("static_resources:\n  listeners:{over_tcp}{over_udp}{clusters}\n")
+}
+
+/// What a listener of Envoy does with its connections.
+fn envoy_filters(codec: &str, action: &str) -> String {
+    format!(
+        r#"
       - name: envoy.filters.network.http_connection_manager
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: front
-          codec_type: AUTO
+          codec_type: {codec}
           route_config:
             virtual_hosts:
             - name: all
@@ -290,13 +345,67 @@ fn envoy_conf(dir: &Path, port: u16, front: Front, back: Back) -> String {
           http_filters:
           - name: envoy.filters.http.router
             typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router{tls}{clusters}
-"#
+              "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"#
     )
 }
 
+/// How a listener of Envoy encrypts.
+fn envoy_tls(dir: &Path, is_quic: bool) -> String {
+    let dir = dir.display();
+    let context = format!(
+        r"common_tls_context: {{ {}tls_params: {{
+              tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3,
+              ecdh_curves: [X25519MLKEM768, X25519] }},
+            tls_certificates: [{{ certificate_chain: {{ filename: {dir}/tls.crt }},
+              private_key: {{ filename: {dir}/tls.key }} }}] }}",
+        if is_quic { "" } else { "alpn_protocols: [h2, http/1.1], " }
+    );
+    let (name, kind, context) = if is_quic {
+        ("quic", "quic.v3.QuicDownstreamTransport", format!("downstream_tls_context: {{ {context} }}"))
+    } else {
+        ("tls", "tls.v3.DownstreamTlsContext", context)
+    };
+    format!(
+        r#"
+      transport_socket:
+        name: envoy.transport_sockets.{name}
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.{kind}
+          {context}"#
+    )
+}
+
+/// Caddy, from the search path or from where `cargo xtask setup --bench` puts it. It speaks HTTP/3 where it has TLS.
+pub(crate) fn caddy(scratch: &Scratch, core: usize, programs: &Path, back: Back) -> Result<Server> {
+    let port = free_port()?;
+    let program = find_caddy(programs).ok_or("caddy is not installed")?;
+    let dir = scratch.dir.display();
+    let answer = match back {
+        Back::Fixed(bytes) => format!("respond {}", "x".repeat(bytes)),
+        Back::Upstream(upstream) => {
+            let pool = "transport http {\n keepalive_idle_conns_per_host 512\n }";
+            format!("reverse_proxy 127.0.0.1:{upstream} {{\n {pool}\n }}")
+        }
+    };
+    let text = format!(
+        "{{\n admin off\n auto_https off\n skip_install_trust\n}}\nhttps://localhost:{port} {{\n bind 127.0.0.1\n \
+         tls {dir}/tls.crt {dir}/tls.key\n {answer}\n}}\n"
+    );
+    let conf = scratch.write("Caddyfile", &text)?;
+    let (program, conf) = (program.to_string_lossy(), conf.to_string_lossy());
+    // As many threads of Go as it has processors.
+    let words = ["env", "GOMAXPROCS=1", &program, "run", "--adapter", "caddyfile", "--config", &conf];
+    scratch.start("caddy", core, url(Front::Quic, port, "/"), &words)
+}
+
+/// Where Caddy is.
+pub(crate) fn find_caddy(programs: &Path) -> Option<PathBuf> {
+    let installed = programs.parent()?.join("peers/caddy/bin/caddy");
+    if installed.is_file() { Some(installed) } else { find_program("caddy") }
+}
+
 fn url(front: Front, port: u16, path: &str) -> String {
-    let scheme = if front == Front::Tls { "https" } else { "http" };
+    let scheme = if front.is_tls() { "https" } else { "http" };
     format!("{scheme}://127.0.0.1:{port}{path}")
 }
 

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::netns::Network;
 use crate::process::{self, Signal};
-use crate::{Cell, Client, PATIENCE, Response, free_port, sys, wait_until};
+use crate::{Cell, Client, PATIENCE, Pki, Response, free_port, sys, wait_until};
 
 /// Where the binary is: `BLITZ_BIN`, else beside the test's own.
 ///
@@ -124,6 +124,18 @@ impl Setup {
     pub fn h2_to_h2(self, endpoints: &[SocketAddr], more: &str) -> Self {
         let toml = one_upstream(endpoints, more).replace("[\"h1\"]", "[\"h1\", \"h2\"]");
         self.config(&toml.replace("[upstreams.pool]", "[upstreams.pool]\nprotocol = \"h2\""))
+    }
+
+    /// A file with one listener that speaks all protocols with the certificate of [`Pki::edge`], an upstream of these
+    /// endpoints (none: built-in answers only), and `more` after it.
+    pub fn h3(self, pki: &Pki, endpoints: &[SocketAddr], more: &str) -> Self {
+        let listener = pki.h3_listener("");
+        let toml = if endpoints.is_empty() {
+            format!("{listener}\n{more}\n")
+        } else {
+            one_upstream(endpoints, more).replace(LISTENER, &listener)
+        };
+        self.config(&toml)
     }
 
     /// Adds a flag or its value.
@@ -281,6 +293,14 @@ impl Gateway {
         client.response()
     }
 
+    /// The value of a metric, by its name and labels as `/metrics` shows them.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = self.admin("/metrics").text();
+        let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        found.unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
     /// The sum of every number called `in_flight` in `/upstreams`. `None` when there is none.
     #[track_caller]
     pub fn in_flight(&self) -> Option<i64> {
@@ -300,10 +320,12 @@ impl Gateway {
             }
         }
         let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
+        // To look for them takes longer than to look at them.
+        let workers = self.workers();
         let result = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::SeqCst) {
-                    for pid in self.workers() {
+                    for &pid in &workers {
                         peak.fetch_max(process::resident_bytes(pid), Ordering::SeqCst);
                     }
                     std::thread::sleep(Duration::from_millis(5));

@@ -7,22 +7,47 @@ use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use boring::ssl::{SslContextBuilder, SslMethod};
 use quiche::h3::{self, NameValue};
 
 use crate::PATIENCE;
+use crate::hpack::List;
+
+/// Bodies above this many bytes are counted and not kept.
+const KEPT_BODY_BYTES_MAX: usize = 64 << 20;
 
 /// Codes of HTTP/3 (RFC 9114 section 8.1).
 pub mod code {
     /// H3_NO_ERROR.
     pub const NO_ERROR: u64 = 0x100;
+    /// H3_STREAM_CREATION_ERROR.
+    pub const STREAM_CREATION_ERROR: u64 = 0x103;
+    /// H3_CLOSED_CRITICAL_STREAM.
+    pub const CLOSED_CRITICAL_STREAM: u64 = 0x104;
+    /// H3_FRAME_UNEXPECTED.
+    pub const FRAME_UNEXPECTED: u64 = 0x105;
+    /// H3_FRAME_ERROR.
+    pub const FRAME_ERROR: u64 = 0x106;
     /// H3_EXCESSIVE_LOAD.
     pub const EXCESSIVE_LOAD: u64 = 0x107;
+    /// H3_ID_ERROR.
+    pub const ID_ERROR: u64 = 0x108;
+    /// H3_SETTINGS_ERROR.
+    pub const SETTINGS_ERROR: u64 = 0x109;
+    /// H3_MISSING_SETTINGS.
+    pub const MISSING_SETTINGS: u64 = 0x10a;
     /// H3_REQUEST_REJECTED.
     pub const REQUEST_REJECTED: u64 = 0x10b;
     /// H3_REQUEST_CANCELLED.
     pub const REQUEST_CANCELLED: u64 = 0x10c;
+    /// H3_REQUEST_INCOMPLETE.
+    pub const REQUEST_INCOMPLETE: u64 = 0x10d;
     /// H3_MESSAGE_ERROR.
     pub const MESSAGE_ERROR: u64 = 0x10e;
+    /// QPACK_DECOMPRESSION_FAILED (RFC 9204 section 6).
+    pub const DECOMPRESSION_FAILED: u64 = 0x200;
+    /// QPACK_ENCODER_STREAM_ERROR.
+    pub const ENCODER_STREAM_ERROR: u64 = 0x201;
 }
 
 /// Fields, pseudo-header fields among them.
@@ -33,12 +58,14 @@ pub type Fields<'a> = &'a [(&'a str, &'a str)];
 pub struct Got {
     /// The statuses of its heads, in order.
     pub statuses: Vec<u16>,
-    /// The fields of the last head.
-    pub fields: Vec<(String, String)>,
-    /// The body.
+    /// Its heads, in order.
+    pub heads: Vec<List>,
+    /// The body, as far as it is kept.
     pub body: Vec<u8>,
+    /// Bytes of the body.
+    pub body_bytes: u64,
     /// Fields behind the body.
-    pub trailers: Vec<(String, String)>,
+    pub trailers: List,
     /// It has ended in order.
     pub is_whole: bool,
     /// It was reset, with this code.
@@ -54,13 +81,15 @@ impl Got {
 
     /// A field of the last head.
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+        self.heads.last().and_then(|head| crate::hpack::find(head, name))
     }
 }
 
 /// A connection.
 pub struct H3 {
     socket: UdpSocket,
+    /// Where the transport believes itself to be.
+    local: SocketAddr,
     /// The transport.
     pub quic: quiche::Connection,
     /// The protocol on it, once the handshake is done.
@@ -81,7 +110,18 @@ pub struct H3 {
 /// # Panics
 /// Never.
 pub fn config() -> quiche::Config {
-    let mut config = quiche::Config::new(quiche::PROTOCOL_VERSION).expect("version 1");
+    config_with(|_| {})
+}
+
+/// The same with something of its own about TLS.
+///
+/// # Panics
+/// Never.
+pub fn config_with(change: impl FnOnce(&mut SslContextBuilder)) -> quiche::Config {
+    let mut builder = SslContextBuilder::new(SslMethod::tls()).expect("a context");
+    change(&mut builder);
+    let mut config =
+        quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, builder).expect("version 1");
     config.verify_peer(false);
     config.set_application_protos(h3::APPLICATION_PROTOCOL).expect("a name");
     config.set_max_idle_timeout(60_000);
@@ -138,6 +178,7 @@ impl H3 {
         }
         Self {
             socket,
+            local,
             quic,
             h3: None,
             streams: HashMap::new(),
@@ -148,11 +189,23 @@ impl H3 {
         }
     }
 
-    /// Goes on until the handshake is done.
+    /// Goes on until the handshake is done, and begins to speak HTTP/3.
     ///
     /// # Errors
     /// How it ended.
     pub fn shake_hands(&mut self) -> Result<(), String> {
+        self.handshake()?;
+        if self.h3.is_none() {
+            self.open()?;
+        }
+        Ok(())
+    }
+
+    /// Goes on until the handshake is done.
+    ///
+    /// # Errors
+    /// How it ended.
+    pub fn handshake(&mut self) -> Result<(), String> {
         let begun = Instant::now();
         while !self.quic.is_established() {
             if self.quic.is_closed() || begun.elapsed() > PATIENCE {
@@ -160,10 +213,15 @@ impl H3 {
             }
             self.turn();
         }
-        if self.h3.is_none() {
-            self.open()?;
-        }
         Ok(())
+    }
+
+    /// Goes on from another port, as behind an address translation that has forgotten: the transport is not told.
+    ///
+    /// # Panics
+    /// When there is no socket.
+    pub fn rebind(&mut self) {
+        self.socket = UdpSocket::bind((self.local.ip(), 0)).expect("a socket");
     }
 
     /// Begins to speak HTTP/3: after the handshake, or before it as far as early data goes.
@@ -195,12 +253,12 @@ impl H3 {
             .clamp(Duration::from_millis(1), Duration::from_millis(5));
         self.socket.set_read_timeout(Some(wait)).expect("a timeout");
         let mut buffer = [0; 65_536];
-        let local = self.socket.local_addr().expect("it is bound");
         match self.socket.recv_from(&mut buffer) {
             Ok((length, from)) => {
                 self.datagrams += 1;
                 // What is not ours, or comes after the end, is no matter.
-                let _ignored = self.quic.recv(&mut buffer[..length], quiche::RecvInfo { from, to: local });
+                let _ignored =
+                    self.quic.recv(&mut buffer[..length], quiche::RecvInfo { from, to: self.local });
             }
             Err(_) if self.quic.timeout().is_some_and(|left| left.is_zero()) => self.quic.on_timeout(),
             Err(_) => {}
@@ -209,7 +267,8 @@ impl H3 {
         self.flush();
     }
 
-    fn flush(&mut self) {
+    /// Sends what there is to be sent.
+    pub fn flush(&mut self) {
         let mut out = [0; 1500];
         while let Ok((length, info)) = self.quic.send(&mut out) {
             if let Some(record) = &mut self.record {
@@ -236,7 +295,7 @@ impl H3 {
                     match list.iter().find(|(name, _)| name == ":status") {
                         Some((_, status)) => {
                             got.statuses.push(status.parse().expect("a status is a number"));
-                            got.fields = list;
+                            got.heads.push(list);
                         }
                         None => got.trailers = list,
                     }
@@ -252,7 +311,10 @@ impl H3 {
             }
             let mut piece = [0; 65_536];
             while let Ok(count) = h3.recv_body(&mut self.quic, *id, &mut piece) {
-                got.body.extend_from_slice(&piece[..count]);
+                got.body_bytes += count as u64;
+                if got.body.len() + count <= KEPT_BODY_BYTES_MAX {
+                    got.body.extend_from_slice(&piece[..count]);
+                }
             }
         }
     }
@@ -280,6 +342,14 @@ impl H3 {
                 Err(error) => panic!("a request cannot be begun: {error}"),
             }
         }
+    }
+
+    /// Sends bytes on a stream, past HTTP/3, as far as the stream takes any.
+    pub fn send_raw(&mut self, id: u64, bytes: &[u8], is_end: bool) {
+        self.streams.entry(id).or_default();
+        // The peer may have stopped it.
+        let _stopped = self.quic.stream_send(id, bytes, is_end);
+        self.flush();
     }
 
     /// Begins a GET; its stream.
@@ -366,11 +436,14 @@ impl H3 {
     /// What came on a stream until its end.
     #[track_caller]
     pub fn outcome(&mut self, id: u64) -> Got {
-        self.until("the stream ends", |client| {
-            let got = client.got(id);
-            got.is_whole || got.reset.is_some() || client.quic.is_closed() || client.quic.is_draining()
-        });
+        self.until("the stream ends", |client| client.is_over(id));
         self.got(id).clone()
+    }
+
+    /// Whether nothing more comes on a stream.
+    pub fn is_over(&self, id: u64) -> bool {
+        let got = self.got(id);
+        got.is_whole || got.reset.is_some() || self.quic.is_closed() || self.quic.is_draining()
     }
 
     /// A GET and its answer.
@@ -400,8 +473,31 @@ impl H3 {
     /// The code of the peer's CONNECTION_CLOSE, and whether it is HTTP/3's.
     #[track_caller]
     pub fn close_code(&mut self) -> (bool, u64) {
-        self.until("the peer closes", |client| client.quic.peer_error().is_some());
-        self.quic.peer_error().map(|error| (error.is_app, error.error_code)).expect("it has come")
+        self.closes().expect("the peer closes")
+    }
+
+    /// The same; `None` when the peer does not close.
+    pub fn closes(&mut self) -> Option<(bool, u64)> {
+        let begun = Instant::now();
+        while self.quic.peer_error().is_none() && !self.quic.is_closed() && begun.elapsed() < PATIENCE {
+            self.turn();
+        }
+        self.quic.peer_error().map(|error| (error.is_app, error.error_code))
+    }
+}
+
+/// The gateway need not wait for what will not come.
+impl Drop for H3 {
+    fn drop(&mut self) {
+        // It may be closed already.
+        let _closed = self.quic.close(true, code::NO_ERROR, b"");
+        self.flush();
+    }
+}
+
+impl std::fmt::Debug for H3 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.quic.trace_id())
     }
 }
 

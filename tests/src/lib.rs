@@ -6,6 +6,7 @@
 
 pub mod abuse;
 pub mod bank;
+pub mod chromium;
 pub mod client;
 pub mod ctl;
 pub mod flood;
@@ -14,6 +15,7 @@ pub mod gateway;
 pub mod h2endpoint;
 pub mod h2raw;
 pub mod h3;
+pub mod h3raw;
 pub mod haproxy;
 pub mod hpack;
 pub mod load;

@@ -25,12 +25,21 @@ pub fn program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
+/// The folder of the build, which `cargo xtask setup` puts into what systems do not have.
+fn build_folder() -> Option<PathBuf> {
+    // target/debug/deps/test-1234
+    Some(std::env::current_exe().ok()?.ancestors().nth(3)?.to_owned())
+}
+
+/// Where a program is that `cargo xtask setup` has put beside the build.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    Some(build_folder()?.join("tools/bin").join(name)).filter(|file| file.is_file())
+}
+
 /// A Python that has `module`, by what `cargo xtask setup` has put beside the build: an interpreter's command line is
 /// still to be added.
 pub fn python(module: &str) -> Option<std::process::Command> {
-    let test = std::env::current_exe().ok()?;
-    // target/debug/deps/test-1234 -> target/python
-    let modules = test.ancestors().nth(3)?.join("python");
+    let modules = build_folder()?.join("python");
     if !modules.join(module).is_dir() {
         return None;
     }

@@ -163,6 +163,16 @@ impl Pki {
         pki
     }
 
+    /// A new authority, and a certificate for `edge.test`.
+    ///
+    /// # Panics
+    /// When no folder can be made.
+    pub fn edge() -> Self {
+        let pki = Self::new();
+        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        pki
+    }
+
     /// Where a file is.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -200,6 +210,12 @@ impl Pki {
         };
         let pairs = pairs.iter().map(pair).collect::<Vec<_>>().join(", ");
         format!("{}[listeners.tls]\ncertificates = [{pairs}]\n{more}\n", crate::gateway::LISTENER)
+    }
+
+    /// The configuration of a listener that speaks all protocols with the certificate of [`Self::edge`]; `more` goes
+    /// into its table of TLS.
+    pub fn h3_listener(&self, more: &str) -> String {
+        self.listener(&["edge"], more).replace("[\"h1\"]", "[\"h1\", \"h2\", \"h3\"]")
     }
 
     /// A client that trusts the authority.

@@ -48,7 +48,8 @@ pub fn endpoint(script: impl Fn(&mut Conn) -> Option<()> + Send + Sync + 'static
     })
 }
 
-fn base64(bytes: &[u8]) -> String {
+/// The letters of RFC 4648 section 4.
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let group = |group: &[u8]| {
         let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));

@@ -1,5 +1,7 @@
-//! Real clients over HTTP/3: libcurl (through curl_cffi) and aioquic. Each does what its users do; the script says what
-//! was seen, the test what should be.
+//! Real clients over HTTP/3: libcurl (through curl_cffi), aioquic, tquic_client. Each does what its users do; a script
+//! says what was seen, the test what should be.
+
+use std::process::Command;
 
 use blitz_tests::tls::Algorithm;
 use blitz_tests::{Cell, Gateway, Pki, Setup, Upstream, matrix, require};
@@ -167,6 +169,40 @@ matrix! {
     fn aioquic(cell) {
         let (pki, _upstream, gateway) = start(cell, 2);
         run("aioquic", AIOQUIC, &pki, &gateway);
+        gateway.stop();
+    }
+    /// Many requests over one connection, then many connections after each other: every request that ends ends well.
+    fn tquic(cell) {
+        let (_pki, _upstream, gateway) = start(cell, 2);
+        let Some(program) = require::tool("tquic_client") else {
+            require::skip("tquic_client is not installed: cargo xtask setup");
+            return;
+        };
+        let bodies = tempfile::tempdir().expect("a scratch folder can be made");
+        let folder = bodies.path().to_string_lossy();
+        for args in [
+            &["--total-requests-per-thread", "400", "--max-requests-per-conn", "400", "--dump-dir", &folder][..],
+            &["--duration", "1", "--total-requests-per-thread", "0", "--max-requests-per-conn", "25"],
+        ] {
+            let mut client = Command::new(&program);
+            client.args(["--alpn", "h3", "--log-level", "OFF", "--max-concurrent-requests", "20"]).args(args);
+            client.arg("--connect-to").arg(gateway.address.to_string());
+            client.arg(format!("https://localhost:{}/body", gateway.address.port()));
+            let output = client.output().expect("tquic_client can be executed");
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            // "requests: sent 400, finish 400, success 400", "conns: total 1, finish 1, success 1, failure 0"
+            let number = |line: &str, word: &str| -> u64 {
+                let line = said.lines().find(|it| it.starts_with(line)).unwrap_or_else(|| panic!("no {line} in {said}"));
+                let after = line.split_once(&format!("{word} ")).map(|(_, rest)| rest).unwrap_or_default();
+                after.split(',').next().and_then(|word| word.trim().parse().ok()).unwrap_or_else(|| panic!("{said}"))
+            };
+            let (finished, good) = (number("requests:", "finish"), number("requests:", "success"));
+            assert!(finished >= 400 && good == finished, "{said}");
+            assert_eq!(number("conns:", "failure"), 0, "{said}");
+            assert!(args[0] != "--duration" || number("conns:", "success") > 10, "{said}");
+        }
+        let body = std::fs::read(bodies.path().join("body")).expect("a body was kept");
+        assert_eq!(body, b"/body");
         gateway.stop();
     }
 }

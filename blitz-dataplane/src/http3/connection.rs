@@ -3,7 +3,8 @@
 //! Owns: both, and turning quiche's events into signals. Does not own: the tasks (`server.rs`, `stream.rs`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
@@ -31,9 +32,32 @@ pub(super) struct State {
     pub(super) quic: quiche::Connection,
     /// Once the handshake is done.
     pub(super) h3: Option<h3::Connection>,
-    streams: HashMap<u64, Rc<Signals>>,
+    streams: HashMap<u64, Rc<Signals>, StreamHashes>,
+    /// Requests that were answered before quiche told that nothing more comes: it still will.
+    ended_early: HashSet<u64, StreamHashes>,
     /// Answers that the client has stopped (count), as of the last look.
     stopped: u64,
+}
+
+/// Spreads the numbers of streams. They need no key: a client opens them in order, and no more than are announced.
+#[derive(Default)]
+struct StreamHasher(u64);
+
+type StreamHashes = BuildHasherDefault<StreamHasher>;
+
+impl Hasher for StreamHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 over the golden ratio, so that neighbours differ in the upper bits as well, which the table looks at.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// What is known of a request's stream.
@@ -104,7 +128,8 @@ const EVENTS_MAX: usize = 256;
 
 impl Conn {
     pub(super) fn new(quic: quiche::Connection, allowance: Option<Allowance>, early: Early) -> Self {
-        let state = State { quic, h3: None, streams: HashMap::new(), stopped: 0 };
+        let (streams, ended_early) = (HashMap::default(), HashSet::default());
+        let state = State { quic, h3: None, streams, ended_early, stopped: 0 };
         let (task, is_broken) = (RefCell::new(None), Cell::new(false));
         Self { state: RefCell::new(state), task, is_broken, allowance, early: Cell::new(early) }
     }
@@ -142,13 +167,17 @@ impl State {
     /// Takes quiche's events, and wakes whom they concern.
     pub(super) fn pump(&mut self) -> News {
         let mut news = News::default();
+        let mut incomplete = Vec::new();
         let is_early = !self.quic.is_established();
         let Some(h3) = &mut self.h3 else { return news };
         for _ in 0..EVENTS_MAX {
             match h3.poll(&mut self.quic) {
                 Ok((id, h3::Event::Headers { list, more_frames })) => {
                     if let Some(signals) = self.streams.get(&id) {
-                        *signals.trailers.borrow_mut() = Some(list);
+                        if signals.trailers.replace(Some(list)).is_some() {
+                            news.failed = Some(unexpected(&mut self.quic));
+                            break;
+                        }
                         signals.reader.wake();
                         continue;
                     }
@@ -158,6 +187,10 @@ impl State {
                 }
                 Ok((id, h3::Event::Data)) => {
                     if let Some(signals) = self.streams.get(&id) {
+                        if signals.trailers.borrow().is_some() {
+                            news.failed = Some(unexpected(&mut self.quic));
+                            break;
+                        }
                         signals.is_readable.set(true);
                         signals.reader.wake();
                     }
@@ -166,6 +199,9 @@ impl State {
                     if let Some(signals) = self.streams.get(&id) {
                         signals.has_ended.set(true);
                         signals.reader.wake();
+                    } else if !self.ended_early.remove(&id) {
+                        // It ended before there was a head (RFC 9114 section 4.1).
+                        incomplete.push(id);
                     }
                 }
                 Ok((id, h3::Event::Reset(_))) => {
@@ -186,6 +222,9 @@ impl State {
                     break;
                 }
             }
+        }
+        for id in incomplete {
+            self.end(id, Some(Code::RequestIncomplete));
         }
         while let Some(id) = self.quic.stream_writable_next() {
             if let Some(signals) = self.streams.get(&id) {
@@ -210,7 +249,10 @@ impl State {
 
     /// Forgets a stream: the rest of what the client sends is not read, and an answer that is not whole is cut.
     pub(super) fn end(&mut self, id: u64, cut: Option<Code>) {
-        self.streams.remove(&id);
+        let signals = self.streams.remove(&id);
+        if signals.is_some_and(|signals| !signals.has_ended.get()) && self.quic.stream_finished(id) {
+            self.ended_early.insert(id);
+        }
         if let Some(code) = cut {
             // It may be gone already.
             let _gone = self.quic.stream_shutdown(id, quiche::Shutdown::Write, code as u64);
@@ -238,4 +280,12 @@ impl State {
             signals.wake_all();
         }
     }
+}
+
+/// Closes a connection for a frame behind trailers (RFC 9114 section 4.1): to quiche, a second field section may be a
+/// final head behind an interim one, as in answers.
+fn unexpected(quic: &mut quiche::Connection) -> h3::Error {
+    // It is open: a frame has just come.
+    let _closed = quic.close(true, Code::FrameUnexpected as u64, b"");
+    h3::Error::FrameUnexpected
 }

@@ -25,10 +25,11 @@ use super::QuicKeys;
 use super::allowance::Allowance;
 use super::connection::Conn;
 use super::early::{self, Early};
+use super::error::failure;
 use super::keys::{Cids, Owner};
 use super::outlet::{LANES, Outlet};
 use super::retry;
-use super::server::{Handshaken, PATHS_MAX, Session};
+use super::server::{DATAGRAM_BYTES_MAX, Handshaken, PATHS_MAX, Session};
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::metrics::names::Metric;
@@ -160,6 +161,9 @@ fn configure(
     config.set_max_connection_window(connection);
     config.set_max_stream_window(stream);
     config.set_active_connection_id_limit(PATHS_MAX);
+    // From 1200 bytes, which every path carries, to as many as this one does (RFC 9000 section 14.3).
+    config.set_max_send_udp_payload_size(DATAGRAM_BYTES_MAX);
+    config.discover_pmtu(true);
     // The timer wheel is coarser than what pacing asks for.
     config.enable_pacing(false);
     Ok(config)
@@ -438,11 +442,12 @@ impl QuicListener {
         let under_way = HandshakeUnderWay { rows, _permit: permit };
         Box::new(move |quic| {
             let rows = &under_way.rows;
-            let Some(quic) = quic else {
-                rows.add(Metric::TlsFailedOther, 1);
-                log::debug!("tls: {client} quic failed");
+            if !quic.is_established() {
+                let (metric, label) = failure(quic);
+                rows.add(metric, 1);
+                log::debug!("tls: {client} protocol=h3 failed: {label}");
                 return false;
-            };
+            }
             if !quic::still_admits(&material, quic) {
                 rows.add(Metric::TlsFailedClientCertificate, 1);
                 log::debug!("tls: {client} quic failed=client_certificate_of_session");

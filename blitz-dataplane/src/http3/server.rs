@@ -16,14 +16,15 @@ use quiche::h3;
 use super::Code;
 use super::allowance::Allowance;
 use super::connection::{Conn, News, State};
+use super::error::CONNECTION_REFUSED;
 use super::keys::Cids;
 use super::listener::{Cid, Table};
-use super::outlet::{Lane, Outlet};
+use super::outlet::Outlet;
 use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::proxy::connections::{Connection, Ended};
-use crate::runtime::{Deadline, Handle, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
+use crate::runtime::{Deadline, Handle, Lull, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
 
 /// Paths that a connection may use (count). quiche keeps each to the connection's end, about 70 KB, and drops packets
 /// from one more without a word; so the connection is closed, in plain words, when the last but one is used.
@@ -43,14 +44,21 @@ const REQUESTS_MAX: u64 = 100_000;
 /// After the last answer of a connection that is to end: its packets may have to be sent again.
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// How long a connection that is over is kept for late packets, at most: three times the probe timeout (RFC 9000
+/// section 10.2) is the client's to stretch, by answering slowly. Whoever is later still gets a stateless reset.
+const LINGER_MAX: Duration = Duration::from_secs(3);
+
 /// Sends of one connection before others get their turn (count).
 const BURSTS_MAX: usize = 4;
 
+/// Turns of the loop that what there is to be sent waits at most for more to join it, while there is other work.
+const HELD_TURNS_MAX: u8 = 4;
+
+/// Bytes of the largest datagram that is tried: IPv6 and UDP have 48 of the 1500 of an Ethernet.
+pub(super) const DATAGRAM_BYTES_MAX: usize = 1452;
+
 /// CRYPTO_ERROR with the alert `bad_certificate` (RFC 9001 section 4.8).
 const BAD_CERTIFICATE: u64 = 0x100 + 42;
-
-/// CONNECTION_REFUSED (RFC 9000 section 20.1).
-const CONNECTION_REFUSED: u64 = 0x2;
 
 /// What a connection's task needs.
 pub(super) struct Session<S> {
@@ -69,8 +77,8 @@ pub(super) struct Session<S> {
     pub(super) retired: VecDeque<Cid>,
 }
 
-/// Told once how a handshake has ended; `None`: not well. Whether the client may go on.
-pub(super) type Handshaken = Box<dyn FnOnce(Option<&quiche::Connection>) -> bool>;
+/// Told once when a handshake has ended, well or not. Whether the client may go on.
+pub(super) type Handshaken = Box<dyn FnOnce(&quiche::Connection) -> bool>;
 
 impl<S: Service + 'static> Session<S> {
     /// Serves the connection to its end. `handshaken` is called when the handshake is over.
@@ -85,6 +93,7 @@ impl<S: Service + 'static> Session<S> {
             pinged_ms: now,
             closing: None,
             said: false,
+            over_ms: None,
             next_stream: 0,
             resets: 0,
             resets_at_ms: now,
@@ -92,6 +101,7 @@ impl<S: Service + 'static> Session<S> {
             left: Vec::new(),
             has_timed_out: false,
             is_waiting: Cell::new(false),
+            lull: Lull::default(),
         };
         poll_fn(|cx| running.poll(cx)).await
     }
@@ -117,6 +127,8 @@ struct Running<S> {
     closing: Option<(Ended, u64)>,
     /// CONNECTION_CLOSE was said.
     said: bool,
+    /// Since when it is over, by either side's word.
+    over_ms: Option<u64>,
     /// The lowest request that has not come.
     next_stream: u64,
     /// Requests that the client has reset, in thousandths, less what has drained.
@@ -128,6 +140,8 @@ struct Running<S> {
     /// quiche has been told that something took too long.
     has_timed_out: bool,
     is_waiting: Cell<bool>,
+    /// When it may send: acknowledgements and answers that come about in the same moment travel together.
+    lull: Lull,
 }
 
 impl<S: Service + 'static> Running<S> {
@@ -142,7 +156,7 @@ impl<S: Service + 'static> Running<S> {
             if std::mem::take(&mut self.has_timed_out) {
                 self.ask_after_left_paths();
             }
-            let has_more = self.flush(cx);
+            let has_more = self.lull.poll(cx, HELD_TURNS_MAX).is_ready() && self.flush(cx);
             if let Some(ended) = self.ended() {
                 return Poll::Ready(ended);
             }
@@ -184,7 +198,7 @@ impl<S: Service + 'static> Running<S> {
     }
 
     fn handshake_done(&mut self, state: &mut State) {
-        let is_admitted = self.handshaken.take().is_some_and(|handshaken| handshaken(Some(&state.quic)));
+        let is_admitted = self.handshaken.take().is_some_and(|handshaken| handshaken(&state.quic));
         if !is_admitted {
             self.closing = Some((Ended::Error, self.session.handle.now_ms()));
             let _closing = state.quic.close(false, BAD_CERTIFICATE, b"");
@@ -394,22 +408,30 @@ impl<S: Service + 'static> Running<S> {
                 if is_first { limits.request_head } else { limits.keep_alive },
             )
         };
-        // Once it was said, only quiche's own time matters.
-        let own = if self.said { Duration::from_secs(1) } else { own };
+        // Once it is over, only quiche's own time matters.
+        let own = self.over_ms.map_or(own, |since| until(since, LINGER_MAX));
         quic.map_or(own, |quic| quic.min(own))
     }
 
     /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
     fn flush(&self, cx: &Context<'_>) -> bool {
         let session = &self.session;
-        for _ in 0..BURSTS_MAX {
+        let mut odd = None;
+        for round in 0..=BURSTS_MAX {
+            let is_over = round == BURSTS_MAX;
+            if is_over && odd.is_none() {
+                break;
+            }
+            // What is odd is lost then, and sent again.
             let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
             self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
+            let quantum = if is_over { 0 } else { state.quic.send_quantum() };
             let allowance = session.conn.allowance.as_ref();
-            let Some(burst) = Burst::fill(&mut state.quic, allowance, &mut lane) else { return false };
+            let burst = Burst::fill(&mut state.quic, allowance, quantum, lane.buffer(), &mut odd);
             drop(state);
-            burst.send(lane, &session.outlet, cx, &self.is_waiting);
+            let Some(Burst { len, count, transmit }) = burst else { return false };
+            lane.send(len, count, transmit);
         }
         true
     }
@@ -440,15 +462,19 @@ impl<S: Service + 'static> Running<S> {
         let is_leaving = quic.is_draining() || quic.local_error().is_some();
         let (is_timed_out, is_by_peer) = (quic.is_timed_out(), quic.peer_error().is_some());
         drop(state);
+        let now = self.session.handle.now_ms();
         if is_leaving || is_over {
+            self.over_ms.get_or_insert(now);
             // The tasks of its streams have nobody to talk to.
             self.session.conn.state.borrow_mut().gone();
         }
-        if !is_over {
+        let has_lingered =
+            self.over_ms.is_some_and(|since| Duration::from_millis(now.saturating_sub(since)) >= LINGER_MAX);
+        if !is_over && !has_lingered {
             return None;
         }
         if let Some(handshaken) = self.handshaken.take() {
-            let _over = handshaken(None);
+            let _over = handshaken(&self.session.conn.state.borrow().quic);
         }
         Some(match self.closing {
             Some((ended, _)) => ended,
@@ -459,33 +485,43 @@ impl<S: Service + 'static> Running<S> {
     }
 }
 
-/// Datagrams to one address, all of one size but the last.
+/// Datagrams to one address, all of one size but the last, which may be shorter.
 struct Burst {
     len: usize,
     count: u64,
     transmit: Transmit,
-    /// One that did not fit into this send: where it goes, and its bytes behind the others.
-    odd: Option<(usize, Transmit)>,
+}
+
+/// A datagram that did not fit behind the others, for the next burst.
+struct Odd {
+    bytes: [u8; DATAGRAM_BYTES_MAX],
+    len: usize,
+    transmit: Transmit,
 }
 
 impl Burst {
-    /// Fills the lane's buffer with what quiche has to send now; `None` when that is nothing.
+    /// Fills `buffer` with what is odd of the burst before, and what quiche has to send now, up to `quantum` bytes;
+    /// `None` when that is nothing.
     fn fill(
         quic: &mut quiche::Connection,
         allowance: Option<&Allowance>,
-        lane: &mut Lane<'_>,
+        quantum: usize,
+        buffer: &mut [u8],
+        odd: &mut Option<Odd>,
     ) -> Option<Self> {
         let allowance = allowance.filter(|_| !quic.is_established());
-        let quantum = quic.send_quantum();
-        let largest = quic.max_send_udp_payload_size();
-        let buffer = lane.buffer();
-        let mut burst: Option<Self> = None;
+        let mut burst = odd.take().and_then(|odd| odd.begin(buffer));
         loop {
+            let is_full = |burst: &Self| burst.count as usize >= SEGMENTS_MAX || burst.len >= quantum;
+            if burst.as_ref().is_some_and(is_full) {
+                return burst;
+            }
             let at = burst.as_ref().map_or(0, |burst| burst.len);
-            let room =
-                buffer.get_mut(at..(at + largest).min(SEND_BYTES_MAX)).filter(|room| room.len() == largest);
-            let allowed = allowance.map_or(usize::MAX, Allowance::left);
-            let room = room.and_then(|room| room.get_mut(..largest.min(allowed)));
+            // quiche takes what the path carries, and more when it finds out whether the path carries more.
+            let room = buffer.get_mut(at..(at + DATAGRAM_BYTES_MAX).min(SEND_BYTES_MAX));
+            let room = room.filter(|room| room.len() == DATAGRAM_BYTES_MAX);
+            let allowed = allowance.map_or(DATAGRAM_BYTES_MAX, Allowance::left);
+            let room = room.and_then(|room| room.get_mut(..DATAGRAM_BYTES_MAX.min(allowed)));
             // What quiche cannot encode, it closes the connection for.
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
             if let Some(allowance) = allowance {
@@ -493,7 +529,7 @@ impl Burst {
             }
             let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
             let Some(current) = &mut burst else {
-                burst = Some(Self { len: written, count: 1, transmit, odd: None });
+                burst = Some(Self { len: written, count: 1, transmit });
                 continue;
             };
             let segment = current.transmit.segment.map_or(current.len, usize::from);
@@ -501,36 +537,30 @@ impl Burst {
                 || transmit.to != current.transmit.to
                 || transmit.from != current.transmit.from
             {
-                current.odd = Some((written, transmit));
+                *odd = buffer.get(at..at + written).and_then(|bytes| Odd::new(bytes, transmit));
                 return burst;
             }
             current.transmit.segment = u16::try_from(segment).ok();
             current.len += written;
             current.count += 1;
-            let is_full = current.count as usize >= SEGMENTS_MAX || current.len >= quantum;
-            if written < segment || is_full {
+            if written < segment {
                 return burst;
             }
         }
     }
+}
 
-    fn send(self, lane: Lane<'_>, outlet: &Outlet, cx: &Context<'_>, is_waiting: &Cell<bool>) {
-        let Self { len, count, transmit, odd } = self;
-        let Some((extra, other)) = odd else {
-            lane.send(len, count, transmit);
-            return;
-        };
-        let mut lane = lane;
-        let copy = lane.buffer().get(len..len + extra).map(<[u8]>::to_vec);
-        lane.send(len, count, transmit);
-        // When there is no other lane it is lost, and sent again.
-        if let (Some(copy), Poll::Ready(mut lane)) = (copy, outlet.poll_lane(cx, is_waiting)) {
-            is_waiting.set(false);
-            if let Some(room) = lane.buffer().get_mut(..extra) {
-                room.copy_from_slice(&copy);
-                lane.send(extra, 1, other);
-            }
-        }
+impl Odd {
+    fn new(datagram: &[u8], transmit: Transmit) -> Option<Self> {
+        let mut bytes = [0; DATAGRAM_BYTES_MAX];
+        bytes.get_mut(..datagram.len())?.copy_from_slice(datagram);
+        Some(Self { bytes, len: datagram.len(), transmit })
+    }
+
+    /// The begin of a burst.
+    fn begin(&self, buffer: &mut [u8]) -> Option<Burst> {
+        buffer.get_mut(..self.len)?.copy_from_slice(self.bytes.get(..self.len)?);
+        Some(Burst { len: self.len, count: 1, transmit: self.transmit })
     }
 }
 

@@ -379,6 +379,18 @@ impl Chunk {
         Self { memory: Memory::Other(Bytes::Heap(Rc::new(Shared { data, cache }))), start: 0, end }
     }
 
+    /// The bytes, to be changed where they lie; `None` unless it is the only holder of a slot.
+    pub(super) fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        let Memory::Slot { pool, slot } = &self.memory else { return None };
+        if pool.refs.get(usize::from(*slot))?.get() != 1 {
+            return None;
+        }
+        // SAFETY: the slot's memory is `slot_bytes` long and initialised (anonymous mapping); this is its only chunk,
+        // borrowed mutably, and neither kernel nor driver writes into what a chunk holds.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(pool.slot_ptr(*slot), pool.slot_bytes as usize) };
+        bytes.get_mut(self.start as usize..self.end as usize)
+    }
+
     /// Whether it occupies a slot of the shared pool.
     pub(super) fn is_pooled(&self) -> bool {
         matches!(self.memory, Memory::Slot { .. })
@@ -484,6 +496,21 @@ mod tests {
         assert_eq!(pool.taken(), 0);
         assert!(pool.take_slot().is_some() && pool.take_slot().is_some());
         assert!(pool.take_slot().is_none());
+    }
+
+    #[test]
+    fn only_the_single_holder_of_a_slot_may_change_it() {
+        let pool = Pool::listed(1, 64).unwrap();
+        let slot = pool.take_slot().unwrap();
+        let mut chunk = pool.filled(slot, 10).unwrap();
+        chunk.advance(2);
+        chunk.bytes_mut().unwrap().fill(b'x');
+        assert_eq!(&*chunk, b"xxxxxxxx");
+        let other = chunk.share();
+        assert!(chunk.bytes_mut().is_none());
+        drop(other);
+        assert!(chunk.bytes_mut().is_some());
+        assert!(Chunk::from_static(b"x").bytes_mut().is_none());
     }
 
     #[test]

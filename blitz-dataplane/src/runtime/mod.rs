@@ -9,6 +9,7 @@
 //! Nothing here locks, and nothing is shared between threads: a worker has one runtime, and a
 //! message from elsewhere arrives through a descriptor that the runtime polls.
 
+mod aggregate;
 pub mod buf;
 mod driver;
 mod pooled;
@@ -35,7 +36,7 @@ pub use buf::Chunk;
 pub use driver::IoMode;
 pub use pooled::Pooled;
 pub use reactor::{AcceptErrors, Readiness, Stats};
-pub use task::yield_now;
+pub use task::{Lull, yield_now};
 pub use tcp::{TcpListener, TcpStream};
 pub use timer::{Deadline, Expired};
 pub use transport::Transport;

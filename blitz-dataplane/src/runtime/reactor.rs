@@ -87,6 +87,8 @@ pub struct AcceptErrors {
 pub(super) struct Reactor {
     driver: Driver,
     pool: Rc<Pool>,
+    /// Slots for what datagram sockets receive.
+    aggregates: Rc<Pool>,
     bulk: Rc<BulkCache>,
     entries: Slab<Entry>,
     /// Streams with something new to send, kicked once a turn.
@@ -149,6 +151,7 @@ impl Reactor {
         let now_ns = driver.clock_ns();
         Self {
             pool: Rc::clone(driver.pool()),
+            aggregates: Rc::clone(driver.aggregates()),
             bulk: BulkCache::new(),
             entries: Slab::new(),
             dirty: Vec::new(),
@@ -198,6 +201,7 @@ impl Reactor {
     /// See [`Handle::cool`](super::Handle::cool).
     pub(super) fn cool(&self) {
         self.pool.cool();
+        self.aggregates.cool();
     }
 
     /// One look at the driver; waits for something to happen when `idle`.
@@ -208,6 +212,7 @@ impl Reactor {
             self.feed_starved();
         }
         self.pool.refill();
+        self.aggregates.refill();
         let timeout = if idle { self.timeout_ns() } else { Some(0) };
         let mut completions = std::mem::take(&mut self.completions);
         self.driver.wait(timeout, &mut completions);
@@ -340,11 +345,12 @@ impl Reactor {
         if token.kind == Kind::Detached {
             return;
         }
+        let pool = if token.kind == Kind::ReceiveDatagram { &self.aggregates } else { &self.pool };
         // A slot that nobody wants any more goes back when this chunk is dropped.
         let chunk = match (slot, u32::try_from(result)) {
-            (Some(slot), Ok(len)) => self.pool.filled(slot, len),
+            (Some(slot), Ok(len)) => pool.filled(slot, len),
             (Some(slot), Err(_)) => {
-                self.pool.give_back(slot);
+                pool.give_back(slot);
                 None
             }
             (None, _) => None,
@@ -375,9 +381,7 @@ impl Reactor {
                 wake(&mut poll.waker);
             }
             (Kind::ReceiveDatagram, Body::Datagram(datagram)) => {
-                datagram.receive_armed = false;
-                datagram.received = Some(result);
-                wake(&mut datagram.receive_waker);
+                Self::datagrams_received(datagram, result, chunk, more);
             }
             (Kind::SendDatagram, Body::Datagram(datagram)) => {
                 datagram.sending = false;
@@ -415,6 +419,7 @@ impl Reactor {
             log::error!("{} operations did not end at shutdown; their memory is kept", self.outstanding);
             // Freed memory could be written by the kernel: better lost than shared.
             let _ = Rc::into_raw(Rc::clone(&self.pool));
+            let _ = Rc::into_raw(Rc::clone(&self.aggregates));
             let entries = std::mem::replace(&mut self.entries, Slab::new());
             Box::leak(Box::new(entries));
         }

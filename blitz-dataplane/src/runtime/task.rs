@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
@@ -31,12 +32,20 @@ struct Scheduler {
     free: RefCell<Vec<u32>>,
     ready: RefCell<VecDeque<u32>>,
     /// Tasks that wait until nothing else is to be done, each with the turns that it waits at most.
-    later: RefCell<Vec<(u8, Waker)>>,
+    later: RefCell<Vec<Later>>,
     main_woken: Cell<bool>,
     panics: Cell<u64>,
     /// Zero: first in, first out. Otherwise the state of a generator that picks the next task, so
     /// that simulation also varies the order in which tasks run.
     shuffle: Cell<u64>,
+}
+
+/// A task that waits for a lull.
+struct Later {
+    turns: u8,
+    waker: Waker,
+    /// Told that it was this what the task was woken for.
+    has_come: Option<Rc<Cell<bool>>>,
 }
 
 thread_local! {
@@ -106,11 +115,14 @@ impl Tasks {
     pub(super) fn wake_later(&self) {
         let is_quiet = !self.has_work();
         SCHEDULER.with(|s| {
-            s.later.borrow_mut().retain_mut(|(turns, waker)| {
-                *turns = turns.saturating_sub(1);
-                let waits_on = *turns > 0 && !is_quiet;
+            s.later.borrow_mut().retain_mut(|later| {
+                later.turns = later.turns.saturating_sub(1);
+                let waits_on = later.turns > 0 && !is_quiet;
                 if !waits_on {
-                    waker.wake_by_ref();
+                    if let Some(has_come) = &later.has_come {
+                        has_come.set(true);
+                    }
+                    later.waker.wake_by_ref();
                 }
                 waits_on
             });
@@ -245,7 +257,34 @@ pub(super) fn spawn(future: TaskFuture) {
 
 /// Wakes the task once a turn has brought no work, or after so many turns.
 pub(super) fn wake_later(waker: &Waker, turns: u8) {
-    SCHEDULER.with(|s| s.later.borrow_mut().push((turns, waker.clone())));
+    wait_for_lull(Later { turns, waker: waker.clone(), has_come: None });
+}
+
+fn wait_for_lull(later: Later) {
+    SCHEDULER.with(|s| s.later.borrow_mut().push(later));
+}
+
+/// Waits until the loop has nothing else to do, and not shorter, whatever else wakes its task meanwhile: for work that
+/// is cheaper when more of it has come together.
+#[derive(Default)]
+pub struct Lull {
+    is_awaited: bool,
+    has_come: Rc<Cell<bool>>,
+}
+
+impl Lull {
+    /// Ready once a turn has brought no work, or `turns` turns after the first poll; then it begins anew.
+    pub fn poll(&mut self, cx: &Context<'_>, turns: u8) -> Poll<()> {
+        if self.has_come.take() {
+            self.is_awaited = false;
+            return Poll::Ready(());
+        }
+        if !std::mem::replace(&mut self.is_awaited, true) {
+            let has_come = Some(Rc::clone(&self.has_come));
+            wait_for_lull(Later { turns, waker: cx.waker().clone(), has_come });
+        }
+        Poll::Pending
+    }
 }
 
 /// Tasks of this thread that ended by a panic.
@@ -309,6 +348,26 @@ mod tests {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    #[test]
+    fn a_lull_is_not_cut_short_by_other_wakes() {
+        let tasks = Tasks::install(0);
+        let mut lull = Lull::default();
+        let cx = Context::from_waker(Waker::noop());
+        for _ in 0..2 {
+            tasks.wake_main();
+            for _ in 0..3 {
+                assert_eq!(lull.poll(&cx, 4), Poll::Pending);
+                tasks.wake_later();
+            }
+            assert!(tasks.take_main_wake());
+            // A quiet turn.
+            tasks.wake_later();
+            assert_eq!(lull.poll(&cx, 4), Poll::Ready(()));
+        }
+        assert!(!tasks.has_later());
+        tasks.clear();
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Datagram sockets: receive with both addresses and GRO segment size, send with GSO.
 //!
-//! A socket has one receive in flight and several sends. Buffers change hands with each operation, so that no byte is
-//! copied on the way: the caller's goes in, the one that is done comes out.
+//! A socket has one receive in flight, which goes on until it is cancelled, and several sends. Buffers change hands, so
+//! that no byte is copied on the way: a receive lends the slot that it came in, a send takes the caller's buffer and
+//! gives back the one that is done.
 //!
 //! Owns: the handle and the control messages (udp(7): `UDP_GRO`, `UDP_SEGMENT`; ip(7), ipv6(7): packet information).
 //! Does not own: the buffers in flight (see `reactor`).
@@ -12,11 +13,9 @@ use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::task::{Context, Poll};
 
 use super::Handle;
+use super::buf::Chunk;
 use super::slab::Key;
 use crate::sys::net;
-
-/// Room for the largest aggregate that GRO hands over, in bytes.
-const RECEIVE_BYTES: usize = 64 * 1024;
 
 /// Datagrams that one send may carry (count): what kernels before 6.9 take.
 pub const SEGMENTS_MAX: usize = 64;
@@ -24,26 +23,30 @@ pub const SEGMENTS_MAX: usize = 64;
 /// Bytes of one send, at most: an IPv4 packet's, without the headers of IP and UDP.
 pub const SEND_BYTES_MAX: usize = 65_535 - 20 - 8;
 
-/// Room for what a receive brings.
-pub struct ReceiveBuffer(pub(super) Box<[u8]>);
+/// What a receive has brought, until the next one.
+#[derive(Default)]
+pub struct ReceiveBuffer {
+    slot: Option<Chunk>,
+    payload_at: usize,
+}
 
 impl ReceiveBuffer {
-    /// 64 KiB.
+    /// Holds nothing yet.
     #[must_use]
     pub fn new() -> Self {
-        Self(vec![0; RECEIVE_BYTES].into_boxed_slice())
+        Self::default()
+    }
+
+    /// Lends the slot of a receive; the one before goes back.
+    pub(super) fn fill(&mut self, slot: Chunk, payload_at: usize) {
+        *self = Self { slot: Some(slot), payload_at };
     }
 
     /// The datagrams that a receive brought, in order.
     pub fn datagrams(&mut self, received: &Received) -> impl Iterator<Item = &mut [u8]> {
-        let bytes = self.0.get_mut(..received.len).unwrap_or_default();
-        bytes.chunks_mut(received.segment.map_or(RECEIVE_BYTES, |segment| usize::from(segment).max(1)))
-    }
-}
-
-impl Default for ReceiveBuffer {
-    fn default() -> Self {
-        Self::new()
+        let slot = self.slot.as_mut().and_then(Chunk::bytes_mut).unwrap_or_default();
+        let bytes = slot.get_mut(self.payload_at..self.payload_at + received.len).unwrap_or_default();
+        bytes.chunks_mut(received.segment.map_or(usize::MAX, |segment| usize::from(segment).max(1)))
     }
 }
 
@@ -133,12 +136,12 @@ impl UdpSocket {
         self.lanes.len()
     }
 
-    /// Ready with what has come, which is in `buffer` then.
+    /// Ready with what has come, which is in `buffer` then. What was in it goes back to the kernel.
     ///
     /// # Errors
     /// As recvmsg(2); a pending ICMP error among them.
     pub fn poll_receive(&self, cx: &Context<'_>, buffer: &mut ReceiveBuffer) -> Poll<io::Result<Received>> {
-        self.handle.reactor.borrow_mut().poll_receive_datagram(self.key, cx, &mut buffer.0)
+        self.handle.reactor.borrow_mut().poll_receive_datagram(self.key, cx, buffer)
     }
 
     /// Starts a send of the first `len` bytes of `buffer` on a lane whose last one is done. `buffer` is taken, and that

@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use super::{Completion, DriverStats, Message, Token};
 use crate::runtime::Sizes;
+use crate::runtime::aggregate;
 use crate::runtime::buf::Pool;
 use crate::sys::net::{self, RawAddress};
 
@@ -21,9 +22,13 @@ const EVENTS: usize = 512;
 /// Accepts or receives of one descriptor before the others get their turn (count).
 const ROUNDS: usize = 8;
 
+/// Aggregates taken from a datagram socket by one system call (count).
+const AT_ONCE: usize = 8;
+
 pub(in crate::runtime) struct Epoll {
     epoll: OwnedFd,
     pool: Rc<Pool>,
+    aggregates: Rc<Pool>,
     /// By descriptor number; bounded by the limit of open files.
     watched: Vec<Watched>,
     /// Descriptors with an operation to try.
@@ -50,7 +55,7 @@ enum Input {
     Accept,
     Pooled,
     Into(*mut u8, usize),
-    Message(*mut Message),
+    Datagrams,
     Poll,
 }
 
@@ -73,6 +78,7 @@ impl Epoll {
         Ok(Self {
             epoll,
             pool: Pool::listed(sizes.pool_slots, sizes.pool_slot_bytes)?,
+            aggregates: Pool::listed(aggregate::SLOTS, aggregate::SLOT_BYTES)?,
             watched: Vec::new(),
             runnable: VecDeque::new(),
             done: Vec::new(),
@@ -88,6 +94,10 @@ impl Epoll {
 
     pub(super) fn pool(&self) -> &Rc<Pool> {
         &self.pool
+    }
+
+    pub(super) fn aggregates(&self) -> &Rc<Pool> {
+        &self.aggregates
     }
 
     pub(super) fn stats(&self) -> DriverStats {
@@ -185,9 +195,14 @@ impl Epoll {
     }
 
     /// # Safety
-    /// As [`super::Driver::receive_message`].
-    pub(super) unsafe fn receive_message(&mut self, fd: RawFd, token: Token, message: *mut Message) {
-        self.start_input(fd, token, Input::Message(message));
+    /// As [`super::Driver::receive_datagrams`].
+    pub(super) unsafe fn receive_datagrams(
+        &mut self,
+        fd: RawFd,
+        token: Token,
+        _template: *const libc::msghdr,
+    ) {
+        self.start_input(fd, token, Input::Datagrams);
     }
 
     /// # Safety
@@ -374,11 +389,9 @@ impl Epoll {
                     // SAFETY: memory and length were vouched for until this operation completes.
                     (outcome(unsafe { libc::recv(fd, memory.cast(), len, libc::MSG_DONTWAIT) }), None, false)
                 }
-                Input::Message(message) => {
-                    // SAFETY: the message was vouched for until this operation completes.
-                    let header = unsafe { &raw mut (*message).header };
-                    // SAFETY: as above; the kernel writes it during the call only.
-                    (outcome(unsafe { libc::recvmsg(fd, header, libc::MSG_DONTWAIT) }), None, false)
+                Input::Datagrams => {
+                    let (result, slot) = self.receive_aggregates(fd, token);
+                    (result, slot, true)
                 }
                 Input::Poll => {
                     watched.readable = false;
@@ -404,6 +417,43 @@ impl Epoll {
         }
         // Others first; this one has more to give.
         self.queue(fd);
+    }
+
+    /// Takes what has come, several aggregates at once, each into a slot of its own. The last of them, or why there is
+    /// none, is the caller's to report.
+    fn receive_aggregates(&mut self, fd: RawFd, token: Token) -> (i32, Option<u16>) {
+        let mut slots = [0; AT_ONCE];
+        let mut pieces = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; AT_ONCE];
+        let mut messages = [libc::mmsghdr { msg_hdr: aggregate::template(), msg_len: 0 }; AT_ONCE];
+        let mut taken = 0;
+        while taken < AT_ONCE
+            && let Some(slot) = self.aggregates.take_slot()
+        {
+            slots[taken] = slot;
+            messages[taken].msg_hdr = aggregate::header(self.aggregates.slot_ptr(slot), &mut pieces[taken]);
+            taken += 1;
+        }
+        if taken == 0 {
+            return (-libc::ENOBUFS, None);
+        }
+        let (list, count, limit) = (messages.as_mut_ptr(), taken as u32, std::ptr::null_mut());
+        // SAFETY: the headers lead to parts of slots that were free and are ours now, and to pieces that live across
+        // the call; there are `taken` of them.
+        let result = outcome(unsafe { libc::recvmmsg(fd, list, count, libc::MSG_DONTWAIT, limit) } as isize);
+        let filled = usize::try_from(result).unwrap_or(0);
+        slots[filled..taken].iter().for_each(|slot| self.aggregates.give_back(*slot));
+        let mut last = (result, None);
+        for (slot, message) in slots[..filled].iter().zip(&messages) {
+            let (lengths, used) = aggregate::lengths(&message.msg_hdr, message.msg_len);
+            let memory = self.aggregates.slot_ptr(*slot).cast();
+            // SAFETY: the slot is ours, and larger than the lengths in front.
+            unsafe { std::ptr::copy_nonoverlapping(lengths.as_ptr(), memory, lengths.len()) };
+            let before = std::mem::replace(&mut last, (used as i32, Some(*slot)));
+            if let (result, slot @ Some(_)) = before {
+                self.done.push(Completion { token, result, slot, more: true });
+            }
+        }
+        last
     }
 }
 

@@ -195,6 +195,11 @@ impl Driver {
         each!(self, driver => driver.pool())
     }
 
+    /// Slots for what datagram sockets receive.
+    pub(super) fn aggregates(&self) -> &Rc<Pool> {
+        each!(self, driver => driver.aggregates())
+    }
+
     /// Nanoseconds of the driver's clock.
     pub(super) fn clock_ns(&self) -> u64 {
         match self {
@@ -329,15 +334,20 @@ impl Driver {
         });
     }
 
-    /// Receives one datagram with its source and control data. The driver writes the header's
-    /// lengths back.
+    /// Receives datagrams with their sources and control data into slots (see `aggregate`) until cancelled, error, or
+    /// an empty pool (`ENOBUFS`).
     ///
     /// # Safety
-    /// - `message` and all that it points to stay in place and are used by nobody else until the completion.
-    pub(super) unsafe fn receive_message(&mut self, fd: RawFd, token: Token, message: *mut Message) {
+    /// - `template` stays in place and unwritten until the last completion.
+    pub(super) unsafe fn receive_datagrams(
+        &mut self,
+        fd: RawFd,
+        token: Token,
+        template: *const libc::msghdr,
+    ) {
         each!(self, driver => {
             // SAFETY: the same duties are the caller's.
-            unsafe { driver.receive_message(fd, token, message) }
+            unsafe { driver.receive_datagrams(fd, token, template) }
         });
     }
 

@@ -17,6 +17,7 @@ use std::rc::Rc;
 
 use self::datagram::{Datagram, Mailbox};
 use super::{Completion, DriverStats, Kind, Message, Token};
+use crate::runtime::aggregate;
 use crate::runtime::buf::Pool;
 use crate::runtime::sim::{BLACK_HOLE_PORT, Profile, Rng, Tap, UNREACHABLE_PORT, World};
 use crate::sys::net::RawAddress;
@@ -28,6 +29,7 @@ pub(in crate::runtime) struct Sim {
     rng: Rng,
     profile: Profile,
     pool: Rc<Pool>,
+    aggregates: Rc<Pool>,
     now_ns: u64,
     sockets: Vec<Option<Socket>>,
     listeners: HashMap<SocketAddr, usize>,
@@ -91,7 +93,7 @@ enum What {
     Into(*mut u8, usize),
     Bytes(*const u8, usize),
     Message(*const Message),
-    Datagram(*mut Message),
+    Datagrams,
     Connect(SocketAddr),
     Shutdown,
     /// Never completes by itself.
@@ -111,10 +113,13 @@ impl Sim {
         let profile = world.profile;
         let pool = Pool::listed(profile.pool_slots, profile.pool_slot_bytes)
             .expect("a simulated pool is a few hundred kilobytes");
+        let aggregates =
+            Pool::listed(aggregate::SLOTS, aggregate::SLOT_BYTES).expect("so is the other, in use");
         Self {
             rng: world.rng.clone(),
             profile,
             pool,
+            aggregates,
             now_ns: 1_000_000_000,
             sockets: Vec::new(),
             listeners: HashMap::new(),
@@ -134,6 +139,10 @@ impl Sim {
 
     pub(super) fn pool(&self) -> &Rc<Pool> {
         &self.pool
+    }
+
+    pub(super) fn aggregates(&self) -> &Rc<Pool> {
+        &self.aggregates
     }
 
     pub(super) fn stats(&self) -> DriverStats {
@@ -282,9 +291,14 @@ impl Sim {
     }
 
     /// # Safety
-    /// As [`super::Driver::receive_message`].
-    pub(super) unsafe fn receive_message(&mut self, fd: RawFd, token: Token, message: *mut Message) {
-        self.start(fd, token, What::Datagram(message));
+    /// As [`super::Driver::receive_datagrams`].
+    pub(super) unsafe fn receive_datagrams(
+        &mut self,
+        fd: RawFd,
+        token: Token,
+        _template: *const libc::msghdr,
+    ) {
+        self.start(fd, token, What::Datagrams);
     }
 
     /// # Safety
@@ -448,11 +462,7 @@ impl Sim {
                     _ => self.try_send(index, &bytes),
                 }
             }
-            What::Datagram(message) => {
-                // SAFETY: the starter vouched for the message until the completion, which is not out yet.
-                let message = unsafe { &mut *message };
-                self.try_receive_datagrams(index, message)
-            }
+            What::Datagrams => self.try_receive_datagrams(index),
             What::Connect(address) => self.try_connect(index, address),
             What::Shutdown => self.try_shutdown(index),
             What::Idle => Attempt::NotYet,

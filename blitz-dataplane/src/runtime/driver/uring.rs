@@ -18,11 +18,14 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::{Completion, DriverStats, Message, Token};
 use crate::runtime::Sizes;
+use crate::runtime::aggregate;
 use crate::runtime::buf::Pool;
 use crate::sys::net::{self, RawAddress};
 
 /// The buffer group of the receive pool.
 const POOL_GROUP: u16 = 0;
+/// That of what datagram sockets receive.
+const AGGREGATES_GROUP: u16 = 1;
 
 /// Every operation the ring may carry out; anything else is refused by the kernel with `EACCES`.
 const OPERATIONS: [u8; 11] = [
@@ -43,6 +46,7 @@ pub(in crate::runtime) struct Uring {
     /// Before the pool: the ring must be gone before the memory that the kernel writes into.
     ring: IoUring,
     pool: Rc<Pool>,
+    aggregates: Rc<Pool>,
     /// Completions that were taken to make room for a submission, for the next wait.
     early: Vec<Completion>,
     stats: DriverStats,
@@ -61,10 +65,12 @@ impl Uring {
             .build(sizes.submission_entries)
             .map_err(|error| explain("io_uring_setup", error))?;
         let pool = Pool::ringed(sizes.pool_slots, sizes.pool_slot_bytes)?;
-        if let Some((address, entries)) = pool.ring() {
-            // SAFETY: the ring's mapping holds `entries` entries and lives in `pool`, which this
+        let aggregates = Pool::ringed(aggregate::SLOTS, aggregate::SLOT_BYTES)?;
+        for (pool, group) in [(&pool, POOL_GROUP), (&aggregates, AGGREGATES_GROUP)] {
+            let Some((address, entries)) = pool.ring() else { continue };
+            // SAFETY: the ring's mapping holds `entries` entries and lives in a pool, which this
             // driver keeps until after the ring (field order above).
-            unsafe { ring.submitter().register_buf_ring_with_flags(address, entries, POOL_GROUP, 0) }
+            unsafe { ring.submitter().register_buf_ring_with_flags(address, entries, group, 0) }
                 .map_err(|error| explain("registering the receive buffers", error))?;
         }
         let mut restrictions = Vec::from(OPERATIONS.map(Restriction::sqe_op));
@@ -74,11 +80,15 @@ impl Uring {
             .register_restrictions(&mut restrictions)
             .map_err(|error| explain("restricting the ring", error))?;
         ring.submitter().register_enable_rings().map_err(|error| explain("enabling the ring", error))?;
-        Ok(Self { ring, pool, early: Vec::new(), stats: DriverStats::default() })
+        Ok(Self { ring, pool, aggregates, early: Vec::new(), stats: DriverStats::default() })
     }
 
     pub(super) fn pool(&self) -> &Rc<Pool> {
         &self.pool
+    }
+
+    pub(super) fn aggregates(&self) -> &Rc<Pool> {
+        &self.aggregates
     }
 
     pub(super) fn stats(&self) -> DriverStats {
@@ -152,11 +162,14 @@ impl Uring {
     }
 
     /// # Safety
-    /// As [`super::Driver::receive_message`].
-    pub(super) unsafe fn receive_message(&mut self, fd: RawFd, token: Token, message: *mut Message) {
-        // SAFETY: `message` points to a live Message, as the caller promises.
-        let header = unsafe { &raw mut (*message).header };
-        self.push(opcode::RecvMsg::new(Fd(fd), header).build(), token);
+    /// As [`super::Driver::receive_datagrams`].
+    pub(super) unsafe fn receive_datagrams(
+        &mut self,
+        fd: RawFd,
+        token: Token,
+        template: *const libc::msghdr,
+    ) {
+        self.push(opcode::RecvMsgMulti::new(Fd(fd), template, AGGREGATES_GROUP).build(), token);
     }
 
     /// # Safety

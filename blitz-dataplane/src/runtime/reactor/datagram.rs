@@ -1,23 +1,28 @@
-//! Datagram sockets: one receive and one send in flight for each entry.
+//! Datagram sockets: one receive, which goes on, and one send in flight for each entry.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::task::{Context, Poll, Waker};
 
-use super::{Body, Entry, Reactor, gone, os_error, register};
+use super::{Body, Entry, Reactor, gone, os_error, register, wake};
+use crate::runtime::aggregate;
+use crate::runtime::buf::Chunk;
 use crate::runtime::driver::{Driver, Kind, Message, Token};
 use crate::runtime::slab::Key;
-use crate::runtime::udp::{self, Received, Transmit};
+use crate::runtime::udp::{self, ReceiveBuffer, Received, Transmit};
 use crate::sys::net::RawAddress;
 
 pub(super) struct DatagramEntry {
-    pub(super) receive: Box<Message>,
-    /// Empty until the first receive.
-    pub(super) buffer: Box<[u8]>,
+    /// The header that a receive is started with.
+    template: Box<libc::msghdr>,
     pub(super) receive_armed: bool,
-    pub(super) received: Option<i32>,
-    pub(super) receive_waker: Option<Waker>,
+    /// What has come. Bounded by the slots that there are.
+    inbox: VecDeque<Chunk>,
+    /// Why the last receive has ended.
+    failed: Option<i32>,
+    receive_waker: Option<Waker>,
     pub(super) send: Box<Message>,
     pub(super) send_buffer: Box<[u8]>,
     pub(super) sending: bool,
@@ -33,10 +38,10 @@ impl Reactor {
         self.insert(
             fd,
             Body::Datagram(Box::new(DatagramEntry {
-                receive: Message::new(),
-                buffer: Box::default(),
+                template: Box::new(aggregate::template()),
                 receive_armed: false,
-                received: None,
+                inbox: VecDeque::new(),
+                failed: None,
                 receive_waker: None,
                 send: Message::new(),
                 send_buffer: Box::default(),
@@ -69,46 +74,50 @@ impl Reactor {
         }
     }
 
-    /// One datagram, or several of one size merged by GRO. Their bytes are in `buffer`, whose memory takes the place of
-    /// what they came in.
+    /// A receive has brought something, or has ended.
+    pub(super) fn datagrams_received(
+        datagram: &mut DatagramEntry,
+        result: i32,
+        slot: Option<Chunk>,
+        more: bool,
+    ) {
+        datagram.receive_armed = more;
+        match slot {
+            Some(slot) => datagram.inbox.push_back(slot),
+            // No slot was left: those that there are come back as they are read, and then it is started again.
+            None if result == -libc::ENOBUFS => {}
+            None => datagram.failed = Some(result),
+        }
+        wake(&mut datagram.receive_waker);
+    }
+
+    /// One datagram, or several of one size merged by GRO, in `buffer`.
     pub(in crate::runtime) fn poll_receive_datagram(
         &mut self,
         key: Key,
         cx: &Context<'_>,
-        buffer: &mut Box<[u8]>,
+        buffer: &mut ReceiveBuffer,
     ) -> Poll<io::Result<Received>> {
         let Some((fd, datagram)) = self.datagram(key) else {
             return Poll::Ready(Err(gone()));
         };
-        if let Some(result) = datagram.received.take() {
-            let Ok(len) = usize::try_from(result) else {
-                return Poll::Ready(Err(os_error(-result)));
-            };
-            let message = &datagram.receive;
-            let (segment, destination) =
-                udp::read_control(&message.control, message.header.msg_controllen);
-            let source = message.address.to_socket_addr();
-            std::mem::swap(buffer, &mut datagram.buffer);
-            return Poll::Ready(Ok(Received { len, source, destination, segment }));
+        while let Some(slot) = datagram.inbox.pop_front() {
+            if let Some((received, payload_at)) = aggregate::read(&slot) {
+                buffer.fill(slot, payload_at);
+                return Poll::Ready(Ok(received));
+            }
+        }
+        if let Some(result) = datagram.failed.take() {
+            return Poll::Ready(Err(os_error(-result)));
         }
         register(&mut datagram.receive_waker, cx);
         if !datagram.receive_armed {
             datagram.receive_armed = true;
-            if datagram.buffer.len() != buffer.len() {
-                datagram.buffer = vec![0; buffer.len()].into_boxed_slice();
-            }
-            let message = &mut datagram.receive;
-            message.pieces[0] =
-                libc::iovec { iov_base: datagram.buffer.as_mut_ptr().cast(), iov_len: datagram.buffer.len() };
-            message.header.msg_name = message.address.as_mut_ptr().cast();
-            message.header.msg_namelen = RawAddress::empty().len();
-            message.header.msg_iov = message.pieces.as_mut_ptr();
-            message.header.msg_iovlen = 1;
-            message.header.msg_control = message.control.as_mut_ptr().cast();
-            message.header.msg_controllen = size_of_val(&message.control);
-            let message: *mut Message = &raw mut **message;
-            // SAFETY: message and buffer are boxed in the entry and left alone until the completion.
-            unsafe { self.driver.receive_message(fd, Token { key, kind: Kind::ReceiveDatagram }, message) };
+            let template = &raw const *datagram.template;
+            // SAFETY: the template is boxed in the entry and left alone until the last completion.
+            unsafe {
+                self.driver.receive_datagrams(fd, Token { key, kind: Kind::ReceiveDatagram }, template)
+            };
             self.started(key);
         }
         Poll::Pending

@@ -7,11 +7,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::rc::Rc;
 
 use super::{Attempt, Event, Sim};
+use crate::runtime::aggregate;
 use crate::runtime::driver::{Kind, Message};
 use crate::runtime::sim::{Passage, Passing};
-use crate::runtime::udp::{self, SEGMENTS_MAX, SEND_BYTES_MAX};
+use crate::runtime::udp::{self, CONTROL_WORDS, SEGMENTS_MAX, SEND_BYTES_MAX};
 use crate::sys::net::RawAddress;
 
 /// Bytes that wait at a socket to be read; beyond it they are lost.
@@ -171,45 +173,52 @@ impl Sim {
         self.attempt_soon(index, Kind::ReceiveDatagram);
     }
 
-    /// Hands over what has come: one datagram, or several of one size (GRO).
-    pub(super) fn try_receive_datagrams(&mut self, index: usize, message: &mut Message) -> Attempt {
+    /// Hands over what has come in a slot: one datagram, or several of one size (GRO).
+    pub(super) fn try_receive_datagrams(&mut self, index: usize) -> Attempt {
         let (rng, merge) = (self.rng.clone(), self.profile.weather.merge_per_mille);
-        let room = message.pieces[0].iov_len;
+        let aggregates = Rc::clone(&self.aggregates);
         let Some(mailbox) = self.socket_mut(index).and_then(|socket| socket.mailbox.as_mut()) else {
             return Attempt::NotYet;
         };
-        let Some(first) = mailbox.arrived.pop_front() else { return Attempt::NotYet };
-        let segment = first.bytes.len();
-        let mut len = segment.min(room);
-        let mut taken = vec![first];
+        if mailbox.arrived.is_empty() {
+            return Attempt::NotYet;
+        }
+        let Some(slot) = aggregates.take_slot() else { return Attempt::Ends(-libc::ENOBUFS, None) };
+        let mut taken: Vec<Datagram> = mailbox.arrived.pop_front().into_iter().collect();
+        let (from, to, segment) = (taken[0].from, taken[0].to, taken[0].bytes.len());
+        let mut bytes = taken[0].bytes.clone();
         while let Some(next) = mailbox.arrived.front()
             && taken.len() < SEGMENTS_MAX
             && taken.last().is_some_and(|last| last.bytes.len() == segment)
-            && (next.from, next.to) == (taken[0].from, taken[0].to)
+            && (next.from, next.to) == (from, to)
             && next.bytes.len() <= segment
-            && len + next.bytes.len() <= room
+            && bytes.len() + next.bytes.len() <= SEND_BYTES_MAX
             && rng.chance(merge)
         {
-            len += next.bytes.len();
+            bytes.extend_from_slice(&next.bytes);
             taken.extend(mailbox.arrived.pop_front());
         }
-        mailbox.arrived_bytes -= taken.iter().map(|datagram| datagram.bytes.len()).sum::<usize>();
-        let has_more = !mailbox.arrived.is_empty();
-        let bytes: Vec<u8> = taken.iter().flat_map(|datagram| datagram.bytes.iter().copied()).take(room).collect();
-        // SAFETY: the starter vouched for the piece, which has room for `bytes`.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), message.pieces[0].iov_base.cast::<u8>(), bytes.len());
-        }
-        message.address = RawAddress::new(taken[0].from);
+        mailbox.arrived_bytes -= bytes.len();
         let merged = (taken.len() > 1).then(|| u16::try_from(segment).ok()).flatten();
-        message.header.msg_controllen =
-            udp::simulated_control(&mut message.control, taken[0].to.ip(), merged);
+        let mut control = [0; CONTROL_WORDS];
+        let control_bytes = udp::simulated_control(&mut control, to.ip(), merged);
+        let source = RawAddress::new(from);
+        let mut piece = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        let memory = aggregates.slot_ptr(slot);
+        let mut header = aggregate::header(memory.cast(), &mut piece);
+        // SAFETY: the slot is ours, and has room for a source where the header says.
+        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr().cast(), header.msg_name, source.len() as usize) };
+        // SAFETY: likewise for as many words of control messages.
+        unsafe { std::ptr::copy_nonoverlapping(control.as_ptr().cast(), header.msg_control, control_bytes) };
+        // SAFETY: likewise for the payload, which is no longer than one packet.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), piece.iov_base, bytes.len()) };
+        (header.msg_namelen, header.msg_controllen) = (source.len(), control_bytes);
+        let (lengths, used) = aggregate::lengths(&header, bytes.len() as u32);
+        // SAFETY: likewise for the lengths in front.
+        unsafe { std::ptr::copy_nonoverlapping(lengths.as_ptr(), memory.cast(), lengths.len()) };
         for datagram in &taken {
             self.note(datagram, Passage::Read);
         }
-        if has_more {
-            self.attempt_soon(index, Kind::ReceiveDatagram);
-        }
-        Attempt::Done(len as i32)
+        Attempt::Goes(used as i32, Some(slot))
     }
 }
