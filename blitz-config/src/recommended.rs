@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, Blocklist, Http2Limits, Http3Limits, HttpLimits, Limit, PassiveHealth, Retry, Timeouts, Tls,
-    Upstream, Xdp, XdpMode, XdpQuic,
+    Admin, Blocklist, CongestionControl, Http2Limits, Http3Limits, HttpLimits, Limit, PassiveHealth, Retry,
+    Timeouts, Tls, Upstream, Xdp, XdpMode, XdpQuic,
 };
 use blitz_ebpf_common::layout;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -140,6 +140,10 @@ impl Http3Limits {
         early_data: false,
         // As for HTTP/2.
         resets_per_second: 100,
+        // What TCP does on Linux: fair beside it.
+        congestion_control: CongestionControl::Cubic,
+        // Fewer datagrams for the same bytes, on nearly every path.
+        pmtu_discovery: true,
     };
 }
 

@@ -143,6 +143,10 @@ const TOML_MORE: &[(&str, &str)] = &[
         "f.toml: listeners[1].proxy_protocol: \"required\" cannot hold for \"h3\": datagrams carry no such header; leave one of them out",
     ),
     (
+        "[http3]\ncongestion_control = \"vegas\"",
+        "f.toml: http3.congestion_control: \"vegas\" is not accepted; accepted: \"cubic\", \"reno\", \"bbr2\"",
+    ),
+    (
         "[http3]\nretry = \"sometimes\"",
         "f.toml: http3.retry: \"sometimes\" is not accepted; accepted: \"always\", \"never\", \"under_pressure\"",
     ),

@@ -7,8 +7,8 @@
 //!
 //! Owns: that, heads (`head.rs`), early data (`early.rs`), what an unproven address may get (`allowance.rs`), Retry
 //! (`retry.rs`), keys and connection IDs ([`keys`]). Does not own: what a request means (`proxy`), certificates
-//! (`tls::quic`), the layout of connection IDs and the choice of a worker (`blitz_ebpf_common`, `docs/quic.md`), sockets
-//! (`process::listeners`, `runtime`).
+//! (`tls::quic`), the layout of connection IDs and the choice of a worker (`blitz_ebpf_common`, `docs/quic.md`),
+//! sockets (`process::listeners`, `runtime`).
 
 #![forbid(unsafe_code)]
 

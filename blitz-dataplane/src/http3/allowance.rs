@@ -1,7 +1,7 @@
 //! What may be sent to a client that has not proven its address (RFC 9000 section 8.1).
 //!
-//! quiche keeps count of it, but not of the padding behind the packets of a handshake, which alone may come to more than
-//! is allowed. So it is counted here as well, in whole datagrams.
+//! quiche keeps count of it, but not of the padding behind the packets of a handshake, which alone may come to more
+//! than is allowed. So it is counted here as well, in whole datagrams.
 //!
 //! Owns: the count, and the proof. Does not own: tokens, which prove an address before (`retry.rs`), or other paths, on
 //! which quiche sends no such padding.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use blitz_config::Config;
-use blitz_config::model::{Http3Limits, Retry};
+use blitz_config::model::{CongestionControl, Http3Limits, Retry};
 use blitz_ebpf_common::cid::CID_BYTES;
 
 use super::QuicKeys;
@@ -162,8 +162,14 @@ fn configure(
     config.set_max_stream_window(stream);
     config.set_active_connection_id_limit(PATHS_MAX);
     // From 1200 bytes, which every path carries, to as many as this one does (RFC 9000 section 14.3).
-    config.set_max_send_udp_payload_size(DATAGRAM_BYTES_MAX);
-    config.discover_pmtu(true);
+    let largest = if limits.pmtu_discovery { DATAGRAM_BYTES_MAX } else { INITIAL_BYTES_MIN };
+    config.set_max_send_udp_payload_size(largest);
+    config.discover_pmtu(limits.pmtu_discovery);
+    config.set_cc_algorithm(match limits.congestion_control {
+        CongestionControl::Cubic => quiche::CongestionControlAlgorithm::CUBIC,
+        CongestionControl::Reno => quiche::CongestionControlAlgorithm::Reno,
+        CongestionControl::Bbr2 => quiche::CongestionControlAlgorithm::Bbr2Gcongestion,
+    });
     // The timer wheel is coarser than what pacing asks for.
     config.enable_pacing(false);
     Ok(config)

@@ -310,7 +310,8 @@ impl<S: Service + 'static> Running<S> {
                     let before = session.connection.addresses().map(|(peer, local)| (local, peer));
                     self.left.retain(|path| *path != now);
                     // Bounded as the paths are.
-                    if let Some(left) = before.filter(|before| *before != now && !self.left.contains(before)) {
+                    if let Some(left) = before.filter(|before| *before != now && !self.left.contains(before))
+                    {
                         let _unknown = quic.send_ack_eliciting_on_path(left.0, left.1);
                         self.left.push(left);
                     }

@@ -112,7 +112,7 @@ impl Weather {
             late_per_mille: pick([0, 0, 20, 150]),
             late_us_max: 1_000 + rng.below(60_000),
             byte_ns: pick([0, 0, 80, 800]),
-            mtu_bytes: [1252, 1472, 1472, 9000][rng.below(4) as usize],
+            mtu_bytes: [1472, 1472, 1472, 9000][rng.below(4) as usize],
             merge_per_mille: pick([0, 500, 900, 1000]),
             send_error_per_mille: pick([0, 0, 5, 30]),
         }

@@ -30,8 +30,8 @@ use blitz_config::{Format, Overrides};
 use super::oracle::Ledger;
 use super::wire::Trace;
 use super::{
-    Coverage, ENDPOINT_A, ENDPOINT_B, Env, GATEWAY, HANG, ROWS, Report, SEEDS, TICK, Times, config_text, gauges,
-    number_from_environment, resolved, upstream,
+    Coverage, ENDPOINT_A, ENDPOINT_B, Env, GATEWAY, HANG, ROWS, Report, SEEDS, TICK, Times, config_text,
+    gauges, number_from_environment, resolved, upstream,
 };
 use crate::exchange::ErrorKind;
 use crate::http3::QuicKeys;
@@ -101,8 +101,8 @@ fn run(seed: u64) -> Report {
     run_in(seed, weather, None)
 }
 
-/// Plays one seed in the caller's weather; `script` is the one that every client plays, and then there are no strangers,
-/// no drain and no other configuration.
+/// Plays one seed in the caller's weather; `script` is the one that every client plays, and then there are no
+/// strangers, no drain and no other configuration.
 fn run_in(seed: u64, weather: Weather, script: Option<Script>) -> Report {
     let clock = Clock::start();
     overflow::watch();
@@ -176,20 +176,33 @@ fn run_in(seed: u64, weather: Weather, script: Option<Script>) -> Report {
             1,
         )
         .replacen(":80\"", ":443\"", 1)
-        .replacen("[timeouts]\n", &format!("[timeouts]\ntls_handshake_ms = {}\n", scene.handshake.as_millis()), 1);
+        .replacen(
+            "[timeouts]\n",
+            &format!("[timeouts]\ntls_handshake_ms = {}\n", scene.handshake.as_millis()),
+            1,
+        );
     let text = format!(
         "{text}[http3]\nretry = \"{retry}\"\nconcurrent_streams_max = {}\nstream_window_bytes = {}\n\
-         connection_window_bytes = {}\nidle_timeout_ms = {}\nresets_per_second = 8\n",
+         connection_window_bytes = {}\nidle_timeout_ms = {}\nresets_per_second = 8\n\
+         congestion_control = \"{}\"\npmtu_discovery = {}\n",
         4 + rng.below(20),
         65_535 + rng.below(100_000),
         65_535 + rng.below(400_000),
         60_000 + rng.below(60_000),
+        ["cubic", "cubic", "reno", "bbr2"][rng.below(4) as usize],
+        rng.chance(500),
     );
     let segment = Segment::create(Shape { workers: 1, endpoints: ROWS }).expect("a segment");
     let (outbox, _) = std::sync::mpsc::channel();
     let rows = segment.worker(0).expect("the first worker");
-    let proxy =
-        Proxy::new(handle.clone(), rows, snapshot(&text, 1), false, Reports::new(outbox), Diagnosis::default());
+    let proxy = Proxy::new(
+        handle.clone(),
+        rows,
+        snapshot(&text, 1),
+        false,
+        Reports::new(outbox),
+        Diagnosis::default(),
+    );
     let info = Rc::new(Listener::new(gateway, true));
     follow(&proxy, &info);
     let listener = QuicListener::simulated(&proxy, &info, &scene.keys);
@@ -213,7 +226,10 @@ fn run_in(seed: u64, weather: Weather, script: Option<Script>) -> Report {
             *broken.borrow_mut() = Some(what);
         }
     };
-    let world_text = format!("{weather:?}\n{times:?}\ndrains {:?} swaps {:?}\n{text}", stage.drains_at_ms, stage.swaps_at_ms);
+    let world_text = format!(
+        "{weather:?}\n{times:?}\ndrains {:?} swaps {:?}\n{text}",
+        stage.drains_at_ms, stage.swaps_at_ms
+    );
     runtime.block_on_stepped(play(stage, rng), check);
     if let Some(what) = broken.borrow_mut().take() {
         env.ledger.violation(format!("invariant: {what}"));
@@ -516,7 +532,8 @@ const EXCUSED_PER_MILLE_MAX: u64 = 100;
 const CUT_PER_MILLE_MAX: u64 = 400;
 
 fn missing(coverage: &Coverage) -> Vec<String> {
-    let kinds = KINDS.iter().filter(|kind| coverage.errors.get(**kind as usize).is_none_or(|count| *count == 0));
+    let kinds =
+        KINDS.iter().filter(|kind| coverage.errors.get(**kind as usize).is_none_or(|count| *count == 0));
     let mut missing: Vec<String> = kinds.map(|kind| format!("{kind:?}")).collect();
     let metrics = REACHED.iter().filter(|metric| coverage.metric(**metric) == 0);
     missing.extend(metrics.map(|metric| format!("{metric:?}")));

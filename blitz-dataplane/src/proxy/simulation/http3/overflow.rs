@@ -1,5 +1,5 @@
-//! The one panic that is known: quiche adds up the windows of paths, one of which may stand for "no limit". In a release
-//! the sum wraps, and nothing comes of it; in a debug build it panics, and the connection ends.
+//! The one panic that is known: quiche adds up the windows of paths, one of which may stand for "no limit". In a
+//! release the sum wraps, and nothing comes of it; in a debug build it panics, and the connection ends.
 //!
 //! Owns: telling it from other panics. Does not own: counting those (`runtime`).
 #![forbid(unsafe_code)]

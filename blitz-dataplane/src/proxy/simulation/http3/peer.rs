@@ -131,7 +131,8 @@ impl Peer {
     pub(super) fn new(env: &Rc<Env>, local: SocketAddr, rng: &Rng, config: &mut quiche::Config) -> Self {
         let scid: Vec<u8> = (0..2).flat_map(|_| rng.next().to_be_bytes()).collect();
         let scid = quiche::ConnectionId::from_ref(&scid);
-        let quic = quiche::connect(Some("sim.test"), &scid, local, env.gateway, config).expect("a connection");
+        let quic =
+            quiche::connect(Some("sim.test"), &scid, local, env.gateway, config).expect("a connection");
         Self {
             env: Rc::clone(env),
             quic,

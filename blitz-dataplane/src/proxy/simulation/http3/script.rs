@@ -128,8 +128,7 @@ impl Client {
     /// The end of a connection, or of a request, for which the world is to blame, and that has a name.
     fn is_excused(&self, peer: &Peer) -> bool {
         let is_lenient = self.scene.env.is_lenient() || self.scene.is_foul;
-        let is_told = self.script == Script::IsRebound && peer.quic.peer_error().is_some();
-        peer.reason().is_some() && (is_lenient || is_told)
+        peer.reason().is_some() && (is_lenient || self.script == Script::IsRebound)
     }
 
     /// As [`Self::is_excused`], or the gateway's last word was lost, and all that is heard of it now is a stateless
@@ -223,8 +222,10 @@ impl Client {
         }
         let stream = &peer.streams[&id];
         let env = &self.scene.env;
-        // quiche does not always find out what was lost on a path that was left; then a deadline cuts the answer.
-        let is_cut = self.script == Script::IsRebound && stream.code.is_some();
+        // A deadline cuts the answer where nothing came through for too long. quiche does not always find out what was
+        // lost on a path that was left.
+        let may_be_cut = self.script == Script::IsRebound || self.scene.is_foul;
+        let is_cut = may_be_cut && stream.code.is_some();
         let is_excused = may_be_closed || is_cut || self.is_excused(peer);
         let is_whole = matches!(stream.end, Some(Ok(())));
         if is_excused && !is_whole {
@@ -436,7 +437,10 @@ impl Client {
         peer.until(PATIENCE, |peer| peer.streams[&id].end.is_some()).await;
         let code = peer.streams[&id].code;
         if code != Some(MESSAGE_ERROR) && !self.is_excused(peer) {
-            self.say(&format!("a malformed request ({what}) ended with {code:?}: {:?}", peer.streams[&id].got()));
+            self.say(&format!(
+                "a malformed request ({what}) ended with {code:?}: {:?}",
+                peer.streams[&id].got()
+            ));
         }
         peer.streams.remove(&id);
         if !peer.is_over()

@@ -163,7 +163,8 @@ impl Sim {
         let Some(datagram) = self.under_way.remove(&number) else { return };
         let index = self.mailboxes.get(&datagram.to).copied();
         let mailbox = index.and_then(|index| Some((index, self.socket_mut(index)?.mailbox.as_mut()?)));
-        let room = mailbox.filter(|(_, mailbox)| mailbox.arrived_bytes + datagram.bytes.len() <= QUEUE_BYTES_MAX);
+        let room =
+            mailbox.filter(|(_, mailbox)| mailbox.arrived_bytes + datagram.bytes.len() <= QUEUE_BYTES_MAX);
         let Some((index, _)) = room else { return self.note(&datagram, Passage::Lost) };
         self.note(&datagram, Passage::Arrived);
         if let Some(mailbox) = self.socket_mut(index).and_then(|socket| socket.mailbox.as_mut()) {
@@ -207,7 +208,9 @@ impl Sim {
         let memory = aggregates.slot_ptr(slot);
         let mut header = aggregate::header(memory.cast(), &mut piece);
         // SAFETY: the slot is ours, and has room for a source where the header says.
-        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr().cast(), header.msg_name, source.len() as usize) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(source.as_ptr().cast(), header.msg_name, source.len() as usize)
+        };
         // SAFETY: likewise for as many words of control messages.
         unsafe { std::ptr::copy_nonoverlapping(control.as_ptr().cast(), header.msg_control, control_bytes) };
         // SAFETY: likewise for the payload, which is no longer than one packet.
