@@ -9,8 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::message::{
-    Blocked, DescriptorFacts, GiveDescriptor, Hello, ListBlocked, OpenSocket, Report, ReportDone, Request,
-    SocketFacts, Status, StatusQuery, TEXT_BYTES_MAX, Unblock, UnblockDone, Welcome,
+    Bank, BankSteered, Blocked, DescriptorFacts, GiveDescriptor, Hello, ListBlocked, OpenBank, OpenSocket,
+    PlaceSocket, Report, ReportDone, Request, SocketFacts, SocketPlaced, Status, StatusQuery, Steer,
+    SteerBank, SteerDone, TEXT_BYTES_MAX, Unblock, UnblockDone, Welcome,
 };
 use crate::{Connection, Error, VERSIONS, sys};
 
@@ -114,6 +115,46 @@ impl Client {
     pub fn give_descriptor(&mut self, descriptor: impl AsFd) -> Result<SocketFacts, Error> {
         let (DescriptorFacts(facts), _) = self.ask(&GiveDescriptor {}, &[descriptor.as_fd()])?;
         Ok(facts)
+    }
+
+    /// Says how QUIC is steered, and which workers live; returns the interfaces whose stage steers so now. `keys` is
+    /// the file that [`Steer`] describes.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the file is something else, or the maps cannot be written.
+    pub fn steer(&mut self, alive: Vec<(u32, u32)>, keys: impl AsFd) -> Result<Vec<String>, Error> {
+        let (SteerDone { interfaces }, _) = self.ask(&Steer { alive }, &[keys.as_fd()])?;
+        Ok(interfaces)
+    }
+
+    /// A program that steers among `sockets`, which are all of one UDP address in the order of their bank; to be
+    /// attached to any of them. With it the map for [`Self::steer_bank`].
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the daemon may not load programs, or a socket lies in a bank already.
+    pub fn bank<'a>(
+        &mut self,
+        keys: impl AsFd,
+        sockets: impl Iterator<Item = BorrowedFd<'a>>,
+    ) -> Result<(OwnedFd, OwnedFd), Error> {
+        let (Bank {}, mut descriptors) = self.ask(&OpenBank {}, &[keys.as_fd()])?;
+        let (map, program) = (descriptors.pop(), descriptors.pop());
+        let (Some(program), Some(map)) = (program, map) else {
+            return Err(Error::Descriptors { found: 0, expected: 2 });
+        };
+        for (index, socket) in (0..).zip(sockets) {
+            let (SocketPlaced {}, _) = self.ask(&PlaceSocket { index }, &[socket])?;
+        }
+        Ok((program, map))
+    }
+
+    /// Says how a bank's program steers from now on. `map` came with the program.
+    ///
+    /// # Errors
+    /// See [`Self::steer`].
+    pub fn steer_bank(&mut self, map: impl AsFd, keys: impl AsFd) -> Result<(), Error> {
+        let (BankSteered {}, _) = self.ask(&SteerBank {}, &[map.as_fd(), keys.as_fd()])?;
+        Ok(())
     }
 
     fn ask<R: Request>(

@@ -53,11 +53,27 @@ pub enum Kind {
     GiveDescriptor = 26,
     /// [`DescriptorFacts`].
     DescriptorFacts = 27,
+    /// [`Steer`] with one descriptor, answered by [`Kind::SteerDone`].
+    Steer = 32,
+    /// [`SteerDone`].
+    SteerDone = 33,
+    /// [`OpenBank`] with one descriptor, answered by [`Kind::Bank`].
+    OpenBank = 34,
+    /// [`Bank`] with two descriptors.
+    Bank = 35,
+    /// [`PlaceSocket`] with one descriptor, answered by [`Kind::SocketPlaced`].
+    PlaceSocket = 36,
+    /// [`SocketPlaced`].
+    SocketPlaced = 37,
+    /// [`SteerBank`] with two descriptors, answered by [`Kind::BankSteered`].
+    SteerBank = 38,
+    /// [`BankSteered`].
+    BankSteered = 39,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 23] = [
         Self::Hello,
         Self::Welcome,
         Self::Error,
@@ -73,6 +89,14 @@ impl Kind {
         Self::Socket,
         Self::GiveDescriptor,
         Self::DescriptorFacts,
+        Self::Steer,
+        Self::SteerDone,
+        Self::OpenBank,
+        Self::Bank,
+        Self::PlaceSocket,
+        Self::SocketPlaced,
+        Self::SteerBank,
+        Self::BankSteered,
     ];
 
     /// The kind of a number; `None` when this version does not know it.
@@ -83,7 +107,8 @@ impl Kind {
     /// How many descriptors come with a frame of this kind.
     pub const fn descriptors(self) -> usize {
         match self {
-            Self::Socket | Self::GiveDescriptor => 1,
+            Self::Socket | Self::GiveDescriptor | Self::Steer | Self::OpenBank | Self::PlaceSocket => 1,
+            Self::Bank | Self::SteerBank => 2,
             _ => 0,
         }
     }
@@ -128,6 +153,14 @@ messages! {
     Socket: Socket;
     GiveDescriptor: GiveDescriptor -> DescriptorFacts;
     DescriptorFacts: DescriptorFacts;
+    Steer: Steer -> SteerDone;
+    SteerDone: SteerDone;
+    OpenBank: OpenBank -> Bank;
+    Bank: Bank;
+    PlaceSocket: PlaceSocket -> SocketPlaced;
+    SocketPlaced: SocketPlaced;
+    SteerBank: SteerBank -> BankSteered;
+    BankSteered: BankSteered;
 }
 
 /// The first frame of a client.
@@ -374,3 +407,56 @@ pub struct SocketFacts {
     /// SO_PROTOCOL: 6 is TCP, 17 is UDP.
     pub protocol: i32,
 }
+
+/// Says how QUIC is steered in every stage, and is said again every few seconds: a bad connection ID may be dropped
+/// only while somebody stands by the keys.
+///
+/// The descriptor is a file whose first octets are what `blitz_ebpf_common::steer::Steering::to_bytes` gives: keys, the
+/// number of workers, the generation of new connections. So no key is ever in a message, which may be logged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Steer {
+    /// Generation and number of each worker that lives, as connection IDs have them.
+    pub alive: Vec<(u32, u32)>,
+}
+
+/// The answer to a [`Steer`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SteerDone {
+    /// Interfaces whose stage steers so now.
+    pub interfaces: Vec<String>,
+}
+
+/// Asks for a program that steers among the sockets of one UDP address. The descriptor is that of a [`Steer`].
+///
+/// Then each socket of the address is put in its place with [`PlaceSocket`], on the same connection, and the client
+/// attaches the program to any of them. It stays with the sockets, whatever becomes of the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenBank {}
+
+/// The answer to an [`OpenBank`]. The descriptors: the program, and the map that says how it steers, which is of use
+/// in a [`SteerBank`] only.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bank {}
+
+/// Puts a socket in its place in the bank that this connection has opened last. The descriptor is the socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlaceSocket {
+    /// Its index in the bank.
+    pub index: u32,
+}
+
+/// The answer to a [`PlaceSocket`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketPlaced {}
+
+/// Says how a bank's program steers from now on. The descriptors: the map of its [`Bank`], and that of a [`Steer`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SteerBank {}
+
+/// The answer to a [`SteerBank`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BankSteered {}

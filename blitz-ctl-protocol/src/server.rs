@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use crate::frame::Frame;
 use crate::message::{
-    GiveDescriptor, HELLO_VERSIONS_MAX, Hello, Kind, ListBlocked, Message, OpenSocket, Report, Sentence,
-    StatusQuery, TEXT_BYTES_MAX, Unblock, Welcome,
+    GiveDescriptor, HELLO_VERSIONS_MAX, Hello, Kind, ListBlocked, Message, OpenBank, OpenSocket, PlaceSocket,
+    Report, Sentence, StatusQuery, Steer, SteerBank, TEXT_BYTES_MAX, Unblock, Welcome,
 };
 use crate::{Connection, Credentials, Error, VERSIONS, sys};
 
@@ -41,6 +41,19 @@ pub enum Incoming {
     OpenSocket(OpenSocket),
     /// See [`GiveDescriptor`]; what was given.
     GiveDescriptor(OwnedFd),
+    /// See [`Steer`]; the file of the keys.
+    Steer(Steer, OwnedFd),
+    /// See [`OpenBank`]; the file of the keys.
+    OpenBank(OwnedFd),
+    /// See [`PlaceSocket`]; the socket.
+    PlaceSocket(PlaceSocket, OwnedFd),
+    /// See [`SteerBank`].
+    SteerBank {
+        /// The bank's map.
+        map: OwnedFd,
+        /// The file of the keys.
+        keys: OwnedFd,
+    },
 }
 
 impl Session {
@@ -162,7 +175,9 @@ fn request(frame: Frame) -> Result<Incoming, Error> {
     if found != expected {
         return Err(Error::Descriptors { found, expected });
     }
-    let mut descriptors = frame.descriptors;
+    let mut descriptors = frame.descriptors.into_iter();
+    // As many as were counted.
+    let mut next = || descriptors.next().ok_or(Error::Descriptors { found, expected });
     let payload = frame.payload;
     match kind {
         Kind::Report => {
@@ -178,8 +193,17 @@ fn request(frame: Frame) -> Result<Incoming, Error> {
         Kind::OpenSocket => Ok(Incoming::OpenSocket(parse(&payload)?)),
         Kind::GiveDescriptor => {
             let GiveDescriptor {} = parse(&payload)?;
-            let given = descriptors.pop().ok_or(Error::Descriptors { found: 0, expected: 1 })?;
-            Ok(Incoming::GiveDescriptor(given))
+            Ok(Incoming::GiveDescriptor(next()?))
+        }
+        Kind::Steer => Ok(Incoming::Steer(parse(&payload)?, next()?)),
+        Kind::OpenBank => {
+            let OpenBank {} = parse(&payload)?;
+            Ok(Incoming::OpenBank(next()?))
+        }
+        Kind::PlaceSocket => Ok(Incoming::PlaceSocket(parse(&payload)?, next()?)),
+        Kind::SteerBank => {
+            let SteerBank {} = parse(&payload)?;
+            Ok(Incoming::SteerBank { map: next()?, keys: next()? })
         }
         _ => Err(Error::Kind(number)),
     }

@@ -1,16 +1,18 @@
 //! Both ends of the control socket talk to each other: handshake, every request, refusals, deadlines.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read, Seek as _, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use blitz_ctl_protocol::message::{
-    Blocked, BlockedPage, ConnectionFacts, DescriptorFacts, Hello, Kind, OpenSocket, Outcome, Reason, Report,
-    ReportDone, Socket, SocketFacts, SocketProtocol, Status, UnblockDone,
+    Bank, BankSteered, Blocked, BlockedPage, ConnectionFacts, DescriptorFacts, Hello, Kind, OpenSocket,
+    Outcome, Reason, Report, ReportDone, Socket, SocketFacts, SocketPlaced, SocketProtocol, Status,
+    SteerDone, UnblockDone,
 };
 use blitz_ctl_protocol::server::{Incoming, Session};
 use blitz_ctl_protocol::{Client, Connection, Credentials, Error, frame};
@@ -73,6 +75,22 @@ fn row(last: u8) -> Blocked {
     }
 }
 
+/// A descriptor that is told by what it holds.
+fn file(text: &str) -> File {
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(text.as_bytes()).expect("written");
+    file.rewind().expect("rewound");
+    file
+}
+
+fn read(descriptor: OwnedFd) -> String {
+    let mut file = File::from(descriptor);
+    let mut text = String::new();
+    file.rewind().expect("rewound");
+    file.read_to_string(&mut text).expect("read");
+    text
+}
+
 #[test]
 fn every_request_has_its_answer() {
     let daemon = daemon(everyone, |session, request| match request {
@@ -117,6 +135,23 @@ fn every_request_has_its_answer() {
             assert!(given.local_addr().is_ok());
             session.answer(&DescriptorFacts(SocketFacts { domain: 2, kind: 2, protocol: 17 }), &[])
         }
+        Incoming::Steer(asked, keys) => {
+            assert_eq!((asked.alive.as_slice(), read(keys).as_str()), ([(4, 0), (4, 1)].as_slice(), "keys"));
+            session.answer(&SteerDone { interfaces: vec!["veth0".to_owned()] }, &[])
+        }
+        Incoming::OpenBank(keys) => {
+            assert_eq!(read(keys), "keys");
+            let (program, map) = (file("program"), file("map"));
+            session.answer(&Bank {}, &[program.as_fd(), map.as_fd()])
+        }
+        Incoming::PlaceSocket(asked, socket) => {
+            assert_eq!(read(socket), format!("socket {}", asked.index));
+            session.answer(&SocketPlaced {}, &[])
+        }
+        Incoming::SteerBank { map, keys } => {
+            assert_eq!((read(map).as_str(), read(keys).as_str()), ("map", "keys"));
+            session.answer(&BankSteered {}, &[])
+        }
     });
     let mut client = Client::connect(&daemon.path, "test", TIMEOUT).expect("connect");
     assert_eq!(client.version(), 0);
@@ -130,6 +165,13 @@ fn every_request_has_its_answer() {
     let socket = UdpSocket::from(socket);
     assert_ne!(socket.local_addr().expect("bound").port(), 0);
     assert_eq!(client.give_descriptor(&socket).expect("give").protocol, 17);
+    let steered = client.steer(vec![(4, 0), (4, 1)], file("keys")).expect("steer");
+    assert_eq!(steered, ["veth0"]);
+    let sockets = [file("socket 0"), file("socket 1")];
+    let (program, map) =
+        client.bank(file("keys"), sockets.iter().map(AsFd::as_fd)).expect("a program and a map");
+    assert_eq!(read(program), "program");
+    client.steer_bank(map, file("keys")).expect("steered");
     drop(client);
     daemon.thread.join().expect("thread").expect("ended in order");
 }

@@ -7,10 +7,10 @@
 //! until the last socket of that is closed, also when the process that loaded it ends.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use aya::maps::{Array, MapData, MapError, PerCpuArray, ReusePortSockArray};
-use aya::programs::SkReuseport;
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, ReusePortSockArray};
+use aya::programs::{ProgramFd, SkReuseport};
 use aya::{Ebpf, EbpfLoader};
 use blitz_ebpf_common::steer::{Aim, Entry, PROGRAM, Steering, VERSION, maps};
 
@@ -91,6 +91,29 @@ impl BankProgram {
             .map_err(|error| Error::new(Kind::System, format!("attach {PROGRAM}: {error}"), "check `dmesg`"))
     }
 
+    /// The program, to be attached by somebody else.
+    ///
+    /// # Errors
+    /// It was not loaded.
+    pub fn program(&self) -> Result<&ProgramFd> {
+        let program: Option<&SkReuseport> =
+            self.object.program(PROGRAM).and_then(|program| program.try_into().ok());
+        program
+            .and_then(|program| program.fd().ok())
+            .ok_or_else(|| misbuilt(&format!("sk_reuseport program {PROGRAM}")))
+    }
+
+    /// The map that [`steer`] writes to, to be kept by somebody else.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn map(&self) -> Result<BorrowedFd<'_>> {
+        match self.object.map(maps::STEERING) {
+            Some(Map::Array(map)) => Ok(map.fd().as_fd()),
+            _ => Err(no_map(maps::STEERING)),
+        }
+    }
+
     /// How often each aim was decided, with its label, since the program was loaded. An aggregate counts once.
     ///
     /// # Errors
@@ -110,6 +133,24 @@ impl BankProgram {
         let map = self.object.map_mut(maps::BANK).ok_or_else(|| no_map(maps::BANK))?;
         map.try_into().map_err(|error| map_error(maps::BANK, &error))
     }
+}
+
+/// Says how the program of a bank steers from now on, as [`BankProgram::steer`] does. `map`: [`BankProgram::map`].
+///
+/// # Errors
+/// [`Kind::Usage`] when it is something else; what bpf(2) reports.
+pub fn steer(map: OwnedFd, steering: &Steering) -> Result<()> {
+    let other = || {
+        Error::new(
+            Kind::Usage,
+            format!("what was given is no map {}", maps::STEERING),
+            "run blitz and blitz-ctl of one release",
+        )
+    };
+    let data = MapData::from_fd(map).map_err(|_| other())?;
+    let mut map = Array::<MapData, Entry>::try_from(Map::Array(data)).map_err(|_| other())?;
+    let entry = Entry { version: VERSION, steering: *steering };
+    map.set(0, entry, 0).map_err(|error| map_error(maps::STEERING, &error))
 }
 
 /// A descriptor by its number, as aya wants it.

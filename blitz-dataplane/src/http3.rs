@@ -20,9 +20,10 @@ mod head;
 pub mod keys;
 pub mod listener;
 mod outlet;
+mod priority;
 mod retry;
 mod server;
 mod stream;
 
 pub use error::{Code, code};
-pub use keys::QuicKeys;
+pub use keys::{GENERATION, QuicKeys};

@@ -29,6 +29,17 @@ impl Key {
         Self { before: xor(key, after), after }
     }
 
+    /// As eight words that [`Self::from_words`] takes. As secret as the key.
+    pub(crate) const fn to_words(self) -> [u32; 8] {
+        let ([a, b, c, d], [e, f, g, h]) = (self.before, self.after);
+        [a, b, c, d, e, f, g, h]
+    }
+
+    /// What [`Self::to_words`] gave.
+    pub(crate) const fn from_words([a, b, c, d, e, f, g, h]: [u32; 8]) -> Self {
+        Self { before: [a, b, c, d], after: [e, f, g, h] }
+    }
+
     /// The function of one padded block, as four words.
     ///
     /// The block is a message of at most 15 octets, then an octet 1, then zeros, read as little-endian words. Messages

@@ -148,6 +148,19 @@ impl Codec {
         Self { even: Key::new(keys.even), odd: Key::new(keys.odd), issues }
     }
 
+    /// From what [`Self::parts`] gave. `None` for a key that issues and is neither.
+    pub(crate) const fn from_parts(even: Key, odd: Key, issues: u32) -> Option<Self> {
+        if issues != 0 && issues != KEY_BIT {
+            return None;
+        }
+        Some(Self { even, odd, issues })
+    }
+
+    /// The two keys, and the bit of the one that issues.
+    pub(crate) const fn parts(&self) -> (Key, Key, u32) {
+        (self.even, self.odd, self.issues)
+    }
+
     /// The connection ID of `routing`. Of `nonce` the low [`NONCE_BITS`] count.
     ///
     /// The nonce must not repeat under a key: two connection IDs with one nonce show the difference of their routings.

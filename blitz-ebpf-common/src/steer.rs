@@ -94,6 +94,41 @@ pub struct Steering {
     pub bank: Bank,
 }
 
+/// Octets of [`Steering::to_bytes`].
+pub const STEERING_BYTES: usize = 4 * STEERING_WORDS;
+const STEERING_WORDS: usize = 8 + 8 + 1 + 8 + 2;
+
+impl Steering {
+    /// As octets, to be handed to another process of this host and version. They hold the keys: whoever has them
+    /// steers, and wipes them.
+    pub fn to_bytes(&self) -> [u8; STEERING_BYTES] {
+        let (even, odd, issues) = self.codec.parts();
+        let words = even.to_words().into_iter().chain(odd.to_words()).chain([issues]);
+        let words = words.chain(self.pick.to_words()).chain([self.bank.workers, self.bank.generation]);
+        let mut bytes = [0; STEERING_BYTES];
+        for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// What [`Self::to_bytes`] gave. `None` when it gave something else.
+    pub fn from_bytes(bytes: &[u8; STEERING_BYTES]) -> Option<Self> {
+        fn key(words: &mut impl Iterator<Item = u32>) -> Option<Key> {
+            let mut key = [0; 8];
+            for word in &mut key {
+                *word = words.next()?;
+            }
+            Some(Key::from_words(key))
+        }
+        let mut words = bytes.as_chunks().0.iter().map(|octets| u32::from_le_bytes(*octets));
+        let (even, odd, issues, pick) = (key(&mut words)?, key(&mut words)?, words.next()?, key(&mut words)?);
+        let codec = Codec::from_parts(even, odd, issues)?;
+        let bank = Bank::new(words.next()?, words.next()?)?;
+        Some(Self { codec, pick, bank })
+    }
+}
+
 /// Where a datagram goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aim {

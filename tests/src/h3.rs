@@ -4,7 +4,7 @@
 //! protocol is quiche's, which has no checks of what a request may say, so that wrong ones can be sent.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use boring::ssl::{SslContextBuilder, SslMethod};
@@ -168,7 +168,7 @@ impl H3 {
         config: &mut quiche::Config,
         session: Option<&[u8]>,
     ) -> Self {
-        let socket = UdpSocket::bind((address.ip(), 0)).expect("a socket");
+        let socket = UdpSocket::bind((own(address.ip()), 0)).expect("a socket");
         let local = socket.local_addr().expect("it is bound");
         let scid: Vec<u8> = local.port().to_be_bytes().into_iter().chain(*b"a-test's-client").collect();
         let scid = quiche::ConnectionId::from_ref(&scid);
@@ -498,6 +498,15 @@ impl Drop for H3 {
 impl std::fmt::Debug for H3 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.quic.trace_id())
+    }
+}
+
+/// Where a client of `address` binds: any address that leads there.
+fn own(address: IpAddr) -> IpAddr {
+    match address {
+        address if address.is_loopback() => address,
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 

@@ -118,8 +118,8 @@ matrix! {
             assert_eq!(H3::connect(gateway.address, "edge.test").get("/hello").status(), 200);
             let more = asked() - alone;
             assert_eq!(more > 0, is_asked_in_a_crowd, "{retry}: {more}");
-            drop(crowd);
-            gateway.stop();
+            // Killed: for handshakes that nobody finishes it would wait.
+            drop((crowd, gateway));
         }
     }
 

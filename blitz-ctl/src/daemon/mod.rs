@@ -23,6 +23,7 @@ pub mod server;
 mod snapshot;
 pub mod stages;
 pub mod state;
+mod steering;
 
 pub use arguments::Arguments;
 pub use run::{Options, run};

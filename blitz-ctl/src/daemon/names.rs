@@ -83,6 +83,8 @@ families! {
         "Times that the configuration was read anew, by result.";
     DENY_EXPIRED = "blitz_ctl_deny_entries_expired_total" Counter []
         "Deny entries that were removed because their time was over.";
+    STEERED = "blitz_ctl_steered_total" Counter []
+        "Times that the gateway has said how QUIC is steered: every few seconds, and on change.";
     BUILD_INFO = "blitz_ctl_build_info" Gauge ["version"]
         "1, labelled with the version of the program.";
     START_TIME = "blitz_ctl_start_time_seconds" Gauge []

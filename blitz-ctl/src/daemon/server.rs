@@ -17,14 +17,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blitz_ctl_protocol::message::{
-    BlockedPage, DescriptorFacts, OpenSocket, Reason, Report, ReportDone, Socket, SocketFacts,
-    SocketProtocol, Status, UnblockDone,
+    Bank, BankSteered, BlockedPage, DescriptorFacts, OpenSocket, Reason, Report, ReportDone, Socket,
+    SocketFacts, SocketPlaced, SocketProtocol, Status, Steer, SteerDone, UnblockDone,
 };
 use blitz_ctl_protocol::server::{Incoming, Session};
 use blitz_ctl_protocol::{Error as Broken, sys};
 
 use super::peers::Peers;
+use super::steering;
 use crate::error::{Error, Kind, Result};
+use crate::reuseport::BankProgram;
 
 /// Connections at once (count). A further one is closed at once, and counted.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -54,6 +56,11 @@ pub trait Requests: Send + Sync + 'static {
     fn list_blocked(&self, after: Option<IpAddr>) -> BlockedPage;
     /// How the daemon is.
     fn status(&self) -> Status;
+    /// How QUIC is steered; returns the interfaces whose stage steers so now.
+    ///
+    /// # Errors
+    /// The sentence for the client.
+    fn steer(&self, steer: &Steer, keys: OwnedFd) -> std::result::Result<Vec<String>, String>;
     /// A connection was turned away.
     fn refused(&self, cause: Refusal);
     /// How many connections there are now.
@@ -287,6 +294,8 @@ fn converse<R: Requests>(
     };
     let peer = session.credentials();
     log::debug!("{:?} (process {}, user {}) is connected", session.name(), peer.pid, peer.uid);
+    // The bank that this client has opened last. What it has become stays with the sockets.
+    let mut bank = None;
     loop {
         let request = match session.next(Some(IDLE)) {
             Ok(request) => request,
@@ -296,7 +305,7 @@ fn converse<R: Requests>(
                 return Err(error);
             }
         };
-        answer(&mut session, request, &*shared.requests)?;
+        answer(&mut session, request, &*shared.requests, &mut bank)?;
     }
 }
 
@@ -304,6 +313,7 @@ fn answer(
     session: &mut Session,
     request: Incoming,
     requests: &impl Requests,
+    bank: &mut Option<BankProgram>,
 ) -> std::result::Result<(), Broken> {
     match request {
         Incoming::Report(report) => {
@@ -329,6 +339,27 @@ fn answer(
         Incoming::GiveDescriptor(given) => match facts(&given) {
             Ok(facts) => session.answer(&DescriptorFacts(facts), &[]),
             Err(error) => session.refuse(&format!("what was given is no socket: {error}")),
+        },
+        Incoming::Steer(steer, keys) => match requests.steer(&steer, keys) {
+            Ok(interfaces) => session.answer(&SteerDone { interfaces }, &[]),
+            Err(sentence) => session.refuse(&sentence),
+        },
+        Incoming::OpenBank(keys) => match steering::open_bank(keys) {
+            Ok(opened) => match steering::descriptors(bank.insert(opened)) {
+                Ok(descriptors) => session.answer(&Bank {}, &descriptors),
+                Err(sentence) => session.refuse(&sentence),
+            },
+            Err(sentence) => session.refuse(&sentence),
+        },
+        Incoming::PlaceSocket(place, socket) => {
+            match steering::place(bank.as_mut(), place.index, socket.as_fd()) {
+                Ok(()) => session.answer(&SocketPlaced {}, &[]),
+                Err(sentence) => session.refuse(&sentence),
+            }
+        }
+        Incoming::SteerBank { map, keys } => match steering::steer_bank(map, keys) {
+            Ok(()) => session.answer(&BankSteered {}, &[]),
+            Err(sentence) => session.refuse(&sentence),
         },
     }
 }

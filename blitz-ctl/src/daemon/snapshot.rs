@@ -105,6 +105,7 @@ fn daemon(families: &mut Families, state: &State) {
         families.push(names::RELOADS, &[result], count.load(Ordering::Relaxed));
     }
     families.push(names::DENY_EXPIRED, &[], tallies.deny_expired.load(Ordering::Relaxed));
+    families.push(names::STEERED, &[], tallies.steered.load(Ordering::Relaxed));
     families.push(names::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1);
     families.push(names::START_TIME, &[], state.started_unix());
 }

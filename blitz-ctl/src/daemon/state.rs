@@ -9,17 +9,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use blitz_ctl_protocol::message::{BlockedPage, Outcome, Reason, Report, ReportDone, Status};
+use blitz_ctl_protocol::message::{BlockedPage, Outcome, Reason, Report, ReportDone, Status, Steer};
 
 use super::blocklist::{Blocklist, Rules};
 use super::census::{self, Entries};
 use super::own;
 use super::server::{Refusal, Requests};
 use super::stages::{All, Managed};
+use super::steering;
 use crate::error::Result;
 use crate::pins::Pins;
 use crate::sys::clock;
@@ -51,6 +53,8 @@ pub struct Tallies {
     pub reloads_failed: AtomicU64,
     /// Deny entries removed after their end.
     pub deny_expired: AtomicU64,
+    /// Times that the gateway has said how QUIC is steered.
+    pub steered: AtomicU64,
     /// For an index that no array above has; never read.
     spare: AtomicU64,
 }
@@ -217,6 +221,15 @@ impl Requests for State {
 
     fn list_blocked(&self, after: Option<IpAddr>) -> BlockedPage {
         self.blocklist().page(after, clock::monotonic_nanoseconds())
+    }
+
+    fn steer(&self, steer: &Steer, keys: OwnedFd) -> std::result::Result<Vec<String>, String> {
+        let done = steering::steer(&self.all(), steer, keys);
+        match &done {
+            Ok(_) => drop(self.tallies.steered.fetch_add(1, Ordering::Relaxed)),
+            Err(sentence) => log::warn!("QUIC is steered as before: {sentence}"),
+        }
+        done
     }
 
     fn status(&self) -> Status {

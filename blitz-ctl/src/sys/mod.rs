@@ -10,6 +10,7 @@ pub mod map;
 pub mod mount;
 pub mod random;
 pub mod rtnetlink;
+pub mod wipe;
 
 use std::io;
 

@@ -16,6 +16,7 @@ pub mod names;
 pub mod page;
 pub mod reload;
 pub mod run;
+mod steering;
 #[cfg(test)]
 mod tests;
 pub mod views;

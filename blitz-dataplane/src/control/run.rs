@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,9 +26,10 @@ use super::blocklist::Reporter;
 use super::load::{ConfigHead, ConfigOrigin};
 use super::names::{Lookup, Names, Schedule, Sources};
 use super::reload::{Prepared, ReloadReport, Timings, prepare};
+use super::steering::Steerer;
 use super::views::{Shared, View};
 use super::{EVENTS_MAX, EndStage, Event, Signal};
-use crate::http3::QuicKeys;
+use crate::http3::{GENERATION, QuicKeys};
 use crate::metrics::names::ReportOutcome;
 use crate::metrics::{EndpointLabels, Exposition, Metric};
 use crate::process::endpoints::{EndpointAddresses, ResolvedEndpoints, RowTable};
@@ -196,6 +197,8 @@ struct Control {
     admin: Option<SocketAddr>,
     /// Passes reports to `blitz-ctl`; begun with the first of them.
     reporter: Option<Reporter>,
+    /// Tells the kernel how to steer, by way of `blitz-ctl`; begun with the first listener that speaks HTTP/3.
+    steerer: Option<Steerer>,
 }
 
 /// The configuration in effect.
@@ -331,6 +334,7 @@ impl Control {
             shared,
             admin,
             reporter: None,
+            steerer: None,
             options: Options { on_ready: options.on_ready.take(), ..options },
         };
         control.own_rows.gauge_set(Metric::ConfigGeneration, generation);
@@ -458,6 +462,8 @@ impl Control {
                 }
                 if !self.is_ready && self.workers.all_applied(1) {
                     self.ready();
+                } else {
+                    self.steer();
                 }
                 self.check_reload();
             }
@@ -485,6 +491,42 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Has the kernel told what it needs to steer datagrams, as things are now.
+    fn steer(&mut self) {
+        let config = &self.current.config;
+        let banks: Vec<&Bank> =
+            self.banks.iter().filter(|bank| bank.address().kind == SocketKind::Datagram).collect();
+        // As for reports: where nobody has a stage, nobody is asked for one.
+        let is_asked_for = !config.xdp.interfaces.is_empty()
+            || self.options.ctl_socket.as_path() != Path::new(blitz_ctl_protocol::SOCKET_PATH);
+        if banks.is_empty() || !is_asked_for || !self.is_ready {
+            return;
+        }
+        if self.steerer.is_none() {
+            let Some(keys) = self.banks.steering(self.workers.count()) else { return };
+            match Steerer::start(self.options.ctl_socket.clone()) {
+                Ok(steerer) => {
+                    steerer.keys(keys);
+                    self.steerer = Some(steerer);
+                }
+                Err(error) => {
+                    log::warn!("QUIC is steered by classic BPF: no thread to ask blitz-ctl: {error}")
+                }
+            }
+        }
+        let Some(steerer) = &mut self.steerer else { return };
+        for bank in banks {
+            if !steerer.knows(&bank.address().place()) {
+                match bank.copies() {
+                    Ok(sockets) => steerer.offer(bank.address(), sockets),
+                    Err(error) => log::warn!("{} is steered by classic BPF: {error}", bank.address()),
+                }
+            }
+        }
+        let alive = self.workers.alive().into_iter();
+        steerer.alive(alive.map(|worker| (GENERATION, worker)).collect());
     }
 
     /// Passes a worker's report on.
@@ -531,6 +573,7 @@ impl Control {
         }
         let when = if delay.is_zero() { "now".to_owned() } else { format!("in {} ms", delay.as_millis()) };
         log::error!("worker {index} died: it {reason}; its successor starts {when}");
+        self.steer();
         if delay.is_zero() {
             self.respawn(index);
         } else {
@@ -555,6 +598,7 @@ impl Control {
             self.admin.map_or_else(|| "off".to_owned(), |admin| format!("http://{admin}/")),
         );
         self.publish();
+        self.steer();
         if let Some(on_ready) = self.options.on_ready.take() {
             // Nobody may be interested any more.
             let _unheard =

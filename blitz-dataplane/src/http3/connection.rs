@@ -8,11 +8,12 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use quiche::h3;
+use quiche::h3::{self, NameValue};
 
 use super::Code;
 use super::allowance::Allowance;
 use super::early::Early;
+use super::priority::{self, Priority};
 
 /// A connection as its tasks share it. No borrow is held across a wait.
 pub(super) struct Conn {
@@ -69,6 +70,7 @@ pub(super) struct Signals {
     pub(super) has_ended: Cell<bool>,
     /// The client has reset it, or the connection is gone.
     pub(super) is_gone: Cell<bool>,
+    pub(super) priority: Cell<Priority>,
     pub(super) trailers: RefCell<Option<Vec<h3::Header>>>,
     pub(super) reader: Slot,
     pub(super) writer: Slot,
@@ -87,10 +89,10 @@ impl Slot {
         }
     }
 
-    pub(super) fn wake(&self) {
-        if let Some(waker) = self.0.borrow_mut().take() {
-            waker.wake();
-        }
+    /// Whether anybody waited.
+    pub(super) fn wake(&self) -> bool {
+        let waker = self.0.borrow_mut().take();
+        waker.map(Waker::wake).is_some()
     }
 }
 
@@ -182,6 +184,7 @@ impl State {
                         continue;
                     }
                     let signals = Rc::new(Signals::default());
+                    signals.priority.set(priority_of(h3, id, &list));
                     self.streams.insert(id, Rc::clone(&signals));
                     news.begun.push(Begun { id, list, has_ended: !more_frames, signals, is_early });
                 }
@@ -212,8 +215,13 @@ impl State {
                     }
                 }
                 Ok((id, h3::Event::PriorityUpdate)) => {
-                    // Not heeded: answers share the connection evenly.
-                    let _taken = h3.take_last_priority_update(id);
+                    // For a request that is still to come it stays where it is.
+                    if let Some(signals) = self.streams.get(&id)
+                        && let Ok(value) = h3.take_last_priority_update(id)
+                    {
+                        signals.priority.set(Priority::of(&value));
+                        signals.priority.get().apply(&mut self.quic, id);
+                    }
                 }
                 Ok((_, h3::Event::GoAway)) => {}
                 Err(h3::Error::Done) => break,
@@ -227,8 +235,13 @@ impl State {
             self.end(id, Some(Code::RequestIncomplete));
         }
         while let Some(id) = self.quic.stream_writable_next() {
-            if let Some(signals) = self.streams.get(&id) {
-                signals.writer.wake();
+            if let Some(signals) = self.streams.get(&id)
+                && signals.writer.wake()
+                && signals.priority.get().is_incremental
+            {
+                // It takes the room that there is, and wakes this task; then it is the next one's turn. Woken together
+                // they would keep their order, and the first would have all.
+                break;
             }
         }
         // Which one it was quiche does not say of a stream that had room already.
@@ -280,6 +293,17 @@ impl State {
             signals.wake_all();
         }
     }
+}
+
+/// The priority of a request that begins. A frame that came before it counts more than its field (RFC 9218 section 7).
+fn priority_of(h3: &mut h3::Connection, id: u64, list: &[h3::Header]) -> Priority {
+    if let Ok(value) = h3.take_last_priority_update(id) {
+        return Priority::of(&value);
+    }
+    let mut priority = Priority::default();
+    let fields = list.iter().filter(|field| field.name() == priority::NAME);
+    fields.for_each(|field| priority.change(field.value()));
+    priority
 }
 
 /// Closes a connection for a frame behind trailers (RFC 9114 section 4.1): to quiche, a second field section may be a

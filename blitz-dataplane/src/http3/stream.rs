@@ -23,7 +23,7 @@ use super::head::{
     Digits, FieldList, OwnedList, owned, read_request, read_trailers, write_interim, write_response,
     write_switch, write_trailers,
 };
-use super::{Code, code};
+use super::{Code, code, priority};
 use crate::exchange::head::{AnswerBody, answer_failure};
 use crate::exchange::refusal::Form;
 use crate::exchange::stream::{Answer, BodySink, BodySource, Origin, ServerLimits, Service};
@@ -237,7 +237,10 @@ impl Line<'_> {
         let sent = if self.has_head.get() {
             h3.send_additional_headers(quic, self.id, list, false, is_end)
         } else {
-            h3.send_response(quic, self.id, list, is_end)
+            // It gives the stream the default.
+            let sent = h3.send_response(quic, self.id, list, is_end);
+            self.signals.priority.get().apply(quic, self.id);
+            sent
         };
         drop(state);
         let is_sent = room(sent)?;
@@ -246,6 +249,14 @@ impl Line<'_> {
             self.conn.wake();
         }
         Ok(is_sent)
+    }
+
+    /// Takes over what an endpoint says of its answer's priority (RFC 9218 section 8).
+    fn prioritize(&self, value: &[u8]) {
+        let mut priority = self.signals.priority.get();
+        priority.change(value);
+        self.signals.priority.set(priority);
+        priority.apply(&mut self.conn.state.borrow_mut().quic, self.id);
     }
 
     /// Sends what waits, as far as there is room. Whether something was sent, and whether nothing waits any more.
@@ -454,6 +465,10 @@ impl<S: Service> StreamAnswer<'_, S> {
                 return Poll::Ready(Err(gone()));
             }
             self.line.signals.writer.register(cx);
+            if !has_moved {
+                // Others may have waited for this one.
+                self.line.conn.wake();
+            }
             if let Some(Part::Data { chunk, .. }) = self.line.waiting.borrow_mut().front_mut() {
                 // It waits for the client: others need the pool's slot.
                 chunk.spill();
@@ -546,6 +561,9 @@ impl<S: Service> Answer for StreamAnswer<'_, S> {
             write_response(head, length, self.is_head_request, &date, &mut digits)
         };
         self.line.owes_continue.set(false);
+        if let Some(value) = head.fields.get_named(priority::NAME) {
+            self.line.prioritize(value);
+        }
         self.line.head(&list, body == AnswerBody::None)?;
         self.body = Some(body);
         if let BodyLength::Exact(length) = length {

@@ -15,6 +15,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use blitz_ebpf_common::cbpf;
+use blitz_ebpf_common::steer::Steering;
 
 use super::messages::{BankPlace, ListenerAddress, SocketKind};
 use crate::http3::QuicKeys;
@@ -86,6 +87,11 @@ impl Banks {
         self.banks.values().map(|bank| bank.address).collect()
     }
 
+    /// How the kernel steers datagrams among `workers`.
+    pub fn steering(&self, workers: u32) -> Option<Steering> {
+        self.keys.steering(workers)
+    }
+
     /// All banks.
     pub fn iter(&self) -> impl Iterator<Item = &Bank> {
         self.banks.values()
@@ -147,6 +153,14 @@ impl Bank {
     /// The address.
     pub fn address(&self) -> ListenerAddress {
         self.address
+    }
+
+    /// Copies of all its sockets, in order.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    pub fn copies(&self) -> io::Result<Vec<OwnedFd>> {
+        self.sockets.iter().map(OwnedFd::try_clone).collect()
     }
 
     /// The socket of worker `worker`.

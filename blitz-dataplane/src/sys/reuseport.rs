@@ -1,6 +1,6 @@
 //! Programs that choose a socket of a SO_REUSEPORT group, or refuse what reaches one (socket(7)).
 //!
-//! Owns: attaching classic BPF, and the kernel's count of what a socket refused. Does not own: the programs
+//! Owns: attaching programs, and the kernel's count of what a socket refused. Does not own: the programs
 //! (`blitz_ebpf_common::cbpf`), the group's sockets (the supervisor).
 //!
 //! No right is needed for any of this.
@@ -21,6 +21,19 @@ use blitz_ebpf_common::cbpf::{Instruction, REFUSE_ALL};
 /// `net.core.optmem_max` allows. `ENOPROTOOPT` before Linux 4.5.
 pub fn choose(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
     attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, program)
+}
+
+/// The same with a loaded `sk_reuseport` program, which may belong to another process.
+///
+/// # Errors
+/// `EINVAL`: it is no such program, or the socket is in no group.
+pub fn choose_by(socket: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program: libc::c_int = program.as_raw_fd();
+    let (from, length) = ((&raw const program).cast(), size_of_val(&program) as libc::socklen_t);
+    let option = libc::SO_ATTACH_REUSEPORT_EBPF;
+    // SAFETY: the descriptor's number is live and of this length; the kernel only reads it.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, from, length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Makes `socket` refuse every datagram that reaches it. The kernel counts them, see [`refused`], and tells nobody

@@ -142,3 +142,22 @@ fn every_aim_has_a_counter_with_a_label_of_its_own() {
     assert_eq!(Aim::Drop(Refusal::Worker).as_str(), "worker");
     assert_eq!(Aim::Drop(Refusal::Unset).as_str(), "unset");
 }
+
+#[test]
+fn what_is_handed_on_steers_alike() {
+    let before = steering(7);
+    let after = Steering::from_bytes(&before.to_bytes()).expect("what was handed on");
+    assert_eq!(after.bank, before.bank);
+    for worker in 0..WORKERS {
+        assert_eq!(aim(&after, &short(&cid(6, worker))), Aim::Owner(worker));
+    }
+    for n in 0..16 {
+        assert_eq!(aim(&after, &long(1, &[n; 8])), aim(&before, &long(1, &[n; 8])));
+    }
+    // No workers, and a key that is neither of the two.
+    for (at, octet) in [(STEERING_BYTES - 8, 0), (64, 1)] {
+        let mut bytes = before.to_bytes();
+        bytes[at] = octet;
+        assert!(Steering::from_bytes(&bytes).is_none(), "{at}");
+    }
+}

@@ -41,6 +41,10 @@ impl Requests for Fake {
         }
     }
 
+    fn steer(&self, _: &Steer, _: OwnedFd) -> std::result::Result<Vec<String>, String> {
+        Ok(Vec::new())
+    }
+
     fn refused(&self, cause: Refusal) {
         self.refused[cause as usize].fetch_add(1, Ordering::Relaxed);
     }

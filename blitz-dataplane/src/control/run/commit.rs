@@ -232,6 +232,9 @@ impl Control {
             return;
         };
         self.banks.close(&removed);
+        if let Some(steerer) = &mut self.steerer {
+            steerer.withdraw(&removed);
+        }
         self.own_rows.add(Metric::ConfigReloads, 1);
         let timings =
             Timings { swap_us: micros(since), total_us: micros(progress.started), ..progress.timings };
