@@ -20,6 +20,7 @@ use crate::runtime::sim::Rng;
 const NO_ERROR: u64 = 0x100;
 const EXCESSIVE_LOAD: u64 = 0x107;
 const MESSAGE_ERROR: u64 = 0x10e;
+const REQUEST_REJECTED: u64 = 0x10b;
 
 /// Virtual time that an answer may take, deadlines of several retries among it.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -129,6 +130,11 @@ impl Client {
     fn is_excused(&self, peer: &Peer) -> bool {
         let is_lenient = self.scene.env.is_lenient() || self.scene.is_foul;
         peer.reason().is_some() && (is_lenient || self.script == Script::IsRebound)
+    }
+
+    /// The gateway is draining, or has no room, and the request came after the last that is served.
+    fn is_refused(&self, peer: &Peer, id: u64) -> bool {
+        self.scene.env.is_lenient() && peer.streams[&id].code == Some(REQUEST_REJECTED)
     }
 
     /// As [`Self::is_excused`], or the gateway's last word was lost, and all that is heard of it now is a stateless
@@ -367,7 +373,7 @@ impl Client {
                 }
             }
             other => {
-                if !self.is_excused(peer) {
+                if !self.is_excused(peer) && !self.is_refused(peer, id) {
                     self.say(&format!("a stalled body: {other:?}"));
                 }
                 return;
@@ -436,7 +442,7 @@ impl Client {
         self.does(format!("waiting for the end of a malformed request ({what})"));
         peer.until(PATIENCE, |peer| peer.streams[&id].end.is_some()).await;
         let code = peer.streams[&id].code;
-        if code != Some(MESSAGE_ERROR) && !self.is_excused(peer) {
+        if code != Some(MESSAGE_ERROR) && !self.is_excused(peer) && !self.is_refused(peer, id) {
             self.say(&format!(
                 "a malformed request ({what}) ended with {code:?}: {:?}",
                 peer.streams[&id].got()
