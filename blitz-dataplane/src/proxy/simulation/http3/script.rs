@@ -221,7 +221,8 @@ impl Client {
         let request = peer.streams[&id].request.clone();
         self.does(format!("waiting for the answer to {} {:x}", request.target(), request.id));
         let has_ended = |peer: &Peer| peer.streams[&id].end.is_some();
-        if !peer.until(PATIENCE, has_ended).await && !peer.is_over() {
+        let has_end = peer.until(PATIENCE, has_ended).await || peer.is_over();
+        if !has_end && self.script != Script::IsRebound {
             let stream = &peer.streams[&id];
             let (has_head, got) = (stream.has_head(), stream.body_len());
             self.say(&format!("{} has no end: head {has_head}, {got} bytes", request.target()));
@@ -229,9 +230,12 @@ impl Client {
         let stream = &peer.streams[&id];
         let env = &self.scene.env;
         // A deadline cuts the answer where nothing came through for too long. quiche does not always find out what was
-        // lost on a path that was left.
-        let may_be_cut = self.script == Script::IsRebound || self.scene.is_foul;
-        let is_cut = may_be_cut && stream.code.is_some();
+        // lost on a path that was left, and then the word of that may be lost as well.
+        let is_cut = if self.script == Script::IsRebound {
+            stream.code.is_some() || !has_end
+        } else {
+            stream.code.is_some() && self.scene.is_foul
+        };
         let is_excused = may_be_closed || is_cut || self.is_excused(peer);
         let is_whole = matches!(stream.end, Some(Ok(())));
         if is_excused && !is_whole {
