@@ -101,6 +101,8 @@ pub struct H3 {
     pub goaway: Option<u64>,
     /// Datagrams received.
     pub datagrams: u64,
+    /// Bytes of bodies received.
+    body_bytes: u64,
     /// Datagrams sent, where they are kept.
     pub record: Option<Vec<Vec<u8>>>,
 }
@@ -185,6 +187,7 @@ impl H3 {
             held: HashSet::new(),
             goaway: None,
             datagrams: 0,
+            body_bytes: 0,
             record: None,
         }
     }
@@ -312,6 +315,7 @@ impl H3 {
             let mut piece = [0; 65_536];
             while let Ok(count) = h3.recv_body(&mut self.quic, *id, &mut piece) {
                 got.body_bytes += count as u64;
+                self.body_bytes += count as u64;
                 if got.body.len() + count <= KEPT_BODY_BYTES_MAX {
                     got.body.extend_from_slice(&piece[..count]);
                 }
@@ -413,11 +417,14 @@ impl H3 {
         };
     }
 
-    /// Turns until `is_done`.
+    /// Turns until `is_done`. What comes of bodies counts as going on.
     #[track_caller]
     pub fn until(&mut self, what: &str, is_done: impl Fn(&Self) -> bool) {
-        let begun = Instant::now();
+        let (mut begun, mut body_bytes) = (Instant::now(), self.body_bytes);
         while !is_done(self) {
+            if self.body_bytes != body_bytes {
+                (begun, body_bytes) = (Instant::now(), self.body_bytes);
+            }
             assert!(
                 begun.elapsed() < 6 * PATIENCE,
                 "{what}: not within a minute; {:?} {:?}",

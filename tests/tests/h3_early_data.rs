@@ -5,7 +5,6 @@ use std::net::{SocketAddr, UdpSocket};
 
 use blitz_tests::h3::{self, H3, request};
 use blitz_tests::process::{self, Signal};
-use blitz_tests::tls::Algorithm;
 use blitz_tests::{Cell, Gateway, PATIENCE, Pki, Setup, Upstream, gateway, matrix, require, wait_until};
 
 /// The handshake of a flight that is sent again is never finished.
@@ -17,8 +16,7 @@ fn config(pki: &Pki, endpoint: SocketAddr, more: &str) -> String {
 }
 
 fn start(cell: Cell, upstream: &Upstream, more: &str) -> (Pki, Gateway) {
-    let pki = Pki::new();
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+    let pki = Pki::edge();
     let gateway = Setup::new(cell).workers(2).config(&config(&pki, upstream.address, more)).start();
     (pki, gateway)
 }
@@ -33,12 +31,6 @@ fn upstream() -> Upstream {
             conn.answer(status, request.body)?;
         }
     })
-}
-
-fn metric(gateway: &Gateway, line: &str) -> u64 {
-    let text = gateway.admin("/metrics").text();
-    let found = text.lines().find_map(|it| it.strip_prefix(line)?.trim().parse().ok());
-    found.unwrap_or_else(|| panic!("no {line} in {text}"))
 }
 
 const ACCEPTED: &str = "blitz_early_data_accepted_total";
@@ -81,7 +73,7 @@ matrix! {
         wait_until("what is safe arrives", PATIENCE, || upstream.requests().len() == safe.len());
         let arrived = upstream.requests();
         assert!(arrived.iter().all(|it| it.target() == "/safe" && it.field("early-data") == Some("1")), "{arrived:?}");
-        assert_eq!(metric(&gateway, "blitz_tls_handshakes_total{version=\"1.3\",kind=\"resumed\"}"), 0);
+        assert_eq!(gateway.metric("blitz_tls_handshakes_total{version=\"1.3\",kind=\"resumed\"}"), 0);
         client.shake_hands().expect("a handshake");
         for id in safe.into_iter().chain([post, with_body, delete]) {
             assert_eq!(client.outcome(id).status(), 200);
@@ -92,7 +84,7 @@ matrix! {
         assert!(later.iter().all(|it| it.field("early-data").is_none()), "{later:?}");
         assert_eq!(client.get("/later").status(), 200);
         assert_eq!(upstream.last_request().field("early-data"), None);
-        assert_eq!(metric(&gateway, ACCEPTED), 1);
+        assert_eq!(gateway.metric(ACCEPTED), 1);
         gateway.stop();
     }
 
@@ -129,12 +121,12 @@ matrix! {
         assert_eq!(client.outcome(id).status(), 200);
         client.leave();
         let active = "blitz_downstream_connections_active";
-        wait_until("nothing is left of it", PATIENCE, || metric(&gateway, active) == 0);
+        wait_until("nothing is left of it", PATIENCE, || gateway.metric(active) == 0);
         let workers = gateway.workers();
         for n in 1..=2 {
             replay();
-            wait_until("it is noticed", PATIENCE, || metric(&gateway, &refused("replayed")) == n);
-            wait_until("its handshake is given up", PATIENCE, || metric(&gateway, active) == 0);
+            wait_until("it is noticed", PATIENCE, || gateway.metric(&refused("replayed")) == n);
+            wait_until("its handshake is given up", PATIENCE, || gateway.metric(active) == 0);
             if cell.mode == blitz_tests::Mode::Mp && n == 1 {
                 // The successors know it as well.
                 workers.iter().for_each(|worker| assert!(process::send(*worker, Signal::Kill)));
@@ -158,8 +150,7 @@ matrix! {
     /// early data.
     fn tickets_of_another_start_or_of_other_limits_resume_only(cell) {
         let upstream = upstream();
-        let pki = Pki::new();
-        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let pki = Pki::edge();
         let secret = pki.path("master.secret");
         let toml = config(&pki, upstream.address, EARLY);
         let begin = || Setup::new(cell).secret(&secret).config(&toml).start();
@@ -176,18 +167,20 @@ matrix! {
             client.session()
         };
         let fresh = come_back(&before);
-        assert_eq!((metric(&gateway, &refused("begun_elsewhere")), metric(&gateway, ACCEPTED)), (1, 0));
+        assert_eq!((gateway.metric(&refused("begun_elsewhere")), gateway.metric(ACCEPTED)), (1, 0));
         assert_eq!(upstream.last_request().field("early-data"), None);
         let fresh = come_back(&fresh);
-        assert_eq!((metric(&gateway, &refused("begun_elsewhere")), metric(&gateway, ACCEPTED)), (1, 1));
-        let generation = metric(&gateway, "blitz_config_generation");
+        assert_eq!((gateway.metric(&refused("begun_elsewhere")), gateway.metric(ACCEPTED)), (1, 1));
+        // The one that the worker uses.
+        let used = || gateway.metric("blitz_worker_config_generation{worker=\"0\"}");
+        let generation = used();
         gateway.write_config(&toml.replace("early_data", "stream_window_bytes = 65535\nearly_data"));
         gateway.signal(Signal::Hup);
-        wait_until("the limits are others", PATIENCE, || metric(&gateway, "blitz_config_generation") > generation);
+        wait_until("the limits are others", PATIENCE, || used() > generation);
         let fresh = come_back(&fresh);
-        assert_eq!((metric(&gateway, &refused("begun_elsewhere")), metric(&gateway, ACCEPTED)), (2, 1));
+        assert_eq!((gateway.metric(&refused("begun_elsewhere")), gateway.metric(ACCEPTED)), (2, 1));
         come_back(&fresh);
-        assert_eq!((metric(&gateway, &refused("begun_elsewhere")), metric(&gateway, ACCEPTED)), (2, 2));
+        assert_eq!((gateway.metric(&refused("begun_elsewhere")), gateway.metric(ACCEPTED)), (2, 2));
         gateway.stop();
     }
 
@@ -218,7 +211,7 @@ matrix! {
         python.arg(gateway.address.port().to_string()).arg(pki.path("ca.crt")).arg("early");
         let output = python.output().expect("Python runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert_eq!(metric(&gateway, ACCEPTED), 7);
+        assert_eq!(gateway.metric(ACCEPTED), 7);
         gateway.stop();
     }
 }

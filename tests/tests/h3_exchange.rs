@@ -283,8 +283,7 @@ matrix! {
     }
 
     fn certificates_follow_the_name_and_reloads(cell) {
-        let pki = Pki::new();
-        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let pki = Pki::edge();
         pki.certificate("other", &["other.test", "*.wild.test"], Algorithm::Rsa);
         let toml = pki.listener(&["edge", "other"], "").replace("[\"h1\"]", "[\"h1\", \"h3\"]");
         let gateway = Setup::new(cell).config(&toml).start();

@@ -7,12 +7,6 @@ use blitz_tests::{Authority, Gateway, H3, PATIENCE, Pki, Setup, h3, matrix, requ
 
 const CONNECTIONS: usize = 24;
 
-fn pki() -> Pki {
-    let pki = Pki::new();
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
-    pki
-}
-
 fn config(pki: &Pki, more: &str) -> String {
     pki.listener(&["edge"], more).replace("[\"h1\"]", "[\"h1\", \"h3\"]")
 }
@@ -57,7 +51,7 @@ fn workers_seen(log: &str) -> usize {
 
 matrix! {
     fn any_worker_resumes(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).workers(2).config(&config(&pki, "")).flag("--tls-trace").start();
         let mut visitor = Visitor::new();
         assert!(!visitor.visit(&gateway));
@@ -74,7 +68,7 @@ matrix! {
     }
 
     fn a_restart_resumes(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let secret = pki.path("master.secret");
         let mut visitor = Visitor::new();
         for n in 0..3 {
@@ -90,7 +84,7 @@ matrix! {
 
     /// Another certificate changes nothing for a session that was begun under the one before.
     fn a_reload_with_another_certificate_resumes(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).config(&config(&pki, "")).start();
         let mut visitor = Visitor::new();
         assert!(!visitor.visit(&gateway));
@@ -109,7 +103,7 @@ matrix! {
             require::skip("aioquic is not installed: cargo xtask setup");
             return;
         };
-        let pki = pki();
+        let pki = Pki::edge();
         pki.write("ca.crt", &pki.authority.certificate);
         let gateway = Setup::new(cell).workers(2).config(&config(&pki, "")).start();
         python.arg("-B").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/python/h3_sessions.py"));
@@ -125,7 +119,7 @@ mod killed {
 
     matrix! { mp only:
         fn the_replacement_resumes(cell) {
-            let pki = pki();
+            let pki = Pki::edge();
             let gateway = Setup::new(cell).config(&config(&pki, "")).start();
             let mut visitor = Visitor::new();
             assert!(!visitor.visit(&gateway));
@@ -150,7 +144,7 @@ mod client_certificates {
 
     impl World {
         fn new() -> Self {
-            let (pki, clients) = (pki(), Authority::new("clients"));
+            let (pki, clients) = (Pki::edge(), Authority::new("clients"));
             pki.write("clients.pem", &clients.certificate);
             Self { pki, clients }
         }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use blitz_tests::gateway::{LISTENER, one_upstream};
 use blitz_tests::net::connect_from;
-use blitz_tests::tls::{Algorithm, TlsClient};
+use blitz_tests::tls::TlsClient;
 use blitz_tests::{
     Client, Gateway, Haproxy, PATIENCE, Pki, Setup, Signal, Upstream, matrix, require, wait_until,
 };
@@ -192,8 +192,7 @@ matrix! {
 
     /// The header stands before the handshake, in one piece with it or not.
     fn it_stands_before_tls(cell) {
-        let pki = Pki::new();
-        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let pki = Pki::edge();
         let upstream = Upstream::answering("up");
         let routed = one_upstream(&[upstream.address], "").replacen(LISTENER, "", 1);
         let listener = required(&pki.listener(&["edge"], "plain = \"serve\""), LOOPBACK);

@@ -4,14 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use blitz_tests::tls::{Algorithm, TlsClient};
+use blitz_tests::tls::TlsClient;
 use blitz_tests::{Client, Gateway, PATIENCE, Pki, Setup, Upstream, matrix, wait_until};
-
-fn pki() -> Pki {
-    let pki = Pki::new();
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
-    pki
-}
 
 fn is_served(gateway: &Gateway, pki: &Pki) -> bool {
     let client = TlsClient::connect(gateway.address, "edge.test", &pki.client().build());
@@ -37,7 +31,7 @@ const BEGINNING: &[u8] = &[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
 matrix! {
     /// A ClientHello that trickles has one deadline for all of it.
     fn a_slow_hello_is_cut(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let config = pki.listener(&["edge"], "") + "[timeouts]\ntls_handshake_ms = 300\n";
         let gateway = Setup::new(cell).config(&config).start();
         let mut slow = gateway.connect();
@@ -54,14 +48,15 @@ matrix! {
         // And one that says nothing at all.
         let mut silent = gateway.connect();
         assert!(silent.is_closed_without_bytes());
-        assert!(is_served(&gateway, &pki));
+        // On a busy machine the deadline may be short for a good one, too.
+        wait_until("others are served", PATIENCE, || is_served(&gateway, &pki));
         no_handshake_is_left(&gateway);
         gateway.stop();
     }
 
     /// Handshakes beyond the bound are reset and counted; the bound is free again afterwards.
     fn handshakes_are_bounded(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let config = pki.listener(&["edge"], "handshakes_max = 4");
         let gateway = Setup::new(cell).config(&config).start();
         let mut held: Vec<Client> = (0..4).map(|_| gateway.connect()).collect();
@@ -77,7 +72,7 @@ matrix! {
 
     /// Garbage gets an alert where the protocol has one, and hurts nobody.
     fn garbage(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "")).start();
         let cases: [&[u8]; 7] = [
             // No record at all.
@@ -107,7 +102,7 @@ matrix! {
 
     /// Bytes that do not open, in the place of a request: the connection ends with an alert.
     fn garbage_after_the_handshake(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "")).start();
         let mut client = TlsClient::connect(gateway.address, "edge.test", &pki.client().build()).expect("TLS");
         client.tcp().write_all(&[23, 3, 3, 0, 32]).and_then(|()| client.tcp().write_all(&[7; 32])).expect("sent");
@@ -119,7 +114,7 @@ matrix! {
 
     /// A body that only the end of the connection ends (RFC 9112 section 6.3) is told whole from cut on both sides.
     fn a_cut_is_no_end(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let whole = Upstream::start(|conn| {
             conn.request()?;
             conn.send("HTTP/1.0 200 OK\r\n\r\nall of it")?;
@@ -151,7 +146,7 @@ matrix! {
 
     /// One byte of a record at a time: requests are read all the same.
     fn records_in_pieces(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "")).start();
         let tcp = TcpStream::connect(gateway.address).expect("the listener takes connections");
         let (relay, far) = (std::net::TcpListener::bind("127.0.0.1:0").expect("bound"), tcp);

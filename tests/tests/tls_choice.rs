@@ -21,8 +21,7 @@ matrix! {
     /// TLS 1.3 always, 1.2 only where the file says so.
     fn versions(cell) {
         require!("curl");
-        let pki = Pki::new();
-        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "")).start();
         assert_eq!(curl(&gateway, &pki, &["--tlsv1.3"]), (true, "Hello from Blitz\n".to_owned()));
         let (is_good, said) = curl(&gateway, &pki, &["--tls-max", "1.2"]);
@@ -94,8 +93,7 @@ matrix! {
 
     /// The hybrid group for who offers it, X25519 else; `http/1.1` by ALPN, an alert where nothing is in common.
     fn groups_and_protocols(cell) {
-        let pki = Pki::new();
-        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let pki = Pki::edge();
         let upstream = Upstream::echoing_targets();
         let route = format!("[upstreams.pool]\nendpoints = [{{ address = \"{}\" }}]\n\
                              [[routes]]\npath = \"/up/*rest\"\nupstream = \"pool\"\n", upstream.address);
@@ -126,8 +124,7 @@ matrix! {
 
     /// Many requests on one connection, with fresh keys in between.
     fn a_kept_connection_takes_fresh_keys(cell) {
-        let pki = Pki::new();
-        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "")).start();
         let mut client =
             TlsClient::connect(gateway.address, "edge.test", &pki.client().build()).expect("a handshake");
@@ -145,8 +142,7 @@ matrix! {
     /// What `ocsp_path` names is stapled; the secrets of a connection are written where a flag says so, and only then.
     fn staples_and_secrets(cell) {
         require!("openssl");
-        let pki = Pki::new();
-        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let pki = Pki::edge();
         // A response of status "tryLater" (RFC 6960 section 4.2.1), which has no more to it.
         std::fs::write(pki.path("edge.ocsp"), [0x30, 3, 0x0a, 1, 3]).expect("can be written");
         let ocsp = format!("ocsp_path = \"{}\" }}", pki.path("edge.ocsp").display());

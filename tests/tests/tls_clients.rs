@@ -11,8 +11,7 @@ struct World {
 }
 
 fn world() -> World {
-    let pki = Pki::new();
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+    let pki = Pki::edge();
     let clients = Authority::new("clients");
     pki.write("clients.pem", &clients.certificate);
     let (good, bad) = (clients.issue_numbered("good", 7), clients.issue_numbered("bad", 8));

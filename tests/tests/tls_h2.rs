@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use blitz_tests::tls::{Algorithm, TlsClient};
+use blitz_tests::tls::TlsClient;
 use blitz_tests::{Gateway, Nginx, Pki, Setup, matrix, require};
 
 const BODY_BYTES: u64 = 256 << 20;
@@ -18,8 +18,7 @@ fn curl(gateway: &Gateway, pki: &Pki, args: &[&str], path: &str) -> String {
 }
 
 fn start(cell: blitz_tests::Cell, protocols: &str, nginx: &Nginx) -> (Gateway, Pki) {
-    let pki = Pki::new();
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+    let pki = Pki::edge();
     let route = format!(
         "[upstreams.pool]\nendpoints = [{{ address = \"{}\" }}]\n[[routes]]\nupstream = \"pool\"\n",
         nginx.address

@@ -1,13 +1,7 @@
 //! HTTP without TLS on a port with TLS.
 
-use blitz_tests::tls::{Algorithm, TlsClient};
+use blitz_tests::tls::TlsClient;
 use blitz_tests::{Pki, Setup, matrix};
-
-fn pki() -> Pki {
-    let pki = Pki::new();
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
-    pki
-}
 
 fn tls_works(gateway: &blitz_tests::Gateway, pki: &Pki) {
     let mut client = TlsClient::connect(gateway.address, "edge.test", &pki.client().build()).expect("TLS");
@@ -16,7 +10,7 @@ fn tls_works(gateway: &blitz_tests::Gateway, pki: &Pki) {
 
 matrix! {
     fn it_is_refused(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "")).start();
         let answer = gateway.get("/hello");
         assert_eq!(answer.status, 400);
@@ -27,7 +21,7 @@ matrix! {
     }
 
     fn it_is_redirected(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "plain = \"redirect\"")).start();
         let mut client = gateway.connect();
         client.send("GET /a?b=c HTTP/1.1\r\nHost: edge.test:8443\r\n\r\n");
@@ -43,7 +37,7 @@ matrix! {
     }
 
     fn it_is_served(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "plain = \"serve\"")).start();
         assert_eq!(gateway.get("/hello").text(), "Hello from Blitz\n");
         tls_works(&gateway, &pki);

@@ -52,8 +52,7 @@ matrix! {
     }
 
     fn a_bad_file_changes_nothing_and_is_named(cell) {
-        let pki = Pki::new();
-        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let pki = Pki::edge();
         let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "")).start();
         let good = (read(&pki.path("edge.crt")), read(&pki.path("edge.key")));
         let other = pki.authority.issue(&["edge.test"], Algorithm::Rsa);

@@ -3,17 +3,11 @@
 use std::sync::Arc;
 
 use blitz_tests::process::{self, Signal};
-use blitz_tests::tls::{Algorithm, TlsClient};
+use blitz_tests::tls::TlsClient;
 use blitz_tests::{Gateway, PATIENCE, Pki, Setup, matrix, wait_until};
 use rustls::ClientConfig;
 
 const CONNECTIONS: usize = 24;
-
-fn pki() -> Pki {
-    let pki = Pki::new();
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
-    pki
-}
 
 /// One request on a connection of its own; whether the session was resumed.
 fn visit(gateway: &Gateway, config: &Arc<ClientConfig>) -> bool {
@@ -30,7 +24,7 @@ fn workers_seen(log: &str) -> usize {
 
 matrix! {
     fn any_worker_resumes(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let config = pki.listener(&["edge"], "min_version = \"1.2\"");
         let gateway = Setup::new(cell).workers(2).config(&config).flag("--tls-trace").start();
         for setup in [pki.client(), pki.client().tls12()] {
@@ -51,7 +45,7 @@ matrix! {
 
     /// Also under another certificate, as long as the secret stays.
     fn a_restart_resumes(cell) {
-        let pki = pki();
+        let pki = Pki::edge();
         let secret = pki.path("master.secret");
         let client = pki.client().build();
         for n in 0..3 {
@@ -71,7 +65,7 @@ mod killed {
 
     matrix! { mp only:
         fn the_replacement_resumes(cell) {
-            let pki = pki();
+            let pki = Pki::edge();
             let gateway = Setup::new(cell).config(&pki.listener(&["edge"], "")).start();
             let client = pki.client().build();
             assert!(!visit(&gateway, &client));

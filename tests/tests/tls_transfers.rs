@@ -2,7 +2,6 @@
 
 use std::process::{Command, Stdio};
 
-use blitz_tests::tls::Algorithm;
 use blitz_tests::{Gateway, Nginx, Pki, Setup, matrix, require};
 
 const GIB: u64 = 1 << 30;
@@ -30,8 +29,7 @@ fn assert_small(peak: u64) {
 }
 
 fn start(cell: blitz_tests::Cell, nginx: &Nginx) -> (Gateway, Pki) {
-    let pki = Pki::new();
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+    let pki = Pki::edge();
     let route = format!(
         "[upstreams.pool]\nendpoints = [{{ address = \"{}\" }}]\n[[routes]]\nupstream = \"pool\"\n",
         nginx.address

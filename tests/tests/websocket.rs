@@ -75,8 +75,7 @@ matrix! {
     /// TLS on both sides, to an endpoint that would speak HTTP/2 as well: what asks for a switch is for HTTP/1.1.
     fn echo_over_tls(cell) {
         require_python!("websockets");
-        let pki = Pki::new();
-        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let pki = Pki::edge();
         pki.certificate("up", &["up.test"], Algorithm::Ecdsa);
         let path = |name: &str| pki.path(name).display().to_string();
         let server = python::Server::start("ws_echo.py", MODULES, &[&path("up.crt"), &path("up.key")]);
@@ -340,8 +339,7 @@ matrix! {
             }
             Some(())
         });
-        let pki = Pki::new();
-        pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+        let pki = Pki::edge();
         let route = format!(
             "[upstreams.pool]\nendpoints = [{{ address = \"{}\" }}]\n[[routes]]\nupstream = \"pool\"\n",
             upstream.address

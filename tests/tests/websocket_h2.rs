@@ -7,7 +7,6 @@ use blitz_tests::h2raw::{
     Frame, H2, Outcome, code, data, flag, headers, kind, request, reset, window_update,
 };
 use blitz_tests::hpack;
-use blitz_tests::tls::Algorithm;
 use blitz_tests::upstream::{Conn, Upstream};
 use blitz_tests::websocket::{endpoint, switching};
 use blitz_tests::{Gateway, PATIENCE, Pki, Setup, matrix, python, require_python, wait_until};
@@ -74,8 +73,7 @@ fn reporting(
 
 fn echo(cell: blitz_tests::Cell, with_tls: bool) {
     let server = python::Server::start("ws_echo.py", MODULES, &[]);
-    let pki = Pki::new();
-    pki.certificate("edge", &["edge.test"], Algorithm::Ecdsa);
+    let pki = Pki::edge();
     let route = format!(
         "[upstreams.pool]\nendpoints = [{{ address = \"{}\" }}]\n[[routes]]\nupstream = \"pool\"\n",
         server.address
