@@ -22,6 +22,7 @@ pub mod listener;
 mod outlet;
 mod priority;
 mod retry;
+mod rotation;
 mod server;
 mod stream;
 

@@ -100,7 +100,7 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
         key_log: boot.tls.key_log.as_deref().map(key_log).transpose()?,
     };
     let tls = tls::Context { tickets: TicketRoot::new(&boot.secret), diagnosis: diagnosis.clone() };
-    let keys = QuicKeys::new(&boot.secret);
+    let keys = QuicKeys::new(&boot.secret, boot.cid_epoch_seconds);
     drop(boot.secret);
     let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace, boot.reports, diagnosis);
     let worker = boot.worker;

@@ -345,7 +345,7 @@ mod tests {
             Session::accept(stream, Duration::from_secs(10), |_| Ok(())).expect("hello")
         };
         let keys =
-            QuicKeys::new(&Secret::generate().expect("random bytes")).steering(2).expect("few workers");
+            QuicKeys::new(&Secret::generate().expect("random bytes"), 3600).steering(2).expect("few workers");
         let steerer = Steerer::start(socket.clone()).expect("thread");
         steerer.keys(keys);
         let mut session = accept();

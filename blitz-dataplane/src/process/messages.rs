@@ -95,6 +95,8 @@ pub struct BootMessage {
     pub trace: bool,
     /// `--tls-trace` and `--tls-key-log`.
     pub tls: TlsDiagnosis,
+    /// Seconds of an epoch of QUIC's connection IDs.
+    pub cid_epoch_seconds: u32,
     /// The configuration to begin with; `removed` is empty.
     pub config: ConfigMessage,
 }

@@ -155,7 +155,7 @@ fn run_in(seed: u64, weather: Weather, script: Option<Script>) -> Report {
     let scene = Rc::new(Scene {
         env: Rc::clone(&env),
         wiretap: Rc::clone(&wiretap),
-        keys: QuicKeys::new(&Secret::generate().expect("random bytes")),
+        keys: QuicKeys::new(&Secret::generate().expect("random bytes"), 3600),
         is_foul,
         is_lossy,
         is_crowded: rng.chance(200) && is_free,
