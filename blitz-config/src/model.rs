@@ -7,7 +7,9 @@
 mod policy;
 mod tls;
 
-pub use policy::{Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService};
+pub use policy::{
+    AfXdp, Blocklist, Copying, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService,
+};
 pub use tls::{Certificate, ClientAuth, Plain, Tls, UpstreamTls};
 
 use std::net::{IpAddr, SocketAddr};
@@ -342,6 +344,8 @@ pub struct Http3Limits {
     pub cid_epoch_seconds: u32,
     /// Requests that the client resets; four times as many may come at once.
     pub resets_per_second: u32,
+    /// Addresses that the clients of one worker have moved to (count), over all its connections.
+    pub moves_per_worker_max: u32,
     /// How much is sent before it is known what has arrived.
     pub congestion_control: CongestionControl,
     /// Whether datagrams of more than 1200 bytes are tried.

@@ -6,9 +6,9 @@
 //! sent yet stays in quiche, within the congestion window.
 //!
 //! Owns: that, heads (`head.rs`), early data (`early.rs`), what an unproven address may get (`allowance.rs`), Retry
-//! (`retry.rs`), keys and connection IDs ([`keys`]). Does not own: what a request means (`proxy`), certificates
-//! (`tls::quic`), the layout of connection IDs and the choice of a worker (`blitz_ebpf_common`, `docs/quic.md`),
-//! sockets (`process::listeners`, `runtime`).
+//! (`retry.rs`), keys and connection IDs ([`keys`]), the way to the worker that a merged datagram belongs to
+//! ([`relay`]). Does not own: what a request means (`proxy`), certificates (`tls::quic`), the layout of connection IDs
+//! and the choice of a worker (`blitz_ebpf_common`, `docs/quic.md`), sockets (`process::listeners`, `runtime`).
 
 #![forbid(unsafe_code)]
 
@@ -20,11 +20,13 @@ mod head;
 pub mod keys;
 pub mod listener;
 mod outlet;
+pub mod paths;
 mod priority;
+pub mod relay;
 mod retry;
 mod rotation;
 mod server;
 mod stream;
 
 pub use error::{Code, code};
-pub use keys::{GENERATION, QuicKeys};
+pub use keys::{GENERATION, Place, QuicKeys};

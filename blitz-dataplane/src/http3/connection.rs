@@ -13,6 +13,7 @@ use quiche::h3::{self, NameValue};
 use super::Code;
 use super::allowance::Allowance;
 use super::early::Early;
+use super::outlet::Hops;
 use super::priority::{self, Priority};
 
 /// A connection as its tasks share it. No borrow is held across a wait.
@@ -22,6 +23,8 @@ pub(super) struct Conn {
     task: RefCell<Option<Waker>>,
     /// quiche has panicked in it.
     pub(super) is_broken: Cell<bool>,
+    /// The ways of its paths.
+    pub(super) hops: Hops,
     /// Of a client that has not shown a token.
     pub(super) allowance: Option<Allowance>,
     /// What is known of its early data.
@@ -132,8 +135,8 @@ impl Conn {
     pub(super) fn new(quic: quiche::Connection, allowance: Option<Allowance>, early: Early) -> Self {
         let (streams, ended_early) = (HashMap::default(), HashSet::default());
         let state = State { quic, h3: None, streams, ended_early, stopped: 0 };
-        let (task, is_broken) = (RefCell::new(None), Cell::new(false));
-        Self { state: RefCell::new(state), task, is_broken, allowance, early: Cell::new(early) }
+        let (task, is_broken, hops) = (RefCell::new(None), Cell::new(false), Hops::default());
+        Self { state: RefCell::new(state), task, is_broken, hops, allowance, early: Cell::new(early) }
     }
 
     /// Gives a datagram to quiche.

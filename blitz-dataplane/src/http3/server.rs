@@ -5,7 +5,6 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -20,16 +19,15 @@ use super::error::CONNECTION_REFUSED;
 use super::keys::Cids;
 use super::listener::{Cid, Table};
 use super::outlet::Outlet;
+use super::paths::{Paths, Route, UsedUp, source};
 use super::rotation::Rotation;
 use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
+use crate::metrics::names::Metric;
 use crate::proxy::connections::{Connection, Ended};
 use crate::runtime::{Deadline, Handle, Lull, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
-
-/// Paths that a connection may use (count). quiche keeps each to the connection's end, about 70 KB, and drops packets
-/// from one more without a word; so the connection is closed, in plain words, when the last but one is used.
-pub(super) const PATHS_MAX: u64 = 8;
+use crate::segment::WorkerRows;
 
 /// Connection IDs that the client has retired and that are still known (count): packets may be on their way that it has
 /// sent before (RFC 9000 section 5.1.2).
@@ -74,6 +72,8 @@ pub(super) struct Session<S> {
     pub(super) handshake: Duration,
     /// Connection IDs under which it is in the table.
     pub(super) known_as: Vec<Cid>,
+    pub(super) paths: Paths,
+    pub(super) rows: WorkerRows,
     /// Those that the client has retired last, which are in the table too.
     pub(super) retired: VecDeque<Cid>,
 }
@@ -87,6 +87,7 @@ impl<S: Service + 'static> Session<S> {
         let deadline = Deadline::new(&self.handle);
         let now = self.handle.now_ms();
         let rotation = Rotation::new(&self.cids);
+        let route = Route::of(&self.conn.state.borrow().quic);
         let mut running = Running {
             session: self,
             deadline,
@@ -99,11 +100,9 @@ impl<S: Service + 'static> Session<S> {
             next_stream: 0,
             resets: 0,
             resets_at_ms: now,
-            paths: 1,
-            left: Vec::new(),
-            has_timed_out: false,
             is_waiting: Cell::new(false),
             rotation,
+            route,
             lull: Lull::default(),
         };
         poll_fn(|cx| running.poll(cx)).await
@@ -137,13 +136,9 @@ struct Running<S> {
     /// Requests that the client has reset, in thousandths, less what has drained.
     resets: u64,
     resets_at_ms: u64,
-    paths: u64,
-    /// Paths that the client has left: our address and its own.
-    left: Vec<(SocketAddr, SocketAddr)>,
-    /// quiche has been told that something took too long.
-    has_timed_out: bool,
     is_waiting: Cell<bool>,
     rotation: Rotation,
+    route: Route,
     /// When it may send: acknowledgements and answers that come about in the same moment travel together.
     lull: Lull,
 }
@@ -171,9 +166,6 @@ impl<S: Service + 'static> Running<S> {
                 return Poll::Ready(Ended::Error);
             }
             self.advance(cx);
-            if std::mem::take(&mut self.has_timed_out) {
-                self.ask_after_left_paths();
-            }
             let has_more = self.lull.poll(cx, HELD_TURNS_MAX).is_ready() && self.flush(cx);
             if let Some(ended) = self.ended() {
                 return Poll::Ready(ended);
@@ -194,7 +186,7 @@ impl<S: Service + 'static> Running<S> {
         let mut state = conn.state.borrow_mut();
         if state.quic.timeout_instant().is_some_and(|at| at <= Instant::now()) {
             state.quic.on_timeout();
-            self.has_timed_out = true;
+            self.route.timed_out(&mut state.quic);
         }
         if !self.said && self.handshaken.is_some() && state.quic.is_established() {
             self.handshake_done(&mut state);
@@ -317,28 +309,33 @@ impl<S: Service + 'static> Running<S> {
                 self.rotation.done();
             }
         }
-        let before = self.paths;
+        let mut used_up = None;
         while let Some(event) = quic.path_event_next() {
             match event {
-                quiche::PathEvent::New(..) => self.paths += 1,
+                quiche::PathEvent::New(local, peer) => {
+                    self.route.seen((local, peer));
+                    used_up = used_up.or(session.paths.add(session.limits.moves_per_worker_max));
+                }
                 quiche::PathEvent::PeerMigrated(local, peer) => {
-                    let now = (local, peer);
-                    let before = session.connection.addresses().map(|(peer, local)| (local, peer));
-                    self.left.retain(|path| *path != now);
-                    // Bounded as the paths are.
-                    if let Some(left) = before.filter(|before| *before != now && !self.left.contains(before))
-                    {
-                        let _unknown = quic.send_ack_eliciting_on_path(left.0, left.1);
-                        self.left.push(left);
-                    }
-                    self.has_timed_out = true;
+                    session.rows.add(Metric::QuicMigrations, 1);
                     session.connection.set_addresses(peer, local);
+                    self.route.moved(quic, (local, peer));
+                }
+                quiche::PathEvent::Validated(local, peer) => self.route.proved((local, peer)),
+                quiche::PathEvent::FailedValidation(local, peer) => {
+                    self.route.doubted(quic, (local, peer));
                 }
                 _ => {}
             }
         }
-        if self.paths >= PATHS_MAX && before < PATHS_MAX {
-            log::debug!("quic: a connection has used {} paths and is closed", self.paths);
+        if let Some(used_up) = used_up
+            && !self.said
+        {
+            let metric = match used_up {
+                UsedUp::Connection => Metric::QuicPathsConnection,
+                UsedUp::Worker => Metric::QuicPathsWorker,
+            };
+            session.rows.add(metric, 1);
             self.closing = Some((Ended::Error, session.handle.now_ms()));
             let _closing = quic.close(true, Code::NoError as u64, b"paths");
             self.said = true;
@@ -432,8 +429,18 @@ impl<S: Service + 'static> Running<S> {
     }
 
     /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
-    fn flush(&self, cx: &Context<'_>) -> bool {
+    fn flush(&mut self, cx: &Context<'_>) -> bool {
         let session = &self.session;
+        let hops = &session.conn.hops;
+        while self.route.is_due() {
+            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let Poll::Ready(mut lane) = lane else { return false };
+            self.is_waiting.set(false);
+            let sent = self.route.send(&mut session.conn.state.borrow_mut().quic, lane.buffer());
+            if let Some((len, transmit)) = sent {
+                lane.send(len, 1, transmit, hops.of(&transmit).as_ref());
+            }
+        }
         let mut odd = None;
         for round in 0..=BURSTS_MAX {
             let is_over = round == BURSTS_MAX;
@@ -441,7 +448,8 @@ impl<S: Service + 'static> Running<S> {
                 break;
             }
             // What is odd is lost then, and sent again.
-            let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
+            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let Poll::Ready(mut lane) = lane else { return false };
             self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
             let quantum = if is_over { 0 } else { state.quic.send_quantum() };
@@ -449,28 +457,9 @@ impl<S: Service + 'static> Running<S> {
             let burst = Burst::fill(&mut state.quic, allowance, quantum, lane.buffer(), &mut odd);
             drop(state);
             let Some(Burst { len, count, transmit }) = burst else { return false };
-            lane.send(len, count, transmit);
+            lane.send(len, count, transmit, hops.of(&transmit).as_ref());
         }
         true
-    }
-
-    /// What was on its way when the client left a path quiche sends again only once something that was sent later on
-    /// the same path is acknowledged; and it sends nothing more there. So what it has to ask on such a path goes to
-    /// where the client is now.
-    fn ask_after_left_paths(&self) {
-        let session = &self.session;
-        let Some((peer, local)) = session.connection.addresses() else { return };
-        for (from, to) in &self.left {
-            // Without one it is asked at the next time.
-            let Some(mut lane) = session.outlet.lane() else { return };
-            let mut state = session.conn.state.borrow_mut();
-            let largest = state.quic.max_send_udp_payload_size();
-            let room = lane.buffer().get_mut(..largest);
-            let written = room.and_then(|room| state.quic.send_on_path(room, Some(*from), Some(*to)).ok());
-            if let Some((written, _)) = written {
-                lane.send(written, 1, Transmit { to: peer, from: source(local), segment: None });
-            }
-        }
     }
 
     fn ended(&mut self) -> Option<Ended> {
@@ -580,9 +569,4 @@ impl Odd {
         buffer.get_mut(..self.len)?.copy_from_slice(self.bytes.get(..self.len)?);
         Some(Burst { len: self.len, count: 1, transmit: self.transmit })
     }
-}
-
-/// The address to send from; unspecified when the kernel has not said.
-fn source(from: SocketAddr) -> Option<std::net::IpAddr> {
-    Some(from.ip()).filter(|ip| !ip.is_unspecified())
 }

@@ -34,8 +34,9 @@ use super::{
     gauges, number_from_environment, resolved, upstream,
 };
 use crate::exchange::ErrorKind;
-use crate::http3::QuicKeys;
-use crate::http3::listener::{Acceptor, QuicListener};
+use crate::http3::listener::{Acceptor, QuicListener, Shared};
+use crate::http3::relay::Relay;
+use crate::http3::{Place, QuicKeys};
 use crate::metrics::names::Metric;
 use crate::process::Reports;
 use crate::proxy::Proxy;
@@ -155,7 +156,7 @@ fn run_in(seed: u64, weather: Weather, script: Option<Script>) -> Report {
     let scene = Rc::new(Scene {
         env: Rc::clone(&env),
         wiretap: Rc::clone(&wiretap),
-        keys: QuicKeys::new(&Secret::generate().expect("random bytes"), 3600),
+        keys: QuicKeys::new(&Secret::generate().expect("random bytes"), 3_600),
         is_foul,
         is_lossy,
         is_crowded: rng.chance(200) && is_free,
@@ -205,7 +206,13 @@ fn run_in(seed: u64, weather: Weather, script: Option<Script>) -> Report {
     );
     let info = Rc::new(Listener::new(gateway, true));
     follow(&proxy, &info);
-    let listener = QuicListener::simulated(&proxy, &info, &scene.keys);
+    let shared = Shared {
+        keys: scene.keys.clone(),
+        place: Place { worker: 0, workers: 1 },
+        relay: Relay::adopt(Vec::new()),
+        paths: Rc::default(),
+    };
+    let listener = QuicListener::simulated(&proxy, &info, &shared);
     let stage = Rc::new(Stage {
         scene: Rc::clone(&scene),
         proxy: Rc::clone(&proxy),
