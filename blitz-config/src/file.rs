@@ -20,7 +20,7 @@ mod tls;
 
 pub use bounded::Bounded;
 pub use http2::Http2File;
-pub use http3::{Http3File, RetryFile};
+pub use http3::{CongestionControlFile, Http3File, RetryFile};
 pub use policy::{
     AfXdpFile, BadPacketsFile, BlocklistFile, CopyingFile, DenyFile, DenyScopeFile, DenyTableFile,
     LIMITS_MAX, LimitByFile, LimitFile, PerSecond, TransportFile, XDP_ALLOW_MAX, XDP_DENY_MAX,

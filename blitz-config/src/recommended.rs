@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, AfXdp, Blocklist, Copying, Http2Limits, Http3Limits, HttpLimits, Limit, PassiveHealth, Retry,
-    Timeouts, Tls, Upstream, Xdp, XdpMode, XdpQuic,
+    Admin, AfXdp, Blocklist, CongestionControl, Copying, Http2Limits, Http3Limits, HttpLimits, Limit,
+    PassiveHealth, Retry, Timeouts, Tls, Upstream, Xdp, XdpMode, XdpQuic,
 };
 use blitz_ebpf_common::layout;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -145,6 +145,10 @@ impl Http3Limits {
         resets_per_second: 100,
         // 120 MB, where each was left in mid-download.
         moves_per_worker_max: 4096,
+        // What TCP does on Linux: fair beside it.
+        congestion_control: CongestionControl::Cubic,
+        // Fewer datagrams for the same bytes, on nearly every path.
+        pmtu_discovery: true,
     };
 }
 

@@ -145,15 +145,6 @@ impl QuicKeys {
     }
 }
 
-/// A worker among the others of its host.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// Its number.
-    pub worker: u32,
-    /// How many there are.
-    pub workers: u32,
-}
-
 fn now_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
@@ -168,6 +159,15 @@ fn expand(root: &hkdf::Prk, info: &[&[u8]]) -> [u8; 32] {
 fn words(key: &[u8; 32]) -> [u32; 4] {
     let word = |at: usize| u32::from_le_bytes([key[at], key[at + 1], key[at + 2], key[at + 3]]);
     [word(0), word(4), word(8), word(12)]
+}
+
+/// A worker among the others of its host.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its number.
+    pub worker: u32,
+    /// How many there are.
+    pub workers: u32,
 }
 
 /// Makes and knows the connection IDs of one worker.
@@ -286,6 +286,10 @@ pub(super) enum Owner {
 mod tests {
     use super::*;
 
+    fn at_place(worker: u32) -> Place {
+        Place { worker, workers: 4 }
+    }
+
     /// An epoch of these tests (seconds).
     const EPOCH: u64 = 100;
 
@@ -298,10 +302,8 @@ mod tests {
         let secret = Secret::generate().expect("random bytes");
         for begin in [7 * EPOCH, 8 * EPOCH] {
             let at: fn() -> u64 = if begin == 700 { || 700 } else { || 800 };
-            let cid = Cids::new(keys(&secret, at), Place { worker: 3, workers: 4 })
-                .expect("few workers")
-                .draw()
-                .expect("random bytes");
+            let cid =
+                Cids::new(keys(&secret, at), at_place(3)).expect("few workers").draw().expect("random bytes");
             let known = |now: u64| keys(&secret, now_seconds).live_at(now).codec.decode(&cid).is_ok();
             assert!((begin - 50..begin + 150).all(known));
             assert!([begin - 51, begin + 150, begin + 200, begin - 200].into_iter().all(|now| !known(now)));
@@ -327,18 +329,15 @@ mod tests {
             assert_eq!(keys.live_epochs().0, keys.live_at(clock()).epochs);
             assert_eq!(keys.live_epochs().1, keys.live_at(clock()).during.1 - clock());
         }
-        let cids = Cids::new(keys.with_clock(|| 705), Place { worker: 0, workers: 1 }).expect("few workers");
+        let cids = Cids::new(keys.with_clock(|| 705), at_place(0)).expect("few workers");
         assert_eq!((cids.epoch(5), cids.epoch(6)), ((7, 100), (6, 1)));
         assert!((0..100).all(|_| cids.lag() < 25));
     }
 
     #[test]
     fn a_foreign_one_is_steered_like_a_clients() {
-        let cids = Cids::new(
-            keys(&Secret::generate().expect("random bytes"), now_seconds),
-            Place { worker: 0, workers: 1 },
-        )
-        .expect("few");
+        let cids = Cids::new(keys(&Secret::generate().expect("random bytes"), now_seconds), at_place(0))
+            .expect("few");
         for _ in 0..100 {
             let cid = cids.draw_foreign().expect("random bytes");
             assert_eq!(cids.keys.codec().decode(&cid), Err(cid::Reject::Format));

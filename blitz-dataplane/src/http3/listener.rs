@@ -9,7 +9,7 @@
 //! (`server.rs`), which worker a datagram reaches (the kernel, by `blitz_ebpf_common::steer`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,10 +18,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use blitz_config::Config;
-use blitz_config::model::{Http3Limits, Retry};
+use blitz_config::model::{CongestionControl, Http3Limits, Retry};
 use blitz_ebpf_common::cid::CID_BYTES;
 
 use super::QuicKeys;
+use super::allowance::Allowance;
 use super::connection::Conn;
 use super::early::{self, Early};
 use super::error::failure;
@@ -71,20 +72,27 @@ impl Cid {
     }
 }
 
-/// Connections of one socket by their connection IDs. Bounded by the bound on connections.
+/// Connections of one socket by their connection IDs; `None`: of a connection that is there, whose client has retired
+/// it. Bounded by the bound on connections.
 #[derive(Default)]
-pub(super) struct Table(RefCell<HashMap<Cid, Rc<Conn>>>);
+pub(super) struct Table(RefCell<HashMap<Cid, Option<Rc<Conn>>>>);
 
 impl Table {
     pub(super) fn insert(&self, cid: Cid, conn: &Rc<Conn>) {
-        self.0.borrow_mut().insert(cid, Rc::clone(conn));
+        self.0.borrow_mut().insert(cid, Some(Rc::clone(conn)));
+    }
+
+    /// What comes late under `cid` is dropped from now on: a stateless reset would end the connection for those clients
+    /// that still heed its token.
+    pub(super) fn retire(&self, cid: Cid) {
+        self.0.borrow_mut().insert(cid, None);
     }
 
     pub(super) fn remove(&self, cid: &Cid) {
         self.0.borrow_mut().remove(cid);
     }
 
-    fn find(&self, cid: &Cid) -> Option<Rc<Conn>> {
+    fn find(&self, cid: &Cid) -> Option<Option<Rc<Conn>>> {
         self.0.borrow().get(cid).cloned()
     }
 
@@ -157,8 +165,14 @@ fn configure(
     config.set_max_stream_window(stream);
     config.set_active_connection_id_limit(PATHS_MAX);
     // From 1200 bytes, which every path carries, to as many as this one does (RFC 9000 section 14.3).
-    config.set_max_send_udp_payload_size(DATAGRAM_BYTES_MAX);
-    config.discover_pmtu(true);
+    let largest = if limits.pmtu_discovery { DATAGRAM_BYTES_MAX } else { INITIAL_BYTES_MIN };
+    config.set_max_send_udp_payload_size(largest);
+    config.discover_pmtu(limits.pmtu_discovery);
+    config.set_cc_algorithm(match limits.congestion_control {
+        CongestionControl::Cubic => quiche::CongestionControlAlgorithm::CUBIC,
+        CongestionControl::Reno => quiche::CongestionControlAlgorithm::Reno,
+        CongestionControl::Bbr2 => quiche::CongestionControlAlgorithm::Bbr2Gcongestion,
+    });
     // The timer wheel is coarser than what pacing asks for.
     config.enable_pacing(false);
     Ok(config)
@@ -225,7 +239,16 @@ impl QuicListener {
         shared: &Shared,
     ) -> std::io::Result<Rc<Self>> {
         let cids = Cids::new(shared.keys.clone(), shared.place).ok_or(std::io::ErrorKind::InvalidInput)?;
-        let socket = UdpSocket::adopt(&proxy.handle, fd, LANES)?;
+        Ok(Self::over(proxy, info, UdpSocket::adopt(&proxy.handle, fd, LANES)?, cids, shared))
+    }
+
+    fn over(
+        proxy: &Rc<Proxy>,
+        info: &Rc<Listener>,
+        socket: UdpSocket,
+        cids: Cids,
+        shared: &Shared,
+    ) -> Rc<Self> {
         let listener = Rc::new(Self {
             proxy: Rc::clone(proxy),
             info: Rc::clone(info),
@@ -238,7 +261,22 @@ impl QuicListener {
             resets: Cell::default(),
         });
         shared.relay.add(&listener);
-        Ok(listener)
+        listener
+    }
+
+    /// On the simulated network, at the listener's address.
+    #[cfg(test)]
+    pub(crate) fn simulated(proxy: &Rc<Proxy>, info: &Rc<Listener>, shared: &Shared) -> Rc<Self> {
+        let socket = UdpSocket::simulated(&proxy.handle, info.address, LANES).expect("a free address");
+        let cids = Cids::new(shared.keys.clone(), shared.place).expect("a worker");
+        Self::over(proxy, info, socket, cids, shared)
+    }
+
+    /// Connection IDs in the table, lanes with a send, and connections that wait for one (counts).
+    #[cfg(test)]
+    pub(crate) fn census(&self) -> (usize, usize, usize) {
+        let (busy, waiting) = self.outlet.census();
+        (self.table.0.borrow().len(), busy, waiting)
     }
 
     /// Whether its socket is bound to `address`.
@@ -338,11 +376,11 @@ impl QuicListener {
         let Some(dcid) = destination(datagram) else { return Metric::QuicMalformed };
         let Some(cid) = Cid::new(dcid) else { return self.long_cid(datagram, from, to, way) };
         if let Some(conn) = self.table.find(&cid) {
+            let Some(conn) = conn else { return Metric::QuicUnknown };
             conn.hops.note(from, to.ip(), way.hop());
             let info = quiche::RecvInfo { from, to };
             // A panic in here must end this connection only, and not the socket's task.
-            let outcome =
-                catch_unwind(AssertUnwindSafe(|| conn.state.borrow_mut().quic.recv(datagram, info)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| conn.receive(datagram, info)));
             match outcome {
                 Ok(Ok(_) | Err(quiche::Error::Done)) => {}
                 Ok(Err(error)) => log::debug!("quic: {from}: {error}"),
@@ -462,13 +500,15 @@ impl QuicListener {
         // Nothing is kept for what only looks like the begin of a connection: a packet that quiche cannot open is
         // none of a client of version 1.
         let info = quiche::RecvInfo { from, to };
+        let length = datagram.len();
         let received = catch_unwind(AssertUnwindSafe(|| quic.recv(datagram, info)));
         if !matches!(received, Ok(Ok(_))) {
             return Metric::QuicMalformed;
         }
         let Some(open) = accept::admit_quic(proxy, &self.info, from, to) else { return Metric::QuicRefused };
         let early = if acceptor.is_early { self.judge(&mut quic) } else { Early::Waits };
-        let conn = Rc::new(Conn::new(quic, early));
+        let allowance = original.is_none().then(|| Allowance::new(from, length));
+        let conn = Rc::new(Conn::new(quic, allowance, early));
         conn.hops.note(from, to.ip(), way.hop());
         // Until the client has heard of ours it goes on to use the one that it chose.
         self.table.insert(chosen, &conn);
@@ -484,6 +524,7 @@ impl QuicListener {
             limits: acceptor.limits,
             handshake: proxy.live().snapshot.config.timeouts.tls_handshake,
             known_as: vec![chosen, own],
+            retired: VecDeque::new(),
             paths: Paths::new(&self.paths),
             rows: proxy.rows.clone(),
         };

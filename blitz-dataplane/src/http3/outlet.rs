@@ -109,6 +109,12 @@ impl Outlet {
         }
     }
 
+    /// Lanes with a send, and connections that wait for one (counts).
+    #[cfg(test)]
+    pub(super) fn census(&self) -> (usize, usize) {
+        (self.socket.lanes() - self.free.borrow().len(), self.waiting.borrow().len())
+    }
+
     /// What has come.
     pub(super) fn poll_receive(
         &self,

@@ -246,14 +246,14 @@ metrics! {
         QuicMalformed { fate = "malformed" };
         QuicRefused { fate = "refused" };
     }
+    family "blitz_quic_connection_ids_total" Counter "Connection IDs made under keys of an epoch." {
+        QuicConnectionIds;
+    }
     family "blitz_quic_datagrams_relayed_total" Counter "Datagrams passed on by another worker, by fate." {
         QuicRelayedDelivered { fate = "delivered" };
         QuicRelayedNew { fate = "new" };
         QuicRelayedAnswered { fate = "answered" };
         QuicRelayedDropped { fate = "dropped" };
-    }
-    family "blitz_quic_connection_ids_total" Counter "Connection IDs made under keys of an epoch." {
-        QuicConnectionIds;
     }
     family "blitz_quic_datagrams_sent_total" Counter "Datagrams handed to the kernel." {
         QuicDatagramsSent;

@@ -186,9 +186,9 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         log_level,
         trace,
         tls,
+        cid_epoch_seconds,
         relays,
         ctl_socket,
-        cid_epoch_seconds,
         config,
     } = boot;
     logging::name_thread(logging::Who::Worker(worker));
