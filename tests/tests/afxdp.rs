@@ -344,7 +344,10 @@ matrix! {
         let config = world.stage.config().to_string_lossy().into_owned();
         let words = ["attach", &world.wire.host.interface, "--config", &config, "--mode", "generic"];
         world.stage.must(&world.wire, &words);
-        wait_until("frames come again", PATIENCE, || {
+        // Else it would find the stage by itself, and take its time.
+        process::send(world.daemon.pid(), Signal::Hup);
+        // The gateway says every few seconds how to steer, and nothing is redirected before.
+        wait_until("frames come again", 3 * PATIENCE, || {
             assert_eq!(client.get("/").status(), 200);
             world.metric(RECEIVED) > frames
         });
