@@ -19,11 +19,13 @@ use std::time::{Duration, Instant};
 use blitz_config::Config;
 use blitz_config::model::Protocol;
 
+use crate::afxdp::{Queues, Take};
 use crate::exchange::ErrorKind;
 use crate::fields::Fields;
 use crate::heap::Heap;
-use crate::http3::QuicKeys;
-use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener};
+use crate::http3::listener::{Acceptor as QuicAcceptor, QuicListener, Shared};
+use crate::http3::relay::Relay;
+use crate::http3::{Place, QuicKeys};
 use crate::metrics::names::Metric;
 use crate::process::endpoints::ResolvedEndpoints;
 use crate::process::messages::ListenerAddress;
@@ -35,7 +37,7 @@ use crate::proxy::accept;
 use crate::proxy::connections::{Listener, Protocols};
 use crate::proxy::snapshot::Snapshot;
 use crate::runtime::{self, Handle, Runtime, Sizes, Stats, TcpListener};
-use crate::segment::WorkerState;
+use crate::segment::{WorkerRows, WorkerState};
 use crate::tls::key_log::KeyLogFile;
 use crate::tls::tickets::TicketRoot;
 use crate::tls::{self, Acceptor, Diagnosis, Files, KeyLog, TlsMaterial};
@@ -100,14 +102,22 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
         key_log: boot.tls.key_log.as_deref().map(key_log).transpose()?,
     };
     let tls = tls::Context { tickets: TicketRoot::new(&boot.secret), diagnosis: diagnosis.clone() };
-    let keys = QuicKeys::new(&boot.secret, boot.cid_epoch_seconds);
+    let quic = Shared {
+        keys: QuicKeys::new(&boot.secret, boot.cid_epoch_seconds),
+        place: Place { worker: boot.worker, workers: boot.workers },
+        relay: Relay::adopt(boot.relays),
+        paths: Rc::default(),
+    };
     drop(boot.secret);
     let proxy = Proxy::new(handle.clone(), boot.rows, *boot.snapshot, boot.trace, boot.reports, diagnosis);
-    let worker = boot.worker;
-    let mut listeners = Listeners { proxy: Rc::clone(&proxy), tls, keys, worker, open: Vec::new() };
+    handle.spawn(Rc::clone(&quic.relay).serve(handle.clone(), proxy.rows.clone()));
+    let mut listeners = Listeners { proxy: Rc::clone(&proxy), tls, quic, open: Vec::new() };
     for listener in boot.listeners {
         listeners.open(listener)?;
     }
+    let queues = Queues::new(&handle, &proxy.rows, boot.worker, boot.workers, boot.ctl_socket);
+    let take = framed(&listeners.quic.relay, &proxy.rows);
+    queues.follow(&proxy.live().snapshot.config, &take);
     orders.applied(generation);
     log::debug!("serving: worker {} of {}", boot.worker, boot.workers);
 
@@ -126,6 +136,7 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
                 Order::Snapshot { generation, snapshot } => {
                     proxy.swap(*snapshot);
                     listeners.follow_configuration();
+                    queues.follow(&proxy.live().snapshot.config, &take);
                     orders.applied(generation);
                 }
                 Order::Listeners { added, removed } => {
@@ -146,6 +157,16 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
             }
         }
     }
+}
+
+/// Gives what comes by AF_XDP to its listener.
+fn framed(relay: &Rc<Relay>, rows: &WorkerRows) -> Take {
+    let (relay, rows) = (Rc::clone(relay), rows.clone());
+    Rc::new(move |datagram, from, to, hop| {
+        if !relay.take_framed(datagram, from, to, hop) {
+            rows.add(Metric::AfxdpDropNoListener, 1);
+        }
+    })
 }
 
 /// The result of `a`, or nothing when `b` is done first.
@@ -238,8 +259,7 @@ fn key_log(path: &Path) -> Result<Arc<dyn KeyLog>, WorkerError> {
 struct Listeners {
     proxy: Rc<Proxy>,
     tls: tls::Context,
-    keys: QuicKeys,
-    worker: u32,
+    quic: Shared,
     open: Vec<OpenListener>,
 }
 
@@ -283,8 +303,7 @@ impl Listeners {
                 Socket::Stream(stop)
             }
             SocketKind::Datagram => {
-                let listener = QuicListener::adopt(&self.proxy, &info, fd, &self.keys, self.worker);
-                let listener = listener.map_err(failed)?;
+                let listener = QuicListener::adopt(&self.proxy, &info, fd, &self.quic).map_err(failed)?;
                 handle.spawn(Rc::clone(&listener).serve());
                 Socket::Datagram(listener)
             }

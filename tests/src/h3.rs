@@ -219,6 +219,14 @@ impl H3 {
         Ok(())
     }
 
+    /// The port that it sends from.
+    ///
+    /// # Panics
+    /// Never.
+    pub fn port(&self) -> u16 {
+        self.socket.local_addr().expect("it is bound").port()
+    }
+
     /// Goes on from another port, as behind an address translation that has forgotten: the transport is not told.
     ///
     /// # Panics
@@ -244,6 +252,11 @@ impl H3 {
     pub fn session(&mut self) -> Vec<u8> {
         self.until("a ticket comes", |client| client.quic.session().is_some());
         self.quic.session().expect("it was there").to_vec()
+    }
+
+    /// Where it is.
+    pub fn local(&self) -> SocketAddr {
+        self.socket.local_addr().expect("it is bound")
     }
 
     /// Sends what there is to be sent, takes what has come or comes within a few milliseconds.

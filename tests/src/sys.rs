@@ -24,6 +24,18 @@ pub(crate) fn die_with_thread(command: &mut Command) {
     unsafe { command.pre_exec(ask_for_sigkill) };
 }
 
+/// Lets the process that `command` starts lock so many bytes of memory.
+pub(crate) fn limit_locked_memory(command: &mut Command, bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    let set = move || {
+        // SAFETY: the limit is live for the call, which only reads it.
+        let status = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+        if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe system call.
+    unsafe { command.pre_exec(set) };
+}
+
 fn ask_for_sigkill() -> io::Result<()> {
     // SAFETY: PR_SET_PDEATHSIG takes a signal number and no pointer.
     let status = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
@@ -164,6 +176,40 @@ pub(crate) fn interface_number(name: &str) -> io::Result<u32> {
     // SAFETY: the pointer leads to a string with its zero that lives across the call.
     let number = unsafe { libc::if_nametoindex(name.as_ptr()) };
     if number == 0 { Err(io::Error::last_os_error()) } else { Ok(number) }
+}
+
+/// Sends the bytes as datagrams of `segment` bytes each, the last shorter, in one aggregate (UDP_SEGMENT, udp(7)).
+pub(crate) fn send_segments(
+    socket: &UdpSocket,
+    bytes: &[u8],
+    segment: u16,
+    to: SocketAddr,
+) -> io::Result<usize> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, &i32::from(segment))?;
+    socket.send_to(bytes, to)
+}
+
+/// Lets an interface of the calling thread's namespace merge what it receives (generic receive offload).
+pub(crate) fn merge_received(interface: &str) -> io::Result<()> {
+    /// ETHTOOL_SGRO of linux/ethtool.h, with its argument.
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    const ETHTOOL_SGRO: u32 = 0x2c;
+    let mut value = Value { command: ETHTOOL_SGRO, data: 1 };
+    // SAFETY: all-zero octets are a request without a name.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, octet) in request.ifr_name.iter_mut().zip(interface.bytes().take(libc::IFNAMSIZ - 1)) {
+        *slot = octet.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let argument = &raw mut request;
+    // SAFETY: the request and the value that it leads to live across the call.
+    let status = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, argument) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Datagrams that a socket had no room for (SO_MEMINFO, Linux 4.12).

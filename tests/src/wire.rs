@@ -224,6 +224,13 @@ impl End {
         self.ip(&words);
     }
 
+    /// Lets it merge the datagrams that it receives (GRO).
+    #[track_caller]
+    pub fn merge_received(&self) {
+        let interface = self.interface.clone();
+        self.run(|| sys::merge_received(&interface)).expect("veth has GRO");
+    }
+
     /// Adds a source address, as a host of its own.
     #[track_caller]
     pub fn source(&self, address: IpAddr) {

@@ -39,6 +39,7 @@ use crate::process::messages::{
     BankPlace, BlockReport, BootMessage, ConfigMessage, ConnectionRow, FromWorker, IoMode, ListenerAddress,
     LogLevel, SocketKind, TlsDiagnosis, ToWorker,
 };
+use crate::process::relays::{RELAYED_WORKERS_MAX, Relays};
 use crate::process::supervisor::{WorkerEvent, Workers};
 use crate::process::worker::{Place, WorkerCode, WorkerError, worker_main};
 use crate::secret::Secret;
@@ -180,6 +181,7 @@ struct Control {
     secret: OwnedFd,
     workers: Workers,
     banks: Banks,
+    relays: Relays,
     rows: RowTable,
     names: Names,
 
@@ -297,6 +299,14 @@ impl Control {
 
         let mut banks = Banks::new(QuicKeys::new(&options.secret, config.http3.cid_epoch_seconds));
         banks.add(banks.bind_missing(&places(&config), workers_count)?);
+        let relays = Relays::new(workers_count)
+            .map_err(|error| format!("no descriptor left for sockets between workers: {error}"))?;
+        if workers_count > RELAYED_WORKERS_MAX {
+            log::warn!(
+                "{workers_count} workers are more than {RELAYED_WORKERS_MAX}: QUIC datagrams that the kernel merges \
+                 across workers are lost, and sent again"
+            );
+        }
         let current = Current { config, head, text, generation, endpoints };
         let launcher =
             Launcher { mode: options.mode, entry: code.entry, arguments: options.worker_arguments.clone() };
@@ -321,6 +331,7 @@ impl Control {
             secret,
             workers,
             banks,
+            relays,
             rows,
             names,
             current,
@@ -411,6 +422,9 @@ impl Control {
             self.secret.try_clone()?,
             self.current.text.try_clone()?,
         ];
+        let relays = self.relays.sockets(index)?;
+        let relays_count = relays.len();
+        fds.extend(relays);
         let mut added = Vec::new();
         // A bank whose listener was just removed lives until the other workers have closed it.
         let listeners = places(&self.current.config);
@@ -437,6 +451,8 @@ impl Control {
             trace: self.options.trace,
             tls: self.options.tls.clone(),
             cid_epoch_seconds: self.banks.keys().epoch_seconds(),
+            relays: relays_count,
+            ctl_socket: self.options.ctl_socket.clone(),
             config,
         };
         self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)?;

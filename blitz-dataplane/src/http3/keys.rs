@@ -20,7 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use aws_lc_rs::{hkdf, hmac, rand};
 use blitz_ebpf_common::chaskey;
 use blitz_ebpf_common::cid::{self, CID_BYTES, Codec, Parity, Routing};
-use blitz_ebpf_common::steer::{Bank, Steering};
+use blitz_ebpf_common::steer::{Aim, Bank, Steering};
 
 use crate::secret::Secret;
 
@@ -161,10 +161,20 @@ fn words(key: &[u8; 32]) -> [u32; 4] {
     [word(0), word(4), word(8), word(12)]
 }
 
+/// A worker among the others of its host.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its number.
+    pub worker: u32,
+    /// How many there are.
+    pub workers: u32,
+}
+
 /// Makes and knows the connection IDs of one worker.
 pub(super) struct Cids {
     pub(super) keys: QuicKeys,
     own: Routing,
+    workers: u32,
     /// Random bytes drawn at once, and how many of them are used up.
     random: Cell<([u8; RANDOM_BYTES], usize)>,
     /// Connection IDs made since the last look.
@@ -175,10 +185,11 @@ pub(super) struct Cids {
 const RANDOM_BYTES: usize = 256;
 
 impl Cids {
-    /// Those of `worker`; `None` when it has too high a number.
-    pub(super) fn new(keys: QuicKeys, worker: u32) -> Option<Self> {
-        let own = Routing::new(HOST, GENERATION, worker)?;
-        Some(Self { keys, own, random: Cell::new(([0; RANDOM_BYTES], RANDOM_BYTES)), made: Cell::new(0) })
+    /// Those of a worker; `None` when it has too high a number.
+    pub(super) fn new(keys: QuicKeys, place: Place) -> Option<Self> {
+        let own = Routing::new(HOST, GENERATION, place.worker)?;
+        let random = Cell::new(([0; RANDOM_BYTES], RANDOM_BYTES));
+        Some(Self { keys, own, workers: place.workers, random, made: Cell::new(0) })
     }
 
     /// A new connection ID; `None` when the system has no random bytes.
@@ -236,8 +247,25 @@ impl Cids {
         match <&[u8; CID_BYTES]>::try_from(cid).ok().and_then(|cid| self.keys.codec().decode(cid).ok()) {
             None => Owner::Nobody,
             Some(routing) if routing == self.own => Owner::Own,
-            Some(_) => Owner::Other,
+            Some(routing) if self.is_beside(routing) => Owner::Beside(routing.worker()),
+            Some(_) => Owner::Elsewhere,
         }
+    }
+
+    /// Which worker the kernel chooses for a datagram with a connection ID of a client, when it is not this one.
+    pub(super) fn chosen(&self, datagram: &[u8]) -> Owner {
+        let Some(steering) = self.keys.steering(self.workers) else { return Owner::Nobody };
+        let worker = match steering.aim(datagram, 0, datagram.len()) {
+            Aim::Fresh(index) => index.checked_sub(steering.bank.base()),
+            Aim::Owner(_) | Aim::Drop(_) => None,
+        };
+        worker.filter(|worker| *worker != self.own.worker()).map_or(Owner::Nobody, Owner::Beside)
+    }
+
+    /// Whether it names a worker of this host and generation.
+    fn is_beside(&self, routing: Routing) -> bool {
+        let (host, generation) = (routing.host(), routing.generation());
+        (host, generation) == (self.own.host(), self.own.generation()) && routing.worker() < self.workers
     }
 }
 
@@ -248,13 +276,19 @@ pub(super) enum Owner {
     Nobody,
     /// This worker's.
     Own,
-    /// Another worker's, or another host's.
-    Other,
+    /// Of the worker of this number, which lives beside this one.
+    Beside(u32),
+    /// Of a worker that is not there: of another host, or of another generation.
+    Elsewhere,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn at_place(worker: u32) -> Place {
+        Place { worker, workers: 4 }
+    }
 
     /// An epoch of these tests (seconds).
     const EPOCH: u64 = 100;
@@ -268,7 +302,8 @@ mod tests {
         let secret = Secret::generate().expect("random bytes");
         for begin in [7 * EPOCH, 8 * EPOCH] {
             let at: fn() -> u64 = if begin == 700 { || 700 } else { || 800 };
-            let cid = Cids::new(keys(&secret, at), 3).expect("few workers").draw().expect("random bytes");
+            let cid =
+                Cids::new(keys(&secret, at), at_place(3)).expect("few workers").draw().expect("random bytes");
             let known = |now: u64| keys(&secret, now_seconds).live_at(now).codec.decode(&cid).is_ok();
             assert!((begin - 50..begin + 150).all(known));
             assert!([begin - 51, begin + 150, begin + 200, begin - 200].into_iter().all(|now| !known(now)));
@@ -294,14 +329,15 @@ mod tests {
             assert_eq!(keys.live_epochs().0, keys.live_at(clock()).epochs);
             assert_eq!(keys.live_epochs().1, keys.live_at(clock()).during.1 - clock());
         }
-        let cids = Cids::new(keys.with_clock(|| 705), 0).expect("few workers");
+        let cids = Cids::new(keys.with_clock(|| 705), at_place(0)).expect("few workers");
         assert_eq!((cids.epoch(5), cids.epoch(6)), ((7, 100), (6, 1)));
         assert!((0..100).all(|_| cids.lag() < 25));
     }
 
     #[test]
     fn a_foreign_one_is_steered_like_a_clients() {
-        let cids = Cids::new(keys(&Secret::generate().expect("random bytes"), now_seconds), 0).expect("few");
+        let cids = Cids::new(keys(&Secret::generate().expect("random bytes"), now_seconds), at_place(0))
+            .expect("few");
         for _ in 0..100 {
             let cid = cids.draw_foreign().expect("random bytes");
             assert_eq!(cids.keys.codec().decode(&cid), Err(cid::Reject::Format));
@@ -312,9 +348,25 @@ mod tests {
     fn connection_ids_name_their_worker_in_every_process() {
         let secret = Secret::generate().expect("random bytes");
         let (one, two) = (QuicKeys::new(&secret, 100), QuicKeys::new(&secret, 100));
-        let (one, two) = (Cids::new(one, 0).expect("few workers"), Cids::new(two, 1).expect("few workers"));
+        let [one, two, alone] = [(&one, 0, 2), (&two, 1, 2), (&two, 1, 1)].map(|(keys, worker, workers)| {
+            Cids::new(keys.clone(), Place { worker, workers }).expect("few workers")
+        });
         let cid = one.draw().expect("random bytes");
-        assert_eq!((one.owner(&cid), two.owner(&cid)), (Owner::Own, Owner::Other));
+        assert_eq!((one.owner(&cid), two.owner(&cid)), (Owner::Own, Owner::Beside(0)));
+        let cid_of_two = two.draw().expect("random bytes");
+        let elsewhere = alone.keys.codec().encode(Routing::new(HOST + 1, GENERATION, 0).expect("few"), 1);
+        let later = alone.keys.codec().encode(Routing::new(HOST, GENERATION + 1, 0).expect("few"), 1);
+        let beyond = one.keys.codec().encode(Routing::new(HOST, GENERATION, 2).expect("few"), 1);
+        assert_eq!(one.owner(&cid_of_two), Owner::Beside(1));
+        for cid in [elsewhere, later, beyond] {
+            assert_eq!(one.owner(&cid), Owner::Elsewhere);
+        }
+        // Both workers choose the same one for a client's.
+        let initial = [&[0xc0, 0, 0, 0, 1, 8][..], b"a client", &[0; 16]].concat();
+        match (one.chosen(&initial), two.chosen(&initial)) {
+            (Owner::Beside(1), Owner::Nobody) | (Owner::Nobody, Owner::Beside(0)) => {}
+            others => panic!("{others:?}"),
+        }
         assert_eq!(one.keys.reset_token(&cid), two.keys.reset_token(&cid));
         let mut other = cid;
         other[5] ^= 1;

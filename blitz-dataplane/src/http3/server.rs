@@ -3,8 +3,8 @@
 //! Owns: the connection's task. Does not own: packets in (`listener.rs`), what happens to a request (`stream.rs`).
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -13,21 +13,25 @@ use blitz_config::model::Http3Limits;
 use quiche::h3;
 
 use super::Code;
+use super::allowance::Allowance;
 use super::connection::{Conn, News, State};
 use super::error::CONNECTION_REFUSED;
 use super::keys::Cids;
 use super::listener::{Cid, Table};
 use super::outlet::Outlet;
+use super::paths::{Paths, Route, UsedUp, source};
 use super::rotation::Rotation;
 use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
+use crate::metrics::names::Metric;
 use crate::proxy::connections::{Connection, Ended};
 use crate::runtime::{Deadline, Handle, Lull, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
+use crate::segment::WorkerRows;
 
-/// Paths that a connection may use (count). quiche keeps each to the connection's end, about 70 KB, and drops packets
-/// from one more without a word; so the connection is closed, in plain words, when the last but one is used.
-pub(super) const PATHS_MAX: u64 = 8;
+/// Connection IDs that the client has retired and that are still known (count): packets may be on their way that it has
+/// sent before (RFC 9000 section 5.1.2).
+const RETIRED_MAX: usize = 8;
 
 /// Requests that the client resets may come so many seconds' worth at once.
 const BURST_SECONDS: u32 = 4;
@@ -68,6 +72,10 @@ pub(super) struct Session<S> {
     pub(super) handshake: Duration,
     /// Connection IDs under which it is in the table.
     pub(super) known_as: Vec<Cid>,
+    pub(super) paths: Paths,
+    pub(super) rows: WorkerRows,
+    /// Those that the client has retired last, which are in the table too.
+    pub(super) retired: VecDeque<Cid>,
 }
 
 /// Told once when a handshake has ended, well or not. Whether the client may go on.
@@ -79,6 +87,7 @@ impl<S: Service + 'static> Session<S> {
         let deadline = Deadline::new(&self.handle);
         let now = self.handle.now_ms();
         let rotation = Rotation::new(&self.cids);
+        let route = Route::of(&self.conn.state.borrow().quic);
         let mut running = Running {
             session: self,
             deadline,
@@ -91,9 +100,9 @@ impl<S: Service + 'static> Session<S> {
             next_stream: 0,
             resets: 0,
             resets_at_ms: now,
-            paths: 1,
             is_waiting: Cell::new(false),
             rotation,
+            route,
             lull: Lull::default(),
         };
         poll_fn(|cx| running.poll(cx)).await
@@ -102,7 +111,7 @@ impl<S: Service + 'static> Session<S> {
 
 impl<S> Drop for Session<S> {
     fn drop(&mut self) {
-        self.known_as.iter().for_each(|cid| self.table.remove(cid));
+        self.known_as.iter().chain(&self.retired).for_each(|cid| self.table.remove(cid));
         if let Ok(mut state) = self.conn.state.try_borrow_mut() {
             state.gone();
         }
@@ -127,9 +136,9 @@ struct Running<S> {
     /// Requests that the client has reset, in thousandths, less what has drained.
     resets: u64,
     resets_at_ms: u64,
-    paths: u64,
     is_waiting: Cell<bool>,
     rotation: Rotation,
+    route: Route,
     /// When it may send: acknowledgements and answers that come about in the same moment travel together.
     lull: Lull,
 }
@@ -177,6 +186,7 @@ impl<S: Service + 'static> Running<S> {
         let mut state = conn.state.borrow_mut();
         if state.quic.timeout_instant().is_some_and(|at| at <= Instant::now()) {
             state.quic.on_timeout();
+            self.route.timed_out(&mut state.quic);
         }
         if !self.said && self.handshaken.is_some() && state.quic.is_established() {
             self.handshake_done(&mut state);
@@ -282,8 +292,14 @@ impl<S: Service + 'static> Running<S> {
         let session = &mut self.session;
         while let Some(retired) = quic.retired_scid_next() {
             if let Some(cid) = Cid::new(&retired) {
-                session.table.remove(&cid);
+                session.table.retire(cid);
                 session.known_as.retain(|known| *known != cid);
+                session.retired.push_back(cid);
+            }
+            if session.retired.len() > RETIRED_MAX
+                && let Some(cid) = session.retired.pop_front()
+            {
+                session.table.remove(&cid);
             }
         }
         if quic.is_established() {
@@ -293,16 +309,33 @@ impl<S: Service + 'static> Running<S> {
                 self.rotation.done();
             }
         }
-        let before = self.paths;
+        let mut used_up = None;
         while let Some(event) = quic.path_event_next() {
             match event {
-                quiche::PathEvent::New(..) => self.paths += 1,
-                quiche::PathEvent::PeerMigrated(local, peer) => session.connection.set_addresses(peer, local),
+                quiche::PathEvent::New(local, peer) => {
+                    self.route.seen((local, peer));
+                    used_up = used_up.or(session.paths.add(session.limits.moves_per_worker_max));
+                }
+                quiche::PathEvent::PeerMigrated(local, peer) => {
+                    session.rows.add(Metric::QuicMigrations, 1);
+                    session.connection.set_addresses(peer, local);
+                    self.route.moved(quic, (local, peer));
+                }
+                quiche::PathEvent::Validated(local, peer) => self.route.proved((local, peer)),
+                quiche::PathEvent::FailedValidation(local, peer) => {
+                    self.route.doubted(quic, (local, peer));
+                }
                 _ => {}
             }
         }
-        if self.paths >= PATHS_MAX && before < PATHS_MAX {
-            log::debug!("quic: a connection has used {} paths and is closed", self.paths);
+        if let Some(used_up) = used_up
+            && !self.said
+        {
+            let metric = match used_up {
+                UsedUp::Connection => Metric::QuicPathsConnection,
+                UsedUp::Worker => Metric::QuicPathsWorker,
+            };
+            session.rows.add(metric, 1);
             self.closing = Some((Ended::Error, session.handle.now_ms()));
             let _closing = quic.close(true, Code::NoError as u64, b"paths");
             self.said = true;
@@ -396,8 +429,18 @@ impl<S: Service + 'static> Running<S> {
     }
 
     /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
-    fn flush(&self, cx: &Context<'_>) -> bool {
+    fn flush(&mut self, cx: &Context<'_>) -> bool {
         let session = &self.session;
+        let hops = &session.conn.hops;
+        while self.route.is_due() {
+            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let Poll::Ready(mut lane) = lane else { return false };
+            self.is_waiting.set(false);
+            let sent = self.route.send(&mut session.conn.state.borrow_mut().quic, lane.buffer());
+            if let Some((len, transmit)) = sent {
+                lane.send(len, 1, transmit, hops.of(&transmit).as_ref());
+            }
+        }
         let mut odd = None;
         for round in 0..=BURSTS_MAX {
             let is_over = round == BURSTS_MAX;
@@ -405,14 +448,16 @@ impl<S: Service + 'static> Running<S> {
                 break;
             }
             // What is odd is lost then, and sent again.
-            let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
+            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let Poll::Ready(mut lane) = lane else { return false };
             self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
             let quantum = if is_over { 0 } else { state.quic.send_quantum() };
-            let burst = Burst::fill(&mut state.quic, quantum, lane.buffer(), &mut odd);
+            let allowance = session.conn.allowance.as_ref();
+            let burst = Burst::fill(&mut state.quic, allowance, quantum, lane.buffer(), &mut odd);
             drop(state);
             let Some(Burst { len, count, transmit }) = burst else { return false };
-            lane.send(len, count, transmit);
+            lane.send(len, count, transmit, hops.of(&transmit).as_ref());
         }
         true
     }
@@ -466,10 +511,12 @@ impl Burst {
     /// `None` when that is nothing.
     fn fill(
         quic: &mut quiche::Connection,
+        allowance: Option<&Allowance>,
         quantum: usize,
         buffer: &mut [u8],
         odd: &mut Option<Odd>,
     ) -> Option<Self> {
+        let allowance = allowance.filter(|_| !quic.is_established());
         let mut burst = odd.take().and_then(|odd| odd.begin(buffer));
         loop {
             let is_full = |burst: &Self| burst.count as usize >= SEGMENTS_MAX || burst.len >= quantum;
@@ -480,8 +527,13 @@ impl Burst {
             // quiche takes what the path carries, and more when it finds out whether the path carries more.
             let room = buffer.get_mut(at..(at + DATAGRAM_BYTES_MAX).min(SEND_BYTES_MAX));
             let room = room.filter(|room| room.len() == DATAGRAM_BYTES_MAX);
+            let allowed = allowance.map_or(DATAGRAM_BYTES_MAX, Allowance::left);
+            let room = room.and_then(|room| room.get_mut(..DATAGRAM_BYTES_MAX.min(allowed)));
             // What quiche cannot encode, it closes the connection for.
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
+            if let Some(allowance) = allowance {
+                allowance.spend(written);
+            }
             let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
             let Some(current) = &mut burst else {
                 burst = Some(Self { len: written, count: 1, transmit });
@@ -517,9 +569,4 @@ impl Odd {
         buffer.get_mut(..self.len)?.copy_from_slice(self.bytes.get(..self.len)?);
         Some(Burst { len: self.len, count: 1, transmit: self.transmit })
     }
-}
-
-/// The address to send from; unspecified when the kernel has not said.
-fn source(from: SocketAddr) -> Option<std::net::IpAddr> {
-    Some(from.ip()).filter(|ip| !ip.is_unspecified())
 }

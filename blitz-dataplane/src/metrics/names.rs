@@ -239,6 +239,8 @@ metrics! {
         QuicVersion { fate = "version" };
         QuicRetry { fate = "retry" };
         QuicReset { fate = "reset" };
+        QuicForwarded { fate = "forwarded" };
+        QuicForwardFull { fate = "forward_full" };
         QuicStranger { fate = "other_worker" };
         QuicUnknown { fate = "unknown" };
         QuicMalformed { fate = "malformed" };
@@ -247,11 +249,57 @@ metrics! {
     family "blitz_quic_connection_ids_total" Counter "Connection IDs made under keys of an epoch." {
         QuicConnectionIds;
     }
+    family "blitz_quic_datagrams_relayed_total" Counter "Datagrams passed on by another worker, by fate." {
+        QuicRelayedDelivered { fate = "delivered" };
+        QuicRelayedNew { fate = "new" };
+        QuicRelayedAnswered { fate = "answered" };
+        QuicRelayedDropped { fate = "dropped" };
+    }
     family "blitz_quic_datagrams_sent_total" Counter "Datagrams handed to the kernel." {
         QuicDatagramsSent;
     }
+    family "blitz_quic_migrations_total" Counter "Times that a connection's client went on from another address." {
+        QuicMigrations;
+    }
+    family "blitz_quic_paths_used_up_total" Counter "Connections closed because no more paths may be kept, by whose." {
+        QuicPathsConnection { of = "connection" };
+        QuicPathsWorker { of = "worker" };
+    }
     family "blitz_quic_send_errors_total" Counter "Sends of datagrams that the kernel refused." {
         QuicSendErrors;
+    }
+
+    // AF_XDP.
+    family "blitz_afxdp_queues" Gauge "Receive queues whose frames this worker gets." {
+        AfxdpQueues;
+    }
+    family "blitz_afxdp_frames" Gauge "Frames of AF_XDP sockets, by who has them." {
+        AfxdpFramesFree { holder = "free" };
+        AfxdpFramesReceiving { holder = "receiving" };
+        AfxdpFramesSending { holder = "sending" };
+    }
+    family "blitz_afxdp_frames_received_total" Counter "Frames that came by AF_XDP." {
+        AfxdpFramesReceived;
+    }
+    family "blitz_afxdp_frames_sent_total" Counter "Frames put into a transmit ring." {
+        AfxdpFramesSent;
+    }
+    family "blitz_afxdp_drops_total" Counter "Datagrams lost on the way between a queue and QUIC, by reason." {
+        AfxdpDropMalformed { reason = "malformed" };
+        AfxdpDropNoListener { reason = "no_listener" };
+        AfxdpDropKernel { reason = "kernel" };
+        AfxdpDropRingFull { reason = "ring_full" };
+        AfxdpDropFillEmpty { reason = "fill_empty" };
+        AfxdpDropInvalid { reason = "invalid" };
+        AfxdpDropNoFrame { reason = "no_frame" };
+        AfxdpDropTooLarge { reason = "too_large" };
+    }
+    family "blitz_afxdp_kicks_total" Counter "System calls that told the kernel to send." {
+        AfxdpKicks;
+    }
+    family "blitz_afxdp_fallbacks_total" Counter "Queues given up for the kernel's UDP, by reason." {
+        AfxdpFallbackStalled { reason = "stalled" };
+        AfxdpFallbackFailed { reason = "failed" };
     }
 
     // Limits.

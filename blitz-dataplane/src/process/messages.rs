@@ -41,8 +41,8 @@ impl std::fmt::Display for IoMode {
 /// From the supervisor to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// The first message. Descriptors: segment, master secret, text of the configuration, then one listening
-    /// socket for each of [`ConfigMessage::added`].
+    /// The first message. Descriptors: segment, master secret, text of the configuration, then as many between workers
+    /// as [`BootMessage::relays`] says, then one listening socket for each of [`ConfigMessage::added`].
     Boot(Box<BootMessage>),
     /// A new configuration: compile it, answer with [`FromWorker::SnapshotReady`], use it when
     /// [`ToWorker::Swap`] comes. Descriptors: its text, then one listening socket for each of
@@ -97,6 +97,10 @@ pub struct BootMessage {
     pub tls: TlsDiagnosis,
     /// Seconds of an epoch of QUIC's connection IDs.
     pub cid_epoch_seconds: u32,
+    /// Sockets between workers (count): see [`super::relays::Relays::sockets`].
+    pub relays: usize,
+    /// `--ctl-socket`.
+    pub ctl_socket: PathBuf,
     /// The configuration to begin with; `removed` is empty.
     pub config: ConfigMessage,
 }

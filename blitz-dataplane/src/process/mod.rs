@@ -10,6 +10,7 @@ pub mod launch;
 pub mod listeners;
 pub mod messages;
 pub mod orders;
+pub mod relays;
 pub mod reports;
 pub mod respawn;
 pub mod supervisor;

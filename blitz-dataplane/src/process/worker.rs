@@ -12,6 +12,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -83,6 +84,10 @@ pub struct Boot<S> {
     pub rows: WorkerRows,
     /// The way to report sources for the kernel's blocklist.
     pub reports: Reports,
+    /// The sockets between workers: its inbox, then the way into each one's. None when it reaches nobody.
+    pub relays: Vec<OwnedFd>,
+    /// The control socket of `blitz-ctl`.
+    pub ctl_socket: PathBuf,
     /// Its listening sockets.
     pub listeners: Vec<BoundListener>,
     /// Generation of `snapshot`.
@@ -182,6 +187,8 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         trace,
         tls,
         cid_epoch_seconds,
+        relays,
+        ctl_socket,
         config,
     } = boot;
     logging::name_thread(logging::Who::Worker(worker));
@@ -199,6 +206,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
     let segment = Segment::open(next("the segment")?).map_err(|error| WorkerError(error.to_string()))?;
     let secret = Secret::from_fd(next("the secret")?).map_err(failed("read the master secret"))?;
     let text = next("the configuration")?;
+    let relays = (0..relays).map(|_| next("a socket between workers")).collect::<Result<_, _>>()?;
     let listeners = bound_listeners(&config.added, fds)?;
     let rows =
         segment.worker(worker).ok_or_else(|| WorkerError(format!("the segment has no row {worker}")))?;
@@ -238,6 +246,8 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         cid_epoch_seconds,
         rows,
         reports,
+        relays,
+        ctl_socket,
         listeners,
         generation,
         snapshot,
