@@ -169,7 +169,7 @@ fn what_is_bad_is_dropped_where_the_policy_says_so() {
     assert_eq!((counters.quic("bad_cid"), counters.verdict("drop_quic")), (100, 100), "{counters:?}");
 }
 
-/// Keys change by halves twice in an epoch: the stage, which drops what has a wrong tag, and the banks' programs follow.
+/// Keys change by halves twice in an epoch. The stage, which drops what has a wrong tag, follows, and so do the banks.
 #[test]
 fn keys_change_and_nothing_of_a_live_connection_is_bad() {
     require_netns!();
