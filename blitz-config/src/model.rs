@@ -338,6 +338,8 @@ pub struct Http3Limits {
     pub retry: Retry,
     /// Whether requests are taken before the handshake is done (0-RTT).
     pub early_data: bool,
+    /// Seconds of an epoch of connection IDs.
+    pub cid_epoch_seconds: u32,
     /// Requests that the client resets; four times as many may come at once.
     pub resets_per_second: u32,
     /// Addresses that the clients of one worker have moved to (count), over all its connections.

@@ -95,6 +95,13 @@ pub enum RestartReason {
         /// In the new configuration.
         to: SocketAddr,
     },
+    /// `http3.connection_id_epoch_s` changed: connection IDs of the epochs before would name nobody.
+    CidEpoch {
+        /// In use.
+        from: u32,
+        /// In the new configuration.
+        to: u32,
+    },
 }
 
 impl std::fmt::Display for RestartReason {
@@ -103,6 +110,10 @@ impl std::fmt::Display for RestartReason {
             Self::AdminAddress { from, to } => {
                 write!(f, "admin.address: {from} to {to} needs a restart; {from} stays in use until then")
             }
+            Self::CidEpoch { from, to } => write!(
+                f,
+                "http3.connection_id_epoch_s: {from} to {to} needs a restart; {from} stays in use until then"
+            ),
         }
     }
 }
@@ -167,7 +178,9 @@ impl Plan {
         let admin = self
             .admin
             .map(|admin| RestartReason::AdminAddress { from: old.admin.address, to: admin.address });
-        admin.into_iter().collect()
+        let (from, to) = (old.http3.cid_epoch_seconds, self.http3.unwrap_or(old.http3).cid_epoch_seconds);
+        let epoch = (from != to).then_some(RestartReason::CidEpoch { from, to });
+        admin.into_iter().chain(epoch).collect()
     }
 
     /// The new configuration, from the old one that the plan was made for.

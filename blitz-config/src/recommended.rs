@@ -38,8 +38,8 @@ impl Timeouts {
         // Below the keep-alive of an nginx upstream (75 s), so that we close first. One that closes
         // sooner is noticed, or costs a retry on a fresh connection.
         upstream_idle: Duration::from_secs(60),
-        // As Envoy's stream_idle_timeout. Whoever keeps a WebSocket open pings every 20 to 60 s, so that no NAT on the
-        // way forgets it: five silent minutes mean that nobody is there.
+        // As Envoy's stream_idle_timeout. Whoever keeps a WebSocket open pings every 20 to 60 s, so that no NAT on
+        // the way forgets it: five silent minutes mean that nobody is there.
         tunnel_idle: Duration::from_secs(300),
         // The longest that there is. A day ends what nobody remembers, and is longer than any token should live that
         // a tunnel began with.
@@ -138,6 +138,9 @@ impl Http3Limits {
         retry: Retry::UnderPressure,
         // Upstreams have to know of it (RFC 8470 section 6.1).
         early_data: false,
+        // 2^24 connection IDs, which is what one key should make (`docs/quic.md`), are 4660 a second; and an address
+        // that a client has kept for an hour tells less of when it came.
+        cid_epoch_seconds: 3600,
         // As for HTTP/2.
         resets_per_second: 100,
         // 120 MB, where each was left in mid-download.

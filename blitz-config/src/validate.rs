@@ -203,6 +203,15 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
              or set builtin_answers = true on a listener",
         );
     }
+    let (http3, epoch) = (file.http3.limits(), file.http3.connection_id_epoch_s.value());
+    if Duration::from_secs(epoch) < http3.idle_timeout * 2 {
+        let message = format!(
+            "{epoch} is less than twice http3.idle_timeout_ms, so that a client which is silent for that long \
+             could lose its connection; accepted: at least {}",
+            (http3.idle_timeout * 2).as_millis().div_ceil(1000)
+        );
+        issues.add("http3.connection_id_epoch_s", message);
+    }
     issues.append(flags);
     issues.into_result(Config {
         listeners,
@@ -212,7 +221,7 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
         timeouts: timeouts(&file.timeouts),
         http: http_limits(&file.http),
         http2: file.http2.limits(),
-        http3: file.http3.limits(),
+        http3,
         admin,
         limits,
         xdp,

@@ -362,6 +362,7 @@ fn a_plan_tells_what_stays() {
     let mut new =
         blitz_config::from_command_line(&backends(&["b:1", "c:1"]), 80, Some("127.0.0.1:9999")).unwrap();
     new.listeners[0].builtin_answers = false;
+    new.http3.cid_epoch_seconds = 7200;
     let plan = Plan::between(&old, &new);
     assert!(matches!(plan.listeners.steps[..], [Step::Change { from: 0, .. }]));
     assert!(plan.listeners.removed.is_empty());
@@ -374,7 +375,10 @@ fn a_plan_tells_what_stays() {
     assert_eq!((plan.routes.is_none(), plan.timeouts, plan.http), (true, None, None));
     let reasons = plan.requires_restart(&old);
     let (from, to) = (old.admin.address, new.admin.address);
-    assert_eq!(reasons, [RestartReason::AdminAddress { from, to }]);
+    assert_eq!(
+        reasons,
+        [RestartReason::AdminAddress { from, to }, RestartReason::CidEpoch { from: 3600, to: 7200 }]
+    );
     assert_eq!(
         reasons[0].to_string(),
         "admin.address: 127.0.0.1:9900 to 127.0.0.1:9999 needs a restart; 127.0.0.1:9900 stays in use until then"

@@ -23,6 +23,7 @@ pub mod paths;
 mod priority;
 pub mod relay;
 mod retry;
+mod rotation;
 mod server;
 mod stream;
 

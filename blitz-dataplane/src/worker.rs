@@ -102,7 +102,7 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
     };
     let tls = tls::Context { tickets: TicketRoot::new(&boot.secret), diagnosis: diagnosis.clone() };
     let quic = Shared {
-        keys: QuicKeys::new(&boot.secret),
+        keys: QuicKeys::new(&boot.secret, boot.cid_epoch_seconds),
         place: Place { worker: boot.worker, workers: boot.workers },
         relay: Relay::adopt(boot.relays),
         paths: Rc::default(),

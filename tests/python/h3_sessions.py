@@ -1,6 +1,7 @@
 """aioquic as a client that comes back: port, authority, what to do.
 
 resume: eight connections, all but the first resumed. early: besides, requests go before the handshake is done.
+stay N: one connection that asks again and again for N seconds, and is given other connection IDs meanwhile.
 """
 
 import asyncio
@@ -67,10 +68,23 @@ async def visit(ticket, is_early):
     return tickets[-1]
 
 
+async def stay(seconds):
+    configuration = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, cafile=AUTHORITY, server_name="edge.test")
+    async with connect("127.0.0.1", PORT, configuration=configuration, create_protocol=Client) as client:
+        seen, end = set(), asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < end:
+            assert await asyncio.wait_for(client.get("/hello"), 10) == 200
+            seen.add(client._quic._peer_cid.cid)
+            await asyncio.sleep(0.02)
+        assert len(seen) > 1, seen
+
+
 async def main():
+    if WHAT.startswith("stay "):
+        return await stay(int(WHAT.removeprefix("stay ")))
     ticket = await visit(None, False)
     for _ in range(7):
         ticket = await visit(ticket, WHAT == "early")
 
 
-asyncio.run(asyncio.wait_for(main(), 60))
+asyncio.run(asyncio.wait_for(main(), 600))

@@ -2,15 +2,17 @@
 //!
 //! Owns: the cases and their marks. Does not own: measuring them (see `stage.rs`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use blitz_config::{Format, Overrides};
 use blitz_ctl::image::{Image, InForce, RULE_BLOCK_OPERATOR, RULE_DENY_CONFIG};
 use blitz_ctl::prefixes::{Prefix, address, wire};
 use blitz_ctl::rehearsal::{Options, Rehearsal};
+use blitz_ebpf_common::cid::{Codec, Keys, Parity, Routing};
 use blitz_ebpf_common::gcra::Rate;
-use blitz_ebpf_common::layout::{ALLOW_SERVICE, Block, BlockKey, Deny, Verdict};
+use blitz_ebpf_common::layout::{ALLOW_SERVICE, Block, BlockKey, Deny, STEER_VERSION, Seat, Steer, Verdict};
 
 use super::frames;
 use super::lists::{Draw, PREFIXES};
@@ -51,6 +53,8 @@ pub(super) struct Case {
     pub(super) faults_max: u64,
     /// The number of sources in the table afterwards, at least and at most.
     pub(super) sources: Option<(usize, usize)>,
+    /// The AF_XDP socket of the receive queue, where there is one.
+    _socket: Option<OwnedFd>,
 }
 
 const HOST4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
@@ -70,6 +74,11 @@ address = "[::]:443"
 [[listeners]]
 name = "exact"
 address = "10.0.0.1:80"
+[[listeners]]
+name = "quic"
+address = "0.0.0.0:4443"
+protocols = ["h3"]
+tls = { certificates = [{ cert_path = "edge.crt", key_path = "edge.key" }] }
 [upstreams.app]
 endpoints = [{ address = "127.0.0.1:9001" }]
 [[routes]]
@@ -198,7 +207,57 @@ pub(super) fn all(object: &[u8]) -> Result<Vec<Case>> {
     evicting.sources = Some((1, small.image.sources_max as usize));
     evicting.faults_max = PACKETS;
     build.add("all steps: allow, block and deny missed, both limits", &everything, stranger, pass)?;
+    quic(&mut build, &plain)?;
     Ok(build.cases)
+}
+
+/// Datagrams of QUIC, for worker 0 of generation 0, whose socket has the receive queue.
+fn quic(build: &mut Build<'_>, plain: &World) -> Result<()> {
+    let codec = Codec::new(Keys { even: [1, 2, 3, 4], odd: [5, 6, 7, 8], issues: Parity::Even });
+    let steer = Steer { drop_until: u64::MAX / 2, version: STEER_VERSION, generation: 0, codec, reserved: 0 };
+    let seat = |worker| Seat::new(0, worker).ok_or("no such worker");
+    let workers = BTreeSet::from([seat(0)?, seat(1)?]);
+    let short = |nonce, worker| -> Result<Vec<u8>> {
+        let routing = Routing::new(0, 0, worker).ok_or("no such worker")?;
+        Ok([&[0x41][..], &codec.encode(routing, nonce), &[0; 30]].concat())
+    };
+    let few = |worker| (0..FRAMES as u64).map(|n| short(n << 40 | n, worker)).collect::<Result<Vec<_>>>();
+    let initial = |length| {
+        let mut datagram = [&[0xc0, 0, 0, 0, 1, 8][..], &[9; 8], &[0]].concat();
+        datagram.resize(length, 0);
+        datagram
+    };
+    let mut invented = few(0)?;
+    invented.iter_mut().filter_map(|datagram| datagram.get_mut(16)).for_each(|octet| *octet ^= 1);
+    let mut dropping = plain.clone();
+    dropping.image.drop_bad = true;
+    let to_us = |datagrams: Vec<Vec<u8>>| -> Vec<Vec<u8>> {
+        datagrams.iter().map(|datagram| frames::datagram(SOURCE4, HOST4, 4443, datagram)).collect()
+    };
+    let cases = [
+        (
+            "QUIC, short header: parse, check the tag, steer to its queue's socket",
+            plain,
+            few(0)?,
+            Verdict::Redirected,
+        ),
+        ("  to a worker without this queue, passes", plain, few(1)?, Verdict::PassService),
+        ("  invented connection IDs, drops", &dropping, invented, Verdict::DropQuic),
+        ("  Initial of a new client, to the queue's socket", plain, vec![initial(1200)], Verdict::Redirected),
+        ("  Initial that is too small, drops", plain, vec![initial(1199)], Verdict::DropQuic),
+    ];
+    for (number, (name, world, datagrams, verdict)) in cases.into_iter().enumerate() {
+        let case = build.add(name, world, to_us(datagrams), verdict)?;
+        let failed = |error| format!("{name}: {error}");
+        let socket = blitz_tests::xdp_socket().map_err(|error| format!("an AF_XDP socket: {error}"))?;
+        case.rehearsal.steer(&steer, &workers, seat(0)?).map_err(failed)?;
+        case.rehearsal.place(socket.as_fd()).map_err(failed)?;
+        case._socket = Some(socket);
+        if number == 0 {
+            case.mark(150.0, 100.0);
+        }
+    }
+    Ok(())
 }
 
 struct Build<'a> {
@@ -248,6 +307,7 @@ impl Build<'_> {
             strays: 0,
             faults_max: 0,
             sources: None,
+            _socket: None,
         }))
     }
 }

@@ -32,6 +32,17 @@ pub(super) fn udp(source: IpAddr, destination: IpAddr, port: u16) -> Vec<u8> {
     frame(source, destination, UDP, &segment)
 }
 
+/// A UDP datagram with this content.
+pub(super) fn datagram(source: IpAddr, destination: IpAddr, port: u16, content: &[u8]) -> Vec<u8> {
+    let mut segment = Vec::new();
+    segment.extend(40_000_u16.to_be_bytes());
+    segment.extend(port.to_be_bytes());
+    segment.extend((8 + content.len() as u16).to_be_bytes());
+    segment.extend([0; 2]);
+    segment.extend(content);
+    frame(source, destination, UDP, &segment)
+}
+
 fn frame(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> Vec<u8> {
     let mut frame = [HOST_MAC, PEER_MAC].concat();
     let length = segment.len() as u16;

@@ -36,6 +36,10 @@ pub struct Http3File {
     /// ask for nothing to be changed are passed on with `Early-Data: 1`, the others wait. The upstreams have to know
     /// that field. Listeners with `tls.client_auth` take none. Default: false. Reloadable, for new connections.
     pub early_data: bool,
+    /// Seconds of an epoch of connection IDs, after which new keys make them. All hosts that share a master secret
+    /// need the same. At least twice `idle_timeout_ms`. Default: 3600. Range: 2 to 86400. Not reloadable:
+    /// a change needs a restart.
+    pub connection_id_epoch_s: Bounded<2, 86_400>,
     /// Requests that the client resets. Four times as many may come at once; beyond, the connection is closed
     /// (H3_EXCESSIVE_LOAD). Default: 100. Range: 1 to 100000. Reloadable, for new connections.
     pub resets_per_second: Bounded<1, 100_000>,
@@ -69,6 +73,7 @@ impl Default for Http3File {
             idle_timeout_ms: Bounded::clamped(idle),
             retry: RetryFile::default(),
             early_data: recommended.early_data,
+            connection_id_epoch_s: Bounded::clamped(recommended.cid_epoch_seconds.into()),
             resets_per_second: Bounded::clamped(recommended.resets_per_second.into()),
             moves_per_worker_max: Bounded::clamped(recommended.moves_per_worker_max.into()),
         }
@@ -90,6 +95,7 @@ impl Http3File {
                 RetryFile::UnderPressure => Retry::UnderPressure,
             },
             early_data: self.early_data,
+            cid_epoch_seconds: narrow(self.connection_id_epoch_s.value()),
             resets_per_second: narrow(self.resets_per_second.value()),
             moves_per_worker_max: narrow(self.moves_per_worker_max.value()),
         }

@@ -340,10 +340,14 @@ fn answer(
             Ok(facts) => session.answer(&DescriptorFacts(facts), &[]),
             Err(error) => session.refuse(&format!("what was given is no socket: {error}")),
         },
-        Incoming::Steer(steer, keys) => match requests.steer(&steer, keys) {
-            Ok(interfaces) => session.answer(&SteerDone { interfaces }, &[]),
-            Err(sentence) => session.refuse(&sentence),
-        },
+        Incoming::Steer(steer, keys) => {
+            // Whatever bank was opened before is filled: our copy would keep its sockets from another one.
+            *bank = None;
+            match requests.steer(&steer, keys) {
+                Ok(interfaces) => session.answer(&SteerDone { interfaces }, &[]),
+                Err(sentence) => session.refuse(&sentence),
+            }
+        }
         Incoming::OpenBank(keys) => match steering::open_bank(keys) {
             Ok(opened) => match steering::descriptors(bank.insert(opened)) {
                 Ok(descriptors) => session.answer(&Bank {}, &descriptors),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd as _;
+use std::sync::LazyLock;
 
 use blitz_ctl::image::Image;
 use blitz_ctl::object::OBJECT;
@@ -466,8 +467,11 @@ fn any_seat() -> impl Strategy<Value = Seat> {
     ]
 }
 
+/// Made once: a configuration is parsed for it.
+static IMAGE: LazyLock<Image> = LazyLock::new(world::image);
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4096, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..Default::default() })]
 
     /// A socket gets what its worker is named by, and new connections of the current generation. Nothing else.
     #[test]
@@ -477,7 +481,7 @@ proptest! {
         alive in prop::collection::btree_set(any_seat(), 0..8),
         generation in 0..8_u32,
     ) {
-        let mut twin = Twin::new(world::image(), HashMap::new());
+        let mut twin = Twin::new(IMAGE.clone(), HashMap::new());
         twin.steer = Some(Steer { generation, ..steer(Parity::Even) });
         // A place has room for one; its index is all that the kernel knows it by.
         let by_place: HashMap<u32, Seat> =

@@ -84,6 +84,8 @@ pub enum Event {
     },
     /// The workers have had their time to start.
     StartDeadline,
+    /// The keys of QUIC may be others now.
+    KeysDeadline,
     /// The workers have had their time to end.
     EndDeadline {
         /// How far the end had come.

@@ -48,6 +48,8 @@ use crate::tls::Files;
 
 /// Longest time from the first worker's start until all serve.
 pub const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time until it is looked whether the keys of QUIC are others.
+const KEYS_WATCH: Duration = Duration::from_secs(10);
 /// How long workers may list their connections.
 pub const CONNECTIONS_TIMEOUT: Duration = Duration::from_millis(200);
 /// Most connections listed, of all workers together.
@@ -295,7 +297,7 @@ impl Control {
         (code.check)(&config, &files, &endpoints)?;
         drop(files);
 
-        let mut banks = Banks::new(QuicKeys::new(&options.secret));
+        let mut banks = Banks::new(QuicKeys::new(&options.secret, config.http3.cid_epoch_seconds));
         banks.add(banks.bind_missing(&places(&config), workers_count)?);
         let relays = Relays::new(workers_count)
             .map_err(|error| format!("no descriptor left for sockets between workers: {error}"))?;
@@ -354,6 +356,7 @@ impl Control {
             control.start_worker(index).map_err(|error| format!("cannot start worker {index}: {error}"))?;
         }
         control.later(START_TIMEOUT, Event::StartDeadline);
+        control.follow_keys();
         Ok((control, receiver))
     }
 
@@ -399,6 +402,7 @@ impl Control {
                     return Ok(self.end_overdue(stage));
                 }
             }
+            Event::KeysDeadline => self.follow_keys(),
             Event::Signal(signal) => self.signalled(signal),
             Event::Command(command) => self.commanded(command),
         }
@@ -447,6 +451,7 @@ impl Control {
             trace: self.options.trace,
             tls: self.options.tls.clone(),
             relays: relays_count,
+            cid_epoch_seconds: self.banks.keys().epoch_seconds(),
             config,
         };
         self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)?;
@@ -619,6 +624,29 @@ impl Control {
             let _unheard =
                 on_ready.send(Startup { listeners, admin: self.admin, segment: self.segment.clone() });
         }
+    }
+
+    /// Has the kernel steer by the keys of the epochs that are live, now and whenever those change.
+    fn follow_keys(&mut self) {
+        let changed = self.banks.follow_keys();
+        if matches!(changed, Ok(true)) {
+            let keys = self.banks.steering(self.workers.count());
+            let places: Vec<BankPlace> = self.banks.addresses().iter().map(ListenerAddress::place).collect();
+            if let (Some(steerer), Some(keys)) = (&mut self.steerer, keys) {
+                steerer.keys(keys);
+                steerer.withdraw(&places);
+            }
+            self.steer();
+        }
+        let wait = match changed {
+            Ok(_) => self.banks.keys().live_epochs().1,
+            Err(error) => {
+                log::error!("the kernel refuses to steer QUIC by new keys: {error}; trying again");
+                1
+            }
+        };
+        // Often enough to notice a clock that was set.
+        self.later(KEYS_WATCH.min(Duration::from_secs(wait)), Event::KeysDeadline);
     }
 
     // Helpers.

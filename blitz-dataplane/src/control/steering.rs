@@ -25,6 +25,9 @@ use crate::sys::{memfd, reuseport, wipe};
 const RENEW: Duration = Duration::from_secs(5);
 /// How long the daemon may take for one step. Loading a program takes it some milliseconds.
 const STEP: Duration = Duration::from_secs(2);
+/// How often an offer may be refused. A bank that had such a program before keeps its sockets for a moment after that
+/// program is gone, and a socket lies in one bank only.
+const REFUSALS_MAX: u32 = 3;
 /// What the daemon's log calls us.
 const NAME: &str = "blitz steering";
 
@@ -64,6 +67,8 @@ struct Offer {
     address: ListenerAddress,
     /// Copies of its sockets, in order.
     sockets: Vec<OwnedFd>,
+    /// How often it was refused.
+    refusals: u32,
 }
 
 impl Steerer {
@@ -100,7 +105,7 @@ impl Steerer {
     /// Offers a bank, with copies of its sockets, for a better program.
     pub(super) fn offer(&mut self, address: ListenerAddress, sockets: Vec<OwnedFd>) {
         self.offered.insert(address.place());
-        self.shared.change(|wish| wish.offers.push(Offer { address, sockets }));
+        self.shared.change(|wish| wish.offers.push(Offer { address, sockets, refusals: 0 }));
     }
 
     /// Forgets banks that are closed.
@@ -207,35 +212,31 @@ impl Conversation {
                 return offers;
             }
         };
-        let mut offers = offers.into_iter();
         // Twice: the daemon may have been restarted since the last time.
+        let mut offers = offers;
         for _ in 0..2 {
             let is_old = self.client.is_some();
-            let mut current = None;
-            match self.try_to_say(&file, number, &alive, &mut offers, &mut current) {
-                Ok(()) => return Vec::new(),
+            match self.try_to_say(&file, number, &alive, &mut offers) {
+                Ok(()) => break,
                 Err(error) => {
                     self.client = None;
-                    let left: Vec<Offer> = current.into_iter().chain(offers).collect();
                     if !is_old {
                         self.nobody_answers(&error);
-                        return left;
+                        break;
                     }
-                    offers = left.into_iter();
                 }
             }
         }
-        offers.collect()
+        offers
     }
 
-    /// `current` is the offer that was under way when the conversation broke.
+    /// Takes from `offers` what is dealt with.
     fn try_to_say(
         &mut self,
         file: &OwnedFd,
         number: u64,
         alive: &[(u32, u32)],
-        offers: &mut impl Iterator<Item = Offer>,
-        current: &mut Option<Offer>,
+        offers: &mut Vec<Offer>,
     ) -> Result<(), Error> {
         let client = match &mut self.client {
             Some(client) => client,
@@ -263,40 +264,27 @@ impl Conversation {
                 Err(error) => return Err(error),
             }
         }
-        for offer in offers {
-            let place = offer.address.place();
-            match client.bank(file, offer.sockets.iter().map(AsFd::as_fd)) {
-                Ok((program, map)) => {
-                    let attached = offer
-                        .sockets
-                        .first()
-                        .map(|socket| reuseport::choose_by(socket.as_fd(), program.as_fd()));
-                    match attached {
-                        Some(Ok(())) => {
-                            log::info!(
-                                "{} is steered by the sk_reuseport program of blitz-ctl",
-                                offer.address
-                            );
-                            self.banks.push(Steered { place, map, keys_number: number });
-                        }
-                        Some(Err(error)) => {
-                            log::warn!(
-                                "{} is steered by classic BPF: attaching sk_reuseport: {error}",
-                                offer.address
-                            );
-                        }
-                        None => {}
-                    }
+        let mut refused = Vec::new();
+        while let Some(offer) = offers.last_mut() {
+            match better_program(client, file, offer) {
+                Ok(map) => {
+                    log::info!("{} is steered by the sk_reuseport program of blitz-ctl", offer.address);
+                    let place = offer.address.place();
+                    self.banks.push(Steered { place, map, keys_number: number });
+                    offers.pop();
                 }
                 Err(Error::Refused(sentence)) => {
+                    offer.refusals += 1;
                     log::info!("{} is steered by classic BPF: {sentence}", offer.address);
+                    refused.extend(offers.pop().filter(|offer| offer.refusals < REFUSALS_MAX));
                 }
                 Err(error) => {
-                    *current = Some(offer);
+                    offers.extend(refused);
                     return Err(error);
                 }
             }
         }
+        offers.extend(refused);
         Ok(())
     }
 
@@ -310,6 +298,16 @@ impl Conversation {
             );
         }
     }
+}
+
+/// Has a bank steered by a program of the daemon's, and returns the map that says how.
+fn better_program(client: &mut Client, file: &OwnedFd, offer: &Offer) -> Result<OwnedFd, Error> {
+    let (program, map) = client.bank(file, offer.sockets.iter().map(AsFd::as_fd))?;
+    if let Some(socket) = offer.sockets.first() {
+        reuseport::choose_by(socket.as_fd(), program.as_fd())
+            .map_err(|error| Error::Refused(format!("its sockets do not take sk_reuseport: {error}")))?;
+    }
+    Ok(map)
 }
 
 #[cfg(test)]
@@ -345,7 +343,7 @@ mod tests {
             Session::accept(stream, Duration::from_secs(10), |_| Ok(())).expect("hello")
         };
         let keys =
-            QuicKeys::new(&Secret::generate().expect("random bytes")).steering(2).expect("few workers");
+            QuicKeys::new(&Secret::generate().expect("random bytes"), 3600).steering(2).expect("few workers");
         let steerer = Steerer::start(socket.clone()).expect("thread");
         steerer.keys(keys);
         let mut session = accept();

@@ -6,6 +6,8 @@
 //! Owns: that, and the mapping both ways. Does not own: the rules that HTTP/2 has too (`exchange/head.rs`), the bytes
 //! (QPACK), the body.
 
+use std::io::Write;
+
 use quiche::h3::NameValue;
 
 use crate::date::IMF_FIXDATE_BYTES;
@@ -189,8 +191,32 @@ pub(super) fn owned(list: &FieldList<'_>) -> OwnedList {
 /// Numbers of a head as text, which the list borrows.
 #[derive(Default)]
 pub(super) struct Digits {
-    status: String,
-    length: String,
+    status: Number,
+    length: Number,
+}
+
+/// Digits that hold any number of 64 bits.
+const DIGITS_MAX: usize = 20;
+
+/// A number as text, in its own place.
+#[derive(Default)]
+struct Number {
+    digits: [u8; DIGITS_MAX],
+    len: usize,
+}
+
+impl Number {
+    fn set(&mut self, number: u64) {
+        let mut rest = &mut self.digits[..];
+        // There is room for all.
+        let _room = write!(rest, "{number}");
+        let unused = rest.len();
+        self.len = DIGITS_MAX - unused;
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.digits.get(..self.len).unwrap_or_default()
+    }
 }
 
 /// An answer's head, and whether a body follows it. `date` goes along unless the head has one.
@@ -202,9 +228,9 @@ pub(super) fn write_response<'a>(
     digits: &'a mut Digits,
 ) -> (FieldList<'a>, AnswerBody) {
     let (field, body) = answer_body(head, length, is_head_request);
-    digits.status = head.status.to_string();
+    digits.status.set(head.status.into());
     if let LengthField::Number(length) = field {
-        digits.length = length.to_string();
+        digits.length.set(length);
     }
     let digits = &*digits;
     let mut list = FieldList::with_capacity(head.fields.len() + 3);
@@ -232,7 +258,7 @@ pub(super) fn write_switch(head: &ResponseHead) -> FieldList<'_> {
 
 /// An interim answer's head.
 pub(super) fn write_interim<'a>(status: u16, fields: &'a Fields, digits: &'a mut Digits) -> FieldList<'a> {
-    digits.status = status.to_string();
+    digits.status.set(status.into());
     let mut list = FieldList::with_capacity(fields.len() + 1);
     list.push((b":status", digits.status.as_bytes()));
     push_fields(fields, &mut list);

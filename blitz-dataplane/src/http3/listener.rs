@@ -289,6 +289,7 @@ impl QuicListener {
             let fate = self.datagram(datagram, &addresses, way);
             self.proxy.rows.add(fate, 1);
         }
+        self.proxy.rows.add(Metric::QuicConnectionIds, self.cids.made());
     }
 
     /// Gives a datagram to its connection, or to the worker that has it; what became of it.
@@ -392,7 +393,6 @@ impl QuicListener {
             proxy.rows.add(Metric::TlsFailedLimit, 1);
             return Metric::QuicRefused;
         };
-        // After a Retry its connection ID is a proven one of ours; still a fresh one is taken, as for the others.
         let (Some(drawn), Some(chosen)) = (self.cids.draw(), Cid::new(&header.dcid)) else {
             return Metric::QuicRefused;
         };
@@ -506,7 +506,8 @@ impl QuicListener {
 
     /// Asks for proof of the client's address (RFC 9000 section 8.1.2).
     fn ask(&self, header: &quiche::Header<'_>, now: u64, from: SocketAddr, to: SocketAddr) -> Metric {
-        if let Some(drawn) = self.cids.draw() {
+        // None of ours: a flood of them must not use up what one key may make.
+        if let Some(drawn) = self.cids.draw_foreign() {
             let token = retry::make(self.cids.keys.retry(), now, from, &drawn, &header.dcid);
             let scid = quiche::ConnectionId::from_ref(&drawn);
             self.answer(from, to, |out| {

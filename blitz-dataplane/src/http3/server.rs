@@ -18,6 +18,7 @@ use super::keys::Cids;
 use super::listener::{Cid, Table};
 use super::outlet::Outlet;
 use super::paths::{Paths, Route, UsedUp, source};
+use super::rotation::Rotation;
 use super::stream::Task;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
@@ -29,8 +30,8 @@ use crate::segment::WorkerRows;
 /// Requests that the client resets may come so many seconds' worth at once.
 const BURST_SECONDS: u32 = 4;
 
-/// Requests of one connection (count), after which its client is sent for another: quiche keeps a little of each whose
-/// body was not read to its end.
+/// Requests of one connection (count), after which its client is sent for another: quiche keeps a little of each
+/// whose body was not read to its end.
 const REQUESTS_MAX: u64 = 100_000;
 
 /// After the last answer of a connection that is to end: its packets may have to be sent again.
@@ -78,6 +79,7 @@ impl<S: Service + 'static> Session<S> {
         let deadline = Deadline::new(&self.handle);
         let now = self.handle.now_ms();
         let route = Route::of(&self.conn.state.borrow().quic);
+        let rotation = Rotation::new(&self.cids);
         let mut running = Running {
             session: self,
             deadline,
@@ -92,6 +94,7 @@ impl<S: Service + 'static> Session<S> {
             resets_at_ms: now,
             is_waiting: Cell::new(false),
             route,
+            rotation,
             lull: Lull::default(),
         };
         poll_fn(|cx| running.poll(cx)).await
@@ -127,8 +130,23 @@ struct Running<S> {
     resets_at_ms: u64,
     is_waiting: Cell<bool>,
     route: Route,
+    rotation: Rotation,
     /// When it may send: acknowledgements and answers that come about in the same moment travel together.
     lull: Lull,
+}
+
+impl<S: Service + 'static> Session<S> {
+    /// Gives a new connection ID out; when the client has as many as it takes, in the place of its oldest. Whether
+    /// that was possible now.
+    fn issue(&mut self, quic: &mut quiche::Connection, in_place: bool) -> bool {
+        let Some(drawn) = self.cids.draw() else { return false };
+        let token = u128::from_be_bytes(self.cids.keys.reset_token(&drawn));
+        let issued = quic.new_scid(&quiche::ConnectionId::from_ref(&drawn), token, in_place);
+        let (Ok(_), Some(cid)) = (issued, Cid::new(&drawn)) else { return false };
+        self.table.insert(cid, &self.conn);
+        self.known_as.push(cid);
+        true
+    }
 }
 
 impl<S: Service + 'static> Running<S> {
@@ -260,7 +278,8 @@ impl<S: Service + 'static> Running<S> {
         self.closing = Some((Ended::Error, self.session.handle.now_ms()));
     }
 
-    /// Connection IDs: given out as far as the client takes them, forgotten when it has retired them. Paths: counted.
+    /// Connection IDs: given out as far as the client takes them, replaced when their epoch is over, forgotten when
+    /// it has retired them. Paths: counted.
     fn follow_paths(&mut self, quic: &mut quiche::Connection) {
         let session = &mut self.session;
         while let Some(retired) = quic.retired_scid_next() {
@@ -270,13 +289,10 @@ impl<S: Service + 'static> Running<S> {
             }
         }
         if quic.is_established() {
-            while quic.scids_left() > 0 {
-                let Some(drawn) = session.cids.draw() else { break };
-                let token = u128::from_be_bytes(session.cids.keys.reset_token(&drawn));
-                let issued = quic.new_scid(&quiche::ConnectionId::from_ref(&drawn), token, false);
-                let (Ok(_), Some(cid)) = (issued, Cid::new(&drawn)) else { break };
-                session.table.insert(cid, &session.conn);
-                session.known_as.push(cid);
+            while quic.scids_left() > 0 && session.issue(quic, false) {}
+            self.rotation.follow(quic, &session.cids, session.handle.now_ms());
+            while self.rotation.is_due(quic) && session.issue(quic, true) {
+                self.rotation.done();
             }
         }
         let mut used_up = None;
@@ -392,6 +408,7 @@ impl<S: Service + 'static> Running<S> {
                 if is_first { limits.request_head } else { limits.keep_alive },
             )
         };
+        let own = own.min(self.rotation.next_look(&session.cids, now));
         // Once it is over, only quiche's own time matters.
         let own = self.over_ms.map_or(own, |since| until(since, LINGER_MAX));
         quic.map_or(own, |quic| quic.min(own))

@@ -8,7 +8,6 @@
 //! connection (`server.rs`), heads (`head.rs`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -33,7 +32,7 @@ use crate::exchange::{
 use crate::fields::{Fields, Known};
 use crate::http1::refuse_method;
 use crate::proxy::connections::{Connection, UnderWay};
-use crate::runtime::{Chunk, Deadline, Handle};
+use crate::runtime::{Chunk, Deadline, Handle, Queue};
 
 /// Bytes of a body that are taken at once.
 const PIECE_BYTES_MAX: usize = 64 * 1024;
@@ -170,7 +169,7 @@ struct Line<'a> {
     id: u64,
     signals: &'a Signals,
     /// What quiche has not taken yet.
-    waiting: RefCell<VecDeque<Part>>,
+    waiting: RefCell<Queue<Part>>,
     /// Whether a head, interim or final, has been sent.
     has_head: Cell<bool>,
     /// The client waits for a 100 that was not sent.
@@ -224,7 +223,7 @@ impl Line<'_> {
     /// Sends a head, or has it wait.
     fn head(&self, list: &FieldList<'_>, is_end: bool) -> Result<(), ProxyError> {
         if !self.waiting.borrow().is_empty() || !self.send_head(list, is_end)? {
-            self.waiting.borrow_mut().push_back(Part::Head { list: owned(list), is_end });
+            self.waiting.borrow_mut().push(Part::Head { list: owned(list), is_end });
         }
         Ok(())
     }
@@ -264,7 +263,7 @@ impl Line<'_> {
         let mut has_moved = false;
         loop {
             let mut waiting = self.waiting.borrow_mut();
-            let Some(part) = waiting.front_mut() else { return Ok((has_moved, true)) };
+            let Some(part) = waiting.first_mut() else { return Ok((has_moved, true)) };
             let is_done = match part {
                 Part::Head { list, is_end } => self.send_head(list, *is_end)?,
                 Part::Data { chunk, is_end } => {
@@ -295,7 +294,7 @@ impl Line<'_> {
                 return Ok((has_moved, false));
             }
             has_moved = true;
-            waiting.pop_front();
+            waiting.pop();
             self.conn.wake();
         }
     }
@@ -469,7 +468,7 @@ impl<S: Service> StreamAnswer<'_, S> {
                 // Others may have waited for this one.
                 self.line.conn.wake();
             }
-            if let Some(Part::Data { chunk, .. }) = self.line.waiting.borrow_mut().front_mut() {
+            if let Some(Part::Data { chunk, .. }) = self.line.waiting.borrow_mut().first_mut() {
                 // It waits for the client: others need the pool's slot.
                 chunk.spill();
                 chunk.compact();
@@ -487,7 +486,7 @@ impl<S: Service> StreamAnswer<'_, S> {
     }
 
     fn push(&self, part: Part) {
-        self.line.waiting.borrow_mut().push_back(part);
+        self.line.waiting.borrow_mut().push(part);
     }
 }
 

@@ -252,6 +252,9 @@ metrics! {
         QuicRelayedAnswered { fate = "answered" };
         QuicRelayedDropped { fate = "dropped" };
     }
+    family "blitz_quic_connection_ids_total" Counter "Connection IDs made under keys of an epoch." {
+        QuicConnectionIds;
+    }
     family "blitz_quic_datagrams_sent_total" Counter "Datagrams handed to the kernel." {
         QuicDatagramsSent;
     }

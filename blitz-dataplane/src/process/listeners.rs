@@ -4,9 +4,9 @@
 //! workers do), or the socket calls (see [`crate::sys::socket`]).
 //!
 //! The sockets of a bank form one SO_REUSEPORT group, bound in the order of the workers; the kernel spreads
-//! new connections over them. A bank of datagrams has two sockets for each worker and one more, and a program steers by
-//! connection ID among them ([`blitz_ebpf_common::steer`]). Worker w gets a copy of socket w only. When it dies, its
-//! socket and the connections that wait in it stay here, and its successor gets the same socket.
+//! new connections over them. A bank of datagrams has two sockets for each worker and one more, and a program steers
+//! by connection ID among them ([`blitz_ebpf_common::steer`]). Worker w gets a copy of socket w only. When it dies,
+//! its socket and the connections that wait in it stay here, and its successor gets the same socket.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -28,6 +28,8 @@ pub struct Banks {
     banks: BTreeMap<BankPlace, Bank>,
     /// By which the kernel steers datagrams.
     keys: QuicKeys,
+    /// The epochs of the keys that it has been given.
+    epochs: [u64; 2],
 }
 
 /// The sockets of one address.
@@ -40,7 +42,36 @@ pub struct Bank {
 impl Banks {
     /// None yet.
     pub fn new(keys: QuicKeys) -> Self {
-        Self { banks: BTreeMap::new(), keys }
+        let (epochs, _) = keys.live_epochs();
+        Self { banks: BTreeMap::new(), keys, epochs }
+    }
+
+    /// The keys of QUIC.
+    pub fn keys(&self) -> &QuicKeys {
+        &self.keys
+    }
+
+    /// Gives the kernel the keys of now, where it has others, and says whether it had. Every bank is steered by its
+    /// classic program then, also one that had a better one: that has to be asked for again. A datagram meets the
+    /// program before or the one after; and since the key that goes names no connection any more, and the one that
+    /// comes none yet, it makes no difference.
+    ///
+    /// # Errors
+    /// The kernel refuses the program; the banks behind it keep the one before. To be tried again.
+    pub fn follow_keys(&mut self) -> io::Result<bool> {
+        let (epochs, _) = self.keys.live_epochs();
+        if epochs == self.epochs {
+            return Ok(false);
+        }
+        for bank in self.banks.values().filter(|bank| bank.address.kind == SocketKind::Datagram) {
+            let workers = u32::try_from(bank.sockets.len() / 2).unwrap_or(u32::MAX);
+            let steering = self.keys.steering(workers).ok_or(io::ErrorKind::InvalidInput)?;
+            if let Some(first) = bank.sockets.first() {
+                reuseport::choose(first.as_fd(), &cbpf::program(&steering))?;
+            }
+        }
+        self.epochs = epochs;
+        Ok(true)
     }
 
     /// Binds a bank of `workers` sockets for each of `places` that has none yet. Nothing is kept when one
@@ -213,12 +244,17 @@ fn short(error: &io::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use std::net::TcpStream;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::time::{Duration, Instant};
+
+    use blitz_ebpf_common::cid::Routing;
 
     use super::*;
     use crate::secret::Secret;
 
     fn none() -> Banks {
-        Banks::new(QuicKeys::new(&Secret::generate().expect("random bytes")))
+        Banks::new(QuicKeys::new(&Secret::generate().expect("random bytes"), 3600))
     }
 
     fn tcp(address: SocketAddr) -> BankPlace {
@@ -262,6 +298,77 @@ mod tests {
         assert_eq!(banks.superfluous(&[tcp(address)]), [udp]);
         banks.close(&[udp]);
         assert!(UdpSocket::bind(datagrams.bound).is_ok());
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A live connection through eight half epochs: every datagram reaches its worker, with the connection ID of
+    /// the half epoch before and with that of the current one.
+    #[test]
+    fn no_datagram_is_lost_while_keys_change() {
+        static NOW: AtomicU64 = AtomicU64::new(700);
+        let keys = QuicKeys::new(&Secret::generate().expect("random bytes"), 100);
+        let mut banks = Banks::new(keys.with_clock(|| NOW.load(Ordering::SeqCst)));
+        let place = BankPlace { kind: SocketKind::Datagram, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let bound = banks.bind_missing(&[place], 2).expect("bind");
+        banks.add(bound);
+        let bank = banks.iter().next().expect("bank");
+        let address = bank.address().bound;
+        let [other, own] = [0, 1].map(|worker| {
+            let socket = bank.socket(worker).expect("a worker").try_clone_to_owned().expect("dup");
+            UdpSocket::from(socket)
+        });
+        [&other, &own].into_iter().for_each(|socket| socket.set_nonblocking(true).expect("a flag"));
+        let routing = Routing::new(0, 0, 1).expect("a worker");
+        let draw = |banks: &Banks, nonce| {
+            banks.keys().steering(2).expect("few workers").codec.encode(routing, nonce)
+        };
+        let cids = Mutex::new(vec![draw(&banks, 1)]);
+        let (sent, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (mut received, mut changes) = (0, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+                let begun = Instant::now();
+                while !is_over.load(Ordering::SeqCst) && begun.elapsed() < 2 * PATIENCE {
+                    for cid in cids.lock().expect("a lock").iter() {
+                        socket.send_to(&[&[0x40], &cid[..], &[0; 20]].concat(), address).expect("it is sent");
+                        sent.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            });
+            let mut until = |count: u64| {
+                let (begun, more) = (Instant::now(), received + count);
+                while received < more {
+                    match own.recv(&mut [0; 64]) {
+                        Ok(_) => received += 1,
+                        Err(_) if begun.elapsed() < PATIENCE => std::thread::yield_now(),
+                        Err(error) => panic!("{received} of {more}: {error}"),
+                    }
+                }
+            };
+            for nonce in 2..10 {
+                until(500);
+                {
+                    // Retired in time: that of the half epoch before the last.
+                    let mut cids = cids.lock().expect("a lock");
+                    let last = cids.len() - 1;
+                    cids.drain(..last);
+                }
+                NOW.fetch_add(50, Ordering::SeqCst);
+                changes += u32::from(banks.follow_keys().expect("a program"));
+                let drawn = draw(&banks, nonce);
+                cids.lock().expect("a lock").push(drawn);
+            }
+            until(500);
+            is_over.store(true, Ordering::SeqCst);
+        });
+        while own.recv(&mut [0; 64]).is_ok() {
+            received += 1;
+        }
+        assert_eq!(received, sent.load(Ordering::SeqCst));
+        assert!(other.recv(&mut [0; 64]).is_err(), "a stranger got one");
+        assert_eq!((banks.keys().live_epochs().0, changes), ([10, 11], 4));
     }
 
     #[test]

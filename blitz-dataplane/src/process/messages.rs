@@ -97,6 +97,8 @@ pub struct BootMessage {
     pub tls: TlsDiagnosis,
     /// Sockets between workers (count): see [`super::relays::Relays::sockets`].
     pub relays: usize,
+    /// Seconds of an epoch of QUIC's connection IDs.
+    pub cid_epoch_seconds: u32,
     /// The configuration to begin with; `removed` is empty.
     pub config: ConfigMessage,
 }

@@ -77,6 +77,8 @@ pub struct Boot<S> {
     pub trace: bool,
     /// What is told of TLS connections.
     pub tls: TlsDiagnosis,
+    /// Seconds of an epoch of QUIC's connection IDs: the same for all until the restart.
+    pub cid_epoch_seconds: u32,
     /// This worker's rows in the shared segment.
     pub rows: WorkerRows,
     /// The way to report sources for the kernel's blocklist.
@@ -172,7 +174,19 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         // The supervisor ended before it could say anything.
         None => return Ok(()),
     };
-    let BootMessage { worker, workers, incarnation, core, io, log_level, trace, tls, relays, config } = boot;
+    let BootMessage {
+        worker,
+        workers,
+        incarnation,
+        core,
+        io,
+        log_level,
+        trace,
+        tls,
+        cid_epoch_seconds,
+        relays,
+        config,
+    } = boot;
     logging::name_thread(logging::Who::Worker(worker));
     if place != Place::Thread {
         log::set_max_level(log_level.into());
@@ -225,6 +239,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         io,
         trace,
         tls,
+        cid_epoch_seconds,
         rows,
         reports,
         relays,

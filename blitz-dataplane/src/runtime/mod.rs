@@ -35,6 +35,7 @@ use std::time::Duration;
 pub use buf::Chunk;
 pub use driver::IoMode;
 pub use pooled::Pooled;
+pub(crate) use queue::Queue;
 pub use reactor::{AcceptErrors, Readiness, Stats};
 pub use task::{Lull, yield_now};
 pub use tcp::{TcpListener, TcpStream};

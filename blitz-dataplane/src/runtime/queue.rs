@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 /// First in, first out. Invariant: `rest` is empty when `first` is.
 #[derive(Debug)]
-pub(super) struct Queue<T> {
+pub(crate) struct Queue<T> {
     first: Option<T>,
     rest: VecDeque<T>,
 }
@@ -19,7 +19,7 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
-    pub(super) fn push(&mut self, value: T) {
+    pub(crate) fn push(&mut self, value: T) {
         if self.first.is_none() {
             self.first = Some(value);
         } else {
@@ -27,7 +27,7 @@ impl<T> Queue<T> {
         }
     }
 
-    pub(super) fn pop(&mut self) -> Option<T> {
+    pub(crate) fn pop(&mut self) -> Option<T> {
         let popped = self.first.take();
         if !self.rest.is_empty() {
             self.first = self.rest.pop_front();
@@ -43,6 +43,10 @@ impl<T> Queue<T> {
         self.first.as_ref()
     }
 
+    pub(crate) fn first_mut(&mut self) -> Option<&mut T> {
+        self.first.as_mut()
+    }
+
     pub(super) fn last(&self) -> Option<&T> {
         self.rest.back().or(self.first.as_ref())
     }
@@ -55,7 +59,7 @@ impl<T> Queue<T> {
         usize::from(self.first.is_some()) + self.rest.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 
