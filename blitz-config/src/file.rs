@@ -20,11 +20,11 @@ mod tls;
 
 pub use bounded::Bounded;
 pub use http2::Http2File;
-pub use http3::{Http3File, RetryFile};
+pub use http3::{CongestionControlFile, Http3File, RetryFile};
 pub use policy::{
-    BadPacketsFile, BlocklistFile, DenyFile, DenyScopeFile, DenyTableFile, LIMITS_MAX, LimitByFile,
-    LimitFile, PerSecond, TransportFile, XDP_ALLOW_MAX, XDP_DENY_MAX, XDP_INTERFACES_MAX, XDP_SERVICES_MAX,
-    XdpFile, XdpModeFile, XdpQuicFile, XdpServiceFile,
+    AfXdpFile, BadPacketsFile, BlocklistFile, CopyingFile, DenyFile, DenyScopeFile, DenyTableFile,
+    LIMITS_MAX, LimitByFile, LimitFile, PerSecond, TransportFile, XDP_ALLOW_MAX, XDP_DENY_MAX,
+    XDP_INTERFACES_MAX, XDP_SERVICES_MAX, XdpFile, XdpModeFile, XdpQuicFile, XdpServiceFile,
 };
 pub(crate) use shape::key_text;
 pub use syntax::{Format, TEXT_BYTES_MAX, parse};

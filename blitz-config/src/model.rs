@@ -7,7 +7,9 @@
 mod policy;
 mod tls;
 
-pub use policy::{Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService};
+pub use policy::{
+    AfXdp, Blocklist, Copying, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService,
+};
 pub use tls::{Certificate, ClientAuth, Plain, Tls, UpstreamTls};
 
 use std::net::{IpAddr, SocketAddr};
@@ -344,6 +346,21 @@ pub struct Http3Limits {
     pub resets_per_second: u32,
     /// Addresses that the clients of one worker have moved to (count), over all its connections.
     pub moves_per_worker_max: u32,
+    /// How much is sent before it is known what has arrived.
+    pub congestion_control: CongestionControl,
+    /// Whether datagrams of more than 1200 bytes are tried.
+    pub pmtu_discovery: bool,
+}
+
+/// How much a connection sends before it hears of what has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// RFC 9438.
+    Cubic,
+    /// RFC 9002 section 7.
+    Reno,
+    /// By bandwidth and delay instead of loss (draft-cardwell-iccrg-bbr-congestion-control).
+    Bbr2,
 }
 
 /// When a client has to show that it receives at its address before anything is kept for it.

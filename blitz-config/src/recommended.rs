@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{
-    Admin, Blocklist, Http2Limits, Http3Limits, HttpLimits, Limit, PassiveHealth, Retry, Timeouts, Tls,
-    Upstream, Xdp, XdpMode, XdpQuic,
+    Admin, AfXdp, Blocklist, CongestionControl, Copying, Http2Limits, Http3Limits, HttpLimits, Limit,
+    PassiveHealth, Retry, Timeouts, Tls, Upstream, Xdp, XdpMode, XdpQuic,
 };
 use blitz_ebpf_common::layout;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -145,6 +145,10 @@ impl Http3Limits {
         resets_per_second: 100,
         // 120 MB, where each was left in mid-download.
         moves_per_worker_max: 4096,
+        // What TCP does on Linux: fair beside it.
+        congestion_control: CongestionControl::Cubic,
+        // Fewer datagrams for the same bytes, on nearly every path.
+        pmtu_discovery: true,
     };
 }
 
@@ -229,6 +233,11 @@ impl Default for Blocklist {
     }
 }
 
+impl AfXdp {
+    /// 4 MiB for each queue: some ten milliseconds of a gigabit in each direction.
+    pub const RECOMMENDED: Self = Self { frames_per_queue: 2048, copying: Copying::Always };
+}
+
 impl XdpQuic {
     /// What becomes of datagrams to listeners with HTTP/3, where a file says nothing.
     pub const RECOMMENDED: Self = Self {
@@ -262,6 +271,7 @@ impl Default for Xdp {
             deny_max: Self::DENY_RECOMMENDED,
             blocklist: Blocklist::RECOMMENDED,
             quic: XdpQuic::RECOMMENDED,
+            afxdp: None,
         }
     }
 }

@@ -194,6 +194,10 @@ fn assemble(file: &FileConfig, mut issues: Issues, overrides: &Overrides) -> Res
     if is_sound {
         policy::check_meetings(&limits, &listeners, &mut issues);
         policy::check_services(&xdp, &listeners, &mut issues);
+        // One of the command line speaks HTTP/1 for a trial; the file is not at fault then.
+        if overrides.port.is_none() {
+            policy::check_afxdp(&xdp, &listeners, &mut issues);
+        }
     }
     let serves = !listeners.is_empty() || !overrides.is_for_stage;
     if is_sound && serves && routes.is_empty() && !listeners.iter().any(|listener| listener.builtin_answers) {

@@ -143,6 +143,10 @@ const TOML_MORE: &[(&str, &str)] = &[
         "f.toml: listeners[1].proxy_protocol: \"required\" cannot hold for \"h3\": datagrams carry no such header; leave one of them out",
     ),
     (
+        "[http3]\ncongestion_control = \"vegas\"",
+        "f.toml: http3.congestion_control: \"vegas\" is not accepted; accepted: \"cubic\", \"reno\", \"bbr2\"",
+    ),
+    (
         "[http3]\nconnection_id_epoch_s = 60",
         "f.toml: http3.connection_id_epoch_s: 60 is less than twice http3.idle_timeout_ms, so that a client which is silent for that long could lose its connection; accepted: at least 180",
     ),

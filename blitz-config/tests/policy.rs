@@ -2,7 +2,7 @@
 
 use blitz_config::file::{Format, LIMITS_MAX};
 use blitz_config::model::{
-    Blocklist, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService,
+    AfXdp, Blocklist, Copying, DenyPrefix, Limit, LimitBy, Transport, Xdp, XdpMode, XdpQuic, XdpService,
 };
 use blitz_config::{Config, Overrides, load};
 use std::time::Duration;
@@ -134,8 +134,26 @@ unknown_versions_per_second = 5
             ..Blocklist::RECOMMENDED
         },
         quic: XdpQuic { drop_bad: true, unknown_versions_per_second: 5 },
+        afxdp: None,
     };
     assert_eq!(config.xdp, expected);
+}
+
+#[test]
+fn af_xdp_has_defaults_and_values() {
+    let with = |table: &str| {
+        loaded(&format!(
+            "[[listeners]]\nname = \"quic\"\naddress = \"127.0.0.1:8443\"\nprotocols = [\"h3\"]\n\
+             [listeners.tls]\ncertificates = [{{ cert_path = \"a\", key_path = \"b\" }}]\n\
+             [xdp]\ninterfaces = [\"eth0\"]\n{table}"
+        ))
+        .xdp
+        .afxdp
+    };
+    assert_eq!(with(""), None);
+    assert_eq!(with("[xdp.afxdp]"), Some(AfXdp::RECOMMENDED));
+    let small = AfXdp { frames_per_queue: 256, copying: Copying::IfNeeded };
+    assert_eq!(with("afxdp = { frames_per_queue = 256, copying = \"if_needed\" }"), Some(small));
 }
 
 #[test]
@@ -335,6 +353,26 @@ const BAD: &[(&str, &str)] = &[
     (
         "[[listeners]]\nname = \"a123456789012345678901234567890123456789012345678901234567\"\naddress = \"127.0.0.1:1\"\n[xdp]\ninterfaces = [\"eth0\"]",
         "f.toml: listeners[2].name: \"a123456789012345678901234567890123456789012345678901234567\" is too long for the kernel's counters, which xdp.interfaces asks for; accepted: up to 56 bytes",
+    ),
+    (
+        "[xdp]\ninterfaces = [\"eth0\"]\n[xdp.afxdp]",
+        "f.toml: xdp.afxdp: is for HTTP/3, which no listener speaks; accepted: \"h3\" among listeners.protocols",
+    ),
+    (
+        "[xdp.afxdp]",
+        "f.toml: xdp.afxdp: asks for frames of xdp.interfaces, which names none; accepted: at least one interface there",
+    ),
+    (
+        "[xdp.afxdp]\nframes_per_queue = 1000",
+        "f.toml: xdp.afxdp.frames_per_queue: 1000 is no power of two; accepted: 256, 512, 1024 and so on up to 65536",
+    ),
+    (
+        "[xdp.afxdp]\nframes_per_queue = 128",
+        "f.toml: xdp.afxdp.frames_per_queue: 128 is out of range; accepted: 256 to 65536",
+    ),
+    (
+        "[xdp.afxdp]\ncopying = \"no\"",
+        "f.toml: xdp.afxdp.copying: \"no\" is not accepted; accepted: \"always\", \"never\", \"if_needed\"",
     ),
 ];
 

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use crate::message::{
     Bank, BankSteered, Blocked, DescriptorFacts, GiveDescriptor, Hello, ListBlocked, OpenBank, OpenSocket,
-    PlaceSocket, Report, ReportDone, Request, SocketFacts, SocketPlaced, Status, StatusQuery, Steer,
-    SteerBank, SteerDone, TEXT_BYTES_MAX, Unblock, UnblockDone, Welcome,
+    OpenXdp, PlaceSocket, QueueSeat, Queues, QueuesQuery, Report, ReportDone, Request, SeatDone, SeatXdp,
+    SocketFacts, SocketPlaced, Status, StatusQuery, Steer, SteerBank, SteerDone, TEXT_BYTES_MAX, Unblock,
+    UnblockDone, Welcome, XdpSocket,
 };
 use crate::{Connection, Error, VERSIONS, sys};
 
@@ -154,6 +155,33 @@ impl Client {
     /// See [`Self::steer`].
     pub fn steer_bank(&mut self, map: impl AsFd, keys: impl AsFd) -> Result<(), Error> {
         let (BankSteered {}, _) = self.ask(&SteerBank {}, &[map.as_fd(), keys.as_fd()])?;
+        Ok(())
+    }
+
+    /// What there is to know of the receive queues of an interface.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such interface.
+    pub fn queues(&mut self, interface: &str) -> Result<Queues, Error> {
+        Ok(self.ask(&QueuesQuery { interface: interface.to_owned() }, &[])?.0)
+    }
+
+    /// A new AF_XDP socket.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the daemon may make none.
+    pub fn open_xdp(&mut self) -> Result<OwnedFd, Error> {
+        let (XdpSocket {}, mut descriptors) = self.ask(&OpenXdp {}, &[])?;
+        descriptors.pop().ok_or(Error::Descriptors { found: 0, expected: 1 })
+    }
+
+    /// Puts an AF_XDP socket, which is bound, to work in the stage of an interface. `socket` stays open here.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no stage, or the kernel does not take the socket.
+    pub fn seat_xdp(&mut self, interface: &str, seat: QueueSeat, socket: impl AsFd) -> Result<(), Error> {
+        let request = SeatXdp { interface: interface.to_owned(), seat };
+        let (SeatDone {}, _) = self.ask(&request, &[socket.as_fd()])?;
         Ok(())
     }
 

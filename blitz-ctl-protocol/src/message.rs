@@ -69,11 +69,23 @@ pub enum Kind {
     SteerBank = 38,
     /// [`BankSteered`].
     BankSteered = 39,
+    /// [`QueuesQuery`], answered by [`Kind::Queues`].
+    QueuesQuery = 40,
+    /// [`Queues`].
+    Queues = 41,
+    /// [`OpenXdp`], answered by [`Kind::XdpSocket`].
+    OpenXdp = 42,
+    /// [`XdpSocket`] with one descriptor.
+    XdpSocket = 43,
+    /// [`SeatXdp`] with one descriptor, answered by [`Kind::SeatDone`].
+    SeatXdp = 44,
+    /// [`SeatDone`].
+    SeatDone = 45,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 29] = [
         Self::Hello,
         Self::Welcome,
         Self::Error,
@@ -97,6 +109,12 @@ impl Kind {
         Self::SocketPlaced,
         Self::SteerBank,
         Self::BankSteered,
+        Self::QueuesQuery,
+        Self::Queues,
+        Self::OpenXdp,
+        Self::XdpSocket,
+        Self::SeatXdp,
+        Self::SeatDone,
     ];
 
     /// The kind of a number; `None` when this version does not know it.
@@ -107,7 +125,13 @@ impl Kind {
     /// How many descriptors come with a frame of this kind.
     pub const fn descriptors(self) -> usize {
         match self {
-            Self::Socket | Self::GiveDescriptor | Self::Steer | Self::OpenBank | Self::PlaceSocket => 1,
+            Self::Socket
+            | Self::GiveDescriptor
+            | Self::Steer
+            | Self::OpenBank
+            | Self::PlaceSocket
+            | Self::XdpSocket
+            | Self::SeatXdp => 1,
             Self::Bank | Self::SteerBank => 2,
             _ => 0,
         }
@@ -161,6 +185,12 @@ messages! {
     SocketPlaced: SocketPlaced;
     SteerBank: SteerBank -> BankSteered;
     BankSteered: BankSteered;
+    QueuesQuery: QueuesQuery -> Queues;
+    Queues: Queues;
+    OpenXdp: OpenXdp -> XdpSocket;
+    XdpSocket: XdpSocket;
+    SeatXdp: SeatXdp -> SeatDone;
+    SeatDone: SeatDone;
 }
 
 /// The first frame of a client.
@@ -460,3 +490,60 @@ pub struct SteerBank {}
 /// The answer to a [`SteerBank`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BankSteered {}
+
+/// Asks about an interface, for whoever wants frames of its receive queues.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueuesQuery {
+    /// Its name, at most [`TEXT_BYTES_MAX`] octets.
+    pub interface: String,
+}
+
+/// The answer to a [`QueuesQuery`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queues {
+    /// The interface's number.
+    pub index: u32,
+    /// Largest packet without the link's header, octets.
+    pub mtu: u32,
+    /// Receive queues in use.
+    pub queues: u32,
+    /// Who has which. `None`: the interface has no stage.
+    pub seats: Option<Vec<QueueSeat>>,
+}
+
+/// A receive queue and the worker that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueSeat {
+    /// Number of the queue.
+    pub queue: u32,
+    /// Generation of the worker, as connection IDs have it.
+    pub generation: u32,
+    /// Number of the worker, as connection IDs have it.
+    pub worker: u32,
+}
+
+/// Asks for an AF_XDP socket, which takes a right that workers do not have. It is bound to nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenXdp {}
+
+/// The answer to an [`OpenXdp`]; the descriptor comes with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdpSocket {}
+
+/// Hands over an AF_XDP socket that is bound to a receive queue, so that the stage sends it what is for its worker. The
+/// daemon closes its copy: nobody can bind to the queue as long as one is open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeatXdp {
+    /// The interface's name, at most [`TEXT_BYTES_MAX`] octets.
+    pub interface: String,
+    /// The queue and its worker.
+    pub seat: QueueSeat,
+}
+
+/// The answer to a [`SeatXdp`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeatDone {}

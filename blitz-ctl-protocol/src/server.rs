@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 
 use crate::frame::Frame;
 use crate::message::{
-    GiveDescriptor, HELLO_VERSIONS_MAX, Hello, Kind, ListBlocked, Message, OpenBank, OpenSocket, PlaceSocket,
-    Report, Sentence, StatusQuery, Steer, SteerBank, TEXT_BYTES_MAX, Unblock, Welcome,
+    GiveDescriptor, HELLO_VERSIONS_MAX, Hello, Kind, ListBlocked, Message, OpenBank, OpenSocket, OpenXdp,
+    PlaceSocket, QueuesQuery, Report, SeatXdp, Sentence, StatusQuery, Steer, SteerBank, TEXT_BYTES_MAX,
+    Unblock, Welcome,
 };
 use crate::{Connection, Credentials, Error, VERSIONS, sys};
 
@@ -54,6 +55,12 @@ pub enum Incoming {
         /// The file of the keys.
         keys: OwnedFd,
     },
+    /// See [`QueuesQuery`].
+    Queues(QueuesQuery),
+    /// See [`OpenXdp`].
+    OpenXdp,
+    /// See [`SeatXdp`]; the socket.
+    SeatXdp(SeatXdp, OwnedFd),
 }
 
 impl Session {
@@ -182,9 +189,7 @@ fn request(frame: Frame) -> Result<Incoming, Error> {
     match kind {
         Kind::Report => {
             let report: Report = parse(&payload)?;
-            if report.connection.note.len() > TEXT_BYTES_MAX {
-                return Err(Error::TooLarge(report.connection.note.len()));
-            }
+            text(&report.connection.note)?;
             Ok(Incoming::Report(report))
         }
         Kind::Unblock => Ok(Incoming::Unblock(parse(&payload)?)),
@@ -205,8 +210,24 @@ fn request(frame: Frame) -> Result<Incoming, Error> {
             let SteerBank {} = parse(&payload)?;
             Ok(Incoming::SteerBank { map: next()?, keys: next()? })
         }
+        Kind::QueuesQuery => {
+            let query: QueuesQuery = parse(&payload)?;
+            text(&query.interface)?;
+            Ok(Incoming::Queues(query))
+        }
+        Kind::OpenXdp => parse(&payload).map(|OpenXdp {}| Incoming::OpenXdp),
+        Kind::SeatXdp => {
+            let seat: SeatXdp = parse(&payload)?;
+            text(&seat.interface)?;
+            Ok(Incoming::SeatXdp(seat, next()?))
+        }
         _ => Err(Error::Kind(number)),
     }
+}
+
+/// Refuses a text that is longer than allowed.
+fn text(text: &str) -> Result<(), Error> {
+    if text.len() <= TEXT_BYTES_MAX { Ok(()) } else { Err(Error::TooLarge(text.len())) }
 }
 
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Error> {

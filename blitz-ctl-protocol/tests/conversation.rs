@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use blitz_ctl_protocol::message::{
     Bank, BankSteered, Blocked, BlockedPage, ConnectionFacts, DescriptorFacts, Hello, Kind, OpenSocket,
-    Outcome, Reason, Report, ReportDone, Socket, SocketFacts, SocketPlaced, SocketProtocol, Status,
-    SteerDone, UnblockDone,
+    Outcome, QueueSeat, Queues, Reason, Report, ReportDone, SeatDone, Socket, SocketFacts, SocketPlaced,
+    SocketProtocol, Status, SteerDone, UnblockDone, XdpSocket,
 };
 use blitz_ctl_protocol::server::{Incoming, Session};
 use blitz_ctl_protocol::{Client, Connection, Credentials, Error, frame};
@@ -91,6 +91,8 @@ fn read(descriptor: OwnedFd) -> String {
     text
 }
 
+const SEAT: QueueSeat = QueueSeat { queue: 1, generation: 0, worker: 3 };
+
 #[test]
 fn every_request_has_its_answer() {
     let daemon = daemon(everyone, |session, request| match request {
@@ -152,6 +154,19 @@ fn every_request_has_its_answer() {
             assert_eq!((read(map).as_str(), read(keys).as_str()), ("map", "keys"));
             session.answer(&BankSteered {}, &[])
         }
+        Incoming::Queues(asked) => {
+            assert_eq!(asked.interface, "veth0");
+            session.answer(&Queues { index: 7, mtu: 1500, queues: 2, seats: Some(vec![SEAT]) }, &[])
+        }
+        Incoming::OpenXdp => {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+            session.answer(&XdpSocket {}, &[socket.as_fd()])
+        }
+        Incoming::SeatXdp(asked, socket) => {
+            assert!(UdpSocket::from(socket).local_addr().is_ok());
+            assert_eq!((asked.interface.as_str(), asked.seat), ("veth0", SEAT));
+            session.answer(&SeatDone {}, &[])
+        }
     });
     let mut client = Client::connect(&daemon.path, "test", TIMEOUT).expect("connect");
     assert_eq!(client.version(), 0);
@@ -163,6 +178,10 @@ fn every_request_has_its_answer() {
     let address = SocketAddr::from(([127, 0, 0, 1], 53));
     let socket = client.open_socket(&OpenSocket { protocol: SocketProtocol::Udp, address }).expect("socket");
     let socket = UdpSocket::from(socket);
+    let queues = client.queues("veth0").expect("queues");
+    assert_eq!((queues.index, queues.mtu, queues.queues, queues.seats), (7, 1500, 2, Some(vec![SEAT])));
+    let given = client.open_xdp().expect("a socket");
+    client.seat_xdp("veth0", SEAT, &given).expect("a place");
     assert_ne!(socket.local_addr().expect("bound").port(), 0);
     assert_eq!(client.give_descriptor(&socket).expect("give").protocol, 17);
     let steered = client.steer(vec![(4, 0), (4, 1)], file("keys")).expect("steer");

@@ -5,13 +5,14 @@
 //! task for each request (`stream.rs`), and sends what quiche has to send while the socket takes it. What cannot be
 //! sent yet stays in quiche, within the congestion window.
 //!
-//! Owns: that, heads (`head.rs`), early data (`early.rs`), Retry (`retry.rs`), keys and connection IDs ([`keys`]), the
-//! way to the worker that a merged datagram belongs to ([`relay`]). Does not own: what a request means (`proxy`),
-//! certificates (`tls::quic`), the layout of connection IDs and the choice of a worker (`blitz_ebpf_common`,
-//! `docs/quic.md`), sockets (`process::listeners`, `runtime`).
+//! Owns: that, heads (`head.rs`), early data (`early.rs`), what an unproven address may get (`allowance.rs`), Retry
+//! (`retry.rs`), keys and connection IDs ([`keys`]), the way to the worker that a merged datagram belongs to
+//! ([`relay`]). Does not own: what a request means (`proxy`), certificates (`tls::quic`), the layout of connection IDs
+//! and the choice of a worker (`blitz_ebpf_common`, `docs/quic.md`), sockets (`process::listeners`, `runtime`).
 
 #![forbid(unsafe_code)]
 
+mod allowance;
 mod connection;
 mod early;
 mod error;

@@ -1,5 +1,6 @@
 //! The data plane of Blitz: runtime, IO, HTTP, proxy, and the process model around them.
 
+pub mod afxdp;
 pub mod cli;
 pub mod control;
 pub mod date;

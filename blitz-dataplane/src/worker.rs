@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use blitz_config::Config;
 use blitz_config::model::Protocol;
 
+use crate::afxdp::{Queues, Take};
 use crate::exchange::ErrorKind;
 use crate::fields::Fields;
 use crate::heap::Heap;
@@ -36,7 +37,7 @@ use crate::proxy::accept;
 use crate::proxy::connections::{Listener, Protocols};
 use crate::proxy::snapshot::Snapshot;
 use crate::runtime::{self, Handle, Runtime, Sizes, Stats, TcpListener};
-use crate::segment::WorkerState;
+use crate::segment::{WorkerRows, WorkerState};
 use crate::tls::key_log::KeyLogFile;
 use crate::tls::tickets::TicketRoot;
 use crate::tls::{self, Acceptor, Diagnosis, Files, KeyLog, TlsMaterial};
@@ -114,6 +115,9 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
     for listener in boot.listeners {
         listeners.open(listener)?;
     }
+    let queues = Queues::new(&handle, &proxy.rows, boot.worker, boot.workers, boot.ctl_socket);
+    let take = framed(&listeners.quic.relay, &proxy.rows);
+    queues.follow(&proxy.live().snapshot.config, &take);
     orders.applied(generation);
     log::debug!("serving: worker {} of {}", boot.worker, boot.workers);
 
@@ -132,6 +136,7 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
                 Order::Snapshot { generation, snapshot } => {
                     proxy.swap(*snapshot);
                     listeners.follow_configuration();
+                    queues.follow(&proxy.live().snapshot.config, &take);
                     orders.applied(generation);
                 }
                 Order::Listeners { added, removed } => {
@@ -152,6 +157,16 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
             }
         }
     }
+}
+
+/// Gives what comes by AF_XDP to its listener.
+fn framed(relay: &Rc<Relay>, rows: &WorkerRows) -> Take {
+    let (relay, rows) = (Rc::clone(relay), rows.clone());
+    Rc::new(move |datagram, from, to, hop| {
+        if !relay.take_framed(datagram, from, to, hop) {
+            rows.add(Metric::AfxdpDropNoListener, 1);
+        }
+    })
 }
 
 /// The result of `a`, or nothing when `b` is done first.

@@ -84,12 +84,18 @@ impl Stage {
     /// When `blitz-ctl attach` fails, with what it said.
     #[track_caller]
     pub fn attach(wire: &Wire, config: &str) -> Self {
+        let stage = Self::prepare(wire, config);
+        stage.attach_again(wire);
+        stage
+    }
+
+    /// Writes the configuration (TOML), for a daemon that attaches the stage as it says.
+    #[track_caller]
+    pub fn prepare(wire: &Wire, config: &str) -> Self {
         let scratch = tempfile::tempdir().expect("a scratch folder can be made");
         let path = scratch.path().join("blitz.toml");
         std::fs::write(&path, config).expect("the file can be written");
-        let stage = Self { interface: wire.host.interface.clone(), config: path, scratch };
-        stage.attach_again(wire);
-        stage
+        Self { interface: wire.host.interface.clone(), config: path, scratch }
     }
 
     /// Runs the same `attach` once more: it replaces the program; what it said.

@@ -50,6 +50,7 @@ pub struct Setup {
     place: Option<(Network, SocketAddr)>,
     secret: Option<PathBuf>,
     environment: Vec<(String, PathBuf)>,
+    locked_memory: Option<u64>,
 }
 
 impl Setup {
@@ -64,6 +65,7 @@ impl Setup {
             place: None,
             secret: None,
             environment: Vec::new(),
+            locked_memory: None,
         }
     }
 
@@ -100,6 +102,12 @@ impl Setup {
     /// Keeps the master secret in this file, for a start after this one.
     pub fn secret(mut self, path: &Path) -> Self {
         self.secret = Some(path.to_owned());
+        self
+    }
+
+    /// Lets it lock so many bytes of memory (RLIMIT_MEMLOCK).
+    pub fn locked_memory(mut self, bytes: u64) -> Self {
+        self.locked_memory = Some(bytes);
         self
     }
 
@@ -186,6 +194,9 @@ impl Setup {
         command.envs(self.environment);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         sys::die_with_thread(&mut command);
+        if let Some(bytes) = self.locked_memory {
+            sys::limit_locked_memory(&mut command, bytes);
+        }
         let network = self.place.map(|(network, listens)| {
             address = listens;
             network.contain(&mut command);

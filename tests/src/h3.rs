@@ -219,6 +219,14 @@ impl H3 {
         Ok(())
     }
 
+    /// The port that it sends from.
+    ///
+    /// # Panics
+    /// Never.
+    pub fn port(&self) -> u16 {
+        self.socket.local_addr().expect("it is bound").port()
+    }
+
     /// Goes on from another port, as behind an address translation that has forgotten: the transport is not told.
     ///
     /// # Panics

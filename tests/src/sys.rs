@@ -24,6 +24,18 @@ pub(crate) fn die_with_thread(command: &mut Command) {
     unsafe { command.pre_exec(ask_for_sigkill) };
 }
 
+/// Lets the process that `command` starts lock so many bytes of memory.
+pub(crate) fn limit_locked_memory(command: &mut Command, bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    let set = move || {
+        // SAFETY: the limit is live for the call, which only reads it.
+        let status = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+        if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe system call.
+    unsafe { command.pre_exec(set) };
+}
+
 fn ask_for_sigkill() -> io::Result<()> {
     // SAFETY: PR_SET_PDEATHSIG takes a signal number and no pointer.
     let status = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };

@@ -105,7 +105,7 @@ fn connections_go_on_while_stage_and_daemon_come_and_go() {
     assert_eq!(counters.verdict("redirected") + counters.verdict("drop_quic"), 0, "{counters:?}");
 
     // The stage goes and comes back under them, empty; the daemon finds it and it is told again.
-    for _ in 0..3 {
+    for _ in 0..2 {
         world.stage.must(&world.wire, &["detach", &world.wire.host.interface]);
         asks(&mut clients);
         world.stage.attach_again(&world.wire);
@@ -167,6 +167,31 @@ fn what_is_bad_is_dropped_where_the_policy_says_so() {
     assert_eq!(client.get("/hello").status(), 200);
     let counters = world.stage.counters(&world.wire);
     assert_eq!((counters.quic("bad_cid"), counters.verdict("drop_quic")), (100, 100), "{counters:?}");
+}
+
+/// Keys change by halves twice in an epoch. The stage, which drops what has a wrong tag, follows, and so do the banks.
+#[test]
+fn keys_change_and_nothing_of_a_live_connection_is_bad() {
+    require_netns!();
+    let world = World::new(
+        "[xdp.quic]\nbad_packets = \"drop\"\n[http3]\nconnection_id_epoch_s = 4\nidle_timeout_ms = 2000",
+    );
+    let _daemon = Daemon::start(&world.wire, &world.stage);
+    world.is_steered();
+    let mut clients: Vec<H3> = (0..4).map(|_| world.connect()).collect();
+    let offered =
+        || world.gateway.log().matches("is steered by the sk_reuseport program of blitz-ctl").count();
+    let before = offered();
+    wait_until("each bank has its better program again, twice", 2 * PATIENCE, || {
+        for client in &mut clients {
+            assert_eq!(client.get("/hello").status(), 200);
+        }
+        offered() >= before + 2
+    });
+    let counters = world.stage.counters(&world.wire);
+    assert_eq!(counters.quic("bad_cid") + counters.quic("unknown_worker"), 0, "{counters:?}");
+    assert_eq!(counters.verdict("drop_quic"), 0, "{counters:?}");
+    assert_ne!(counters.quic("elsewhere"), 0, "{counters:?}");
 }
 
 /// Who has no daemon, or one that may not, serves all the same and is told so.

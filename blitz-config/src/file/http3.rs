@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::Bounded;
-use crate::model::{Http3Limits, Retry};
+use crate::model::{CongestionControl, Http3Limits, Retry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -47,6 +47,12 @@ pub struct Http3File {
     /// until its connection ends. Beyond: a connection whose client moves is closed (H3_NO_ERROR), so that the client
     /// comes anew. Default: 4096. Range: 1 to 1000000. Reloadable, for new connections.
     pub moves_per_worker_max: Bounded<1, 1_000_000>,
+    /// How much is sent before it is known what has arrived: by loss, or by bandwidth and delay. Default:
+    /// `cubic`. Reloadable, for new connections.
+    pub congestion_control: CongestionControlFile,
+    /// Whether datagrams of up to 1452 bytes are tried, and used where they pass; else they have 1200. Default:
+    /// true. Reloadable, for new connections.
+    pub pmtu_discovery: bool,
 }
 
 /// When a client has to prove its address.
@@ -60,6 +66,19 @@ pub enum RetryFile {
     /// While more than a quarter of `tls.handshakes_max` handshakes are under way.
     #[default]
     UnderPressure,
+}
+
+/// How a connection reacts to loss and delay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CongestionControlFile {
+    /// As TCP does on Linux (RFC 9438).
+    #[default]
+    Cubic,
+    /// As RFC 9002 describes it.
+    Reno,
+    /// By bandwidth and delay: for paths that lose without being full.
+    Bbr2,
 }
 
 impl Default for Http3File {
@@ -76,6 +95,8 @@ impl Default for Http3File {
             connection_id_epoch_s: Bounded::clamped(recommended.cid_epoch_seconds.into()),
             resets_per_second: Bounded::clamped(recommended.resets_per_second.into()),
             moves_per_worker_max: Bounded::clamped(recommended.moves_per_worker_max.into()),
+            congestion_control: CongestionControlFile::default(),
+            pmtu_discovery: recommended.pmtu_discovery,
         }
     }
 }
@@ -98,6 +119,12 @@ impl Http3File {
             cid_epoch_seconds: narrow(self.connection_id_epoch_s.value()),
             resets_per_second: narrow(self.resets_per_second.value()),
             moves_per_worker_max: narrow(self.moves_per_worker_max.value()),
+            congestion_control: match self.congestion_control {
+                CongestionControlFile::Cubic => CongestionControl::Cubic,
+                CongestionControlFile::Reno => CongestionControl::Reno,
+                CongestionControlFile::Bbr2 => CongestionControl::Bbr2,
+            },
+            pmtu_discovery: self.pmtu_discovery,
         }
     }
 }

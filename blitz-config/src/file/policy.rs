@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Bounded, Milliseconds, milliseconds};
-use crate::model::{Blocklist, Limit, Xdp, XdpQuic};
+use crate::model::{AfXdp, Blocklist, Limit, Xdp, XdpQuic};
 use blitz_ebpf_common::{gcra, layout};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -125,6 +125,11 @@ pub struct XdpFile {
     pub blocklist: BlocklistFile,
     /// What becomes of datagrams to listeners with `h3` that no connection can want. Reloadable.
     pub quic: XdpQuicFile,
+    /// HTTP/3 past the kernel's UDP (AF_XDP), on all of `interfaces`; needs `blitz-ctl run`. Default: none,
+    /// which is off. Reloadable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AfXdpFile")]
+    pub afxdp: Option<AfXdpFile>,
 }
 
 /// Where the XDP program runs.
@@ -223,6 +228,44 @@ pub struct BlocklistFile {
     pub entries_max: Bounded<1, { layout::BLOCKED_MAX as u64 }>,
 }
 
+/// AF_XDP sockets of the workers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AfXdpFile {
+    /// Frames of each receive queue, half of them for what comes and half for what goes (count), of 2 KiB,
+    /// or 4 KiB where the MTU asks for it. They count against RLIMIT_MEMLOCK, over all queues and workers.
+    /// What finds none is lost, and sent again. Default: 2048. Range: 256 to 65536, a power of two.
+    /// Reloadable: the queues are bound anew.
+    pub frames_per_queue: Bounded<256, 65_536>,
+    /// Whether frames are copied between the driver and the worker. Default: `always`. Reloadable: the
+    /// queues are bound anew.
+    pub copying: CopyingFile,
+}
+
+/// Whether frames are copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyingFile {
+    /// They are: every driver can, and nothing is lost when a worker comes or goes.
+    #[default]
+    Always,
+    /// They are not; queues of a driver that cannot do without stay with the kernel's UDP. Most drivers
+    /// reset the queue when a worker comes or goes.
+    Never,
+    /// Only where the driver cannot do without.
+    IfNeeded,
+}
+
+impl Default for AfXdpFile {
+    fn default() -> Self {
+        let recommended = AfXdp::RECOMMENDED;
+        Self {
+            frames_per_queue: Bounded::clamped(recommended.frames_per_queue.into()),
+            copying: CopyingFile::default(),
+        }
+    }
+}
+
 /// Datagrams to listeners with `h3`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -260,6 +303,7 @@ impl Default for XdpFile {
             deny_max: Bounded::clamped(Xdp::DENY_RECOMMENDED.into()),
             blocklist: BlocklistFile::default(),
             quic: XdpQuicFile::default(),
+            afxdp: None,
         }
     }
 }

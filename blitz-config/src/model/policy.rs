@@ -94,6 +94,28 @@ pub struct Xdp {
     pub blocklist: Blocklist,
     /// What becomes of datagrams to listeners with HTTP/3.
     pub quic: XdpQuic,
+    /// HTTP/3 past the kernel's UDP; `None`: it is off.
+    pub afxdp: Option<AfXdp>,
+}
+
+/// AF_XDP sockets of the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AfXdp {
+    /// Frames of each receive queue (count), a power of two: half of them for each direction.
+    pub frames_per_queue: u32,
+    /// Whether frames are copied between the driver and the worker.
+    pub copying: Copying,
+}
+
+/// Whether frames are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copying {
+    /// They are.
+    Always,
+    /// They are not, or the queue is not bound.
+    Never,
+    /// Only where the driver cannot do without.
+    IfNeeded,
 }
 
 /// How the XDP program is attached.

@@ -8,12 +8,12 @@
 use super::{check_name, narrow};
 use crate::error::{Issues, quoted};
 use crate::file::{
-    BadPacketsFile, BlocklistFile, DenyFile, DenyScopeFile, LimitByFile, LimitFile, PerSecond, TransportFile,
-    XdpFile, XdpModeFile, XdpQuicFile, XdpServiceFile,
+    AfXdpFile, BadPacketsFile, BlocklistFile, CopyingFile, DenyFile, DenyScopeFile, LimitByFile, LimitFile,
+    PerSecond, TransportFile, XdpFile, XdpModeFile, XdpQuicFile, XdpServiceFile,
 };
 use crate::model::{
-    Blocklist, Cidr, DenyPrefix, Limit, LimitBy, Listener, Protocol, Transport, Xdp, XdpMode, XdpQuic,
-    XdpService,
+    AfXdp, Blocklist, Cidr, Copying, DenyPrefix, Limit, LimitBy, Listener, Protocol, Transport, Xdp, XdpMode,
+    XdpQuic, XdpService,
 };
 use crate::suggest;
 use blitz_ebpf_common::layout;
@@ -188,6 +188,38 @@ pub(super) fn xdp(file: &XdpFile, issues: &mut Issues) -> Xdp {
         deny_max,
         blocklist: blocklist(&file.blocklist),
         quic: quic(&file.quic),
+        afxdp: file.afxdp.as_ref().map(|file| afxdp(file, issues)),
+    }
+}
+
+fn afxdp(file: &AfXdpFile, issues: &mut Issues) -> AfXdp {
+    let frames = narrow(file.frames_per_queue.value());
+    if !frames.is_power_of_two() {
+        let message = format!("{frames} is no power of two; accepted: 256, 512, 1024 and so on up to 65536");
+        issues.add("xdp.afxdp.frames_per_queue", message);
+    }
+    AfXdp {
+        frames_per_queue: frames,
+        copying: match file.copying {
+            CopyingFile::Always => Copying::Always,
+            CopyingFile::Never => Copying::Never,
+            CopyingFile::IfNeeded => Copying::IfNeeded,
+        },
+    }
+}
+
+/// Reports AF_XDP that nothing could come of.
+pub(super) fn check_afxdp(xdp: &Xdp, listeners: &[Listener], issues: &mut Issues) {
+    if xdp.afxdp.is_none() {
+        return;
+    }
+    if xdp.interfaces.is_empty() {
+        let message =
+            "asks for frames of xdp.interfaces, which names none; accepted: at least one interface there";
+        issues.add("xdp.afxdp", message);
+    } else if !listeners.iter().any(|listener| listener.speaks(Protocol::H3)) {
+        let message = "is for HTTP/3, which no listener speaks; accepted: \"h3\" among listeners.protocols";
+        issues.add("xdp.afxdp", message);
     }
 }
 

@@ -18,6 +18,7 @@ pub mod names;
 pub mod notify;
 mod own;
 pub mod peers;
+mod queues;
 mod run;
 pub mod server;
 mod snapshot;

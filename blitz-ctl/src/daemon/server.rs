@@ -17,8 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blitz_ctl_protocol::message::{
-    Bank, BankSteered, BlockedPage, DescriptorFacts, OpenSocket, Reason, Report, ReportDone, Socket,
-    SocketFacts, SocketPlaced, SocketProtocol, Status, Steer, SteerDone, UnblockDone,
+    Bank, BankSteered, BlockedPage, DescriptorFacts, OpenSocket, Queues, Reason, Report, ReportDone,
+    SeatDone, SeatXdp, Socket, SocketFacts, SocketPlaced, SocketProtocol, Status, Steer, SteerDone,
+    UnblockDone, XdpSocket,
 };
 use blitz_ctl_protocol::server::{Incoming, Session};
 use blitz_ctl_protocol::{Error as Broken, sys};
@@ -61,6 +62,21 @@ pub trait Requests: Send + Sync + 'static {
     /// # Errors
     /// The sentence for the client.
     fn steer(&self, steer: &Steer, keys: OwnedFd) -> std::result::Result<Vec<String>, String>;
+    /// What there is to know of the receive queues of an interface.
+    ///
+    /// # Errors
+    /// The sentence for the client.
+    fn queues(&self, interface: &str) -> std::result::Result<Queues, String>;
+    /// A new AF_XDP socket.
+    ///
+    /// # Errors
+    /// The sentence for the client.
+    fn open_xdp(&self) -> std::result::Result<OwnedFd, String>;
+    /// An AF_XDP socket is to get what comes on its queue.
+    ///
+    /// # Errors
+    /// The sentence for the client.
+    fn seat_xdp(&self, wanted: &SeatXdp, socket: OwnedFd) -> std::result::Result<(), String>;
     /// A connection was turned away.
     fn refused(&self, cause: Refusal);
     /// How many connections there are now.
@@ -363,6 +379,19 @@ fn answer(
         }
         Incoming::SteerBank { map, keys } => match steering::steer_bank(map, keys) {
             Ok(()) => session.answer(&BankSteered {}, &[]),
+            Err(sentence) => session.refuse(&sentence),
+        },
+        Incoming::Queues(query) => match requests.queues(&query.interface) {
+            Ok(queues) => session.answer(&queues, &[]),
+            Err(sentence) => session.refuse(&sentence),
+        },
+        Incoming::OpenXdp => match requests.open_xdp() {
+            // Our copy closes when it has been sent.
+            Ok(socket) => session.answer(&XdpSocket {}, &[socket.as_fd()]),
+            Err(sentence) => session.refuse(&sentence),
+        },
+        Incoming::SeatXdp(wanted, socket) => match requests.seat_xdp(&wanted, socket) {
+            Ok(()) => session.answer(&SeatDone {}, &[]),
             Err(sentence) => session.refuse(&sentence),
         },
     }

@@ -14,14 +14,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use blitz_ctl_protocol::message::{BlockedPage, Outcome, Reason, Report, ReportDone, Status, Steer};
+use blitz_ctl_protocol::message::{
+    BlockedPage, Outcome, Queues, Reason, Report, ReportDone, SeatXdp, Status, Steer,
+};
 
 use super::blocklist::{Blocklist, Rules};
 use super::census::{self, Entries};
-use super::own;
 use super::server::{Refusal, Requests};
 use super::stages::{All, Managed};
-use super::steering;
+use super::{own, queues, steering};
 use crate::error::Result;
 use crate::pins::Pins;
 use crate::sys::clock;
@@ -242,6 +243,18 @@ impl Requests for State {
             blocked,
             blocked_max,
         }
+    }
+
+    fn queues(&self, interface: &str) -> std::result::Result<Queues, String> {
+        queues::facts(&self.pins, interface)
+    }
+
+    fn open_xdp(&self) -> std::result::Result<OwnedFd, String> {
+        queues::open()
+    }
+
+    fn seat_xdp(&self, wanted: &SeatXdp, socket: OwnedFd) -> std::result::Result<(), String> {
+        queues::seat(&self.pins, wanted, socket)
     }
 
     fn refused(&self, cause: Refusal) {

@@ -11,6 +11,7 @@ pub mod mount;
 pub mod random;
 pub mod rtnetlink;
 pub mod wipe;
+pub mod xdp;
 
 use std::io;
 

@@ -450,8 +450,9 @@ impl Control {
             log_level: self.options.log_level,
             trace: self.options.trace,
             tls: self.options.tls.clone(),
-            relays: relays_count,
             cid_epoch_seconds: self.banks.keys().epoch_seconds(),
+            relays: relays_count,
+            ctl_socket: self.options.ctl_socket.clone(),
             config,
         };
         self.workers.start(index, &ToWorker::Boot(Box::new(boot)), fds)?;

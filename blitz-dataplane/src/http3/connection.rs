@@ -11,7 +11,9 @@ use std::task::{Context, Waker};
 use quiche::h3::{self, NameValue};
 
 use super::Code;
+use super::allowance::Allowance;
 use super::early::Early;
+use super::outlet::Hops;
 use super::priority::{self, Priority};
 
 /// A connection as its tasks share it. No borrow is held across a wait.
@@ -21,6 +23,10 @@ pub(super) struct Conn {
     task: RefCell<Option<Waker>>,
     /// quiche has panicked in it.
     pub(super) is_broken: Cell<bool>,
+    /// The ways of its paths.
+    pub(super) hops: Hops,
+    /// Of a client that has not shown a token.
+    pub(super) allowance: Option<Allowance>,
     /// What is known of its early data.
     pub(super) early: Cell<Early>,
 }
@@ -126,11 +132,24 @@ pub(super) struct News {
 const EVENTS_MAX: usize = 256;
 
 impl Conn {
-    pub(super) fn new(quic: quiche::Connection, early: Early) -> Self {
+    pub(super) fn new(quic: quiche::Connection, allowance: Option<Allowance>, early: Early) -> Self {
         let (streams, ended_early) = (HashMap::default(), HashSet::default());
         let state = State { quic, h3: None, streams, ended_early, stopped: 0 };
-        let (task, is_broken) = (RefCell::new(None), Cell::new(false));
-        Self { state: RefCell::new(state), task, is_broken, early: Cell::new(early) }
+        let (task, is_broken, hops) = (RefCell::new(None), Cell::new(false), Hops::default());
+        Self { state: RefCell::new(state), task, is_broken, hops, allowance, early: Cell::new(early) }
+    }
+
+    /// Gives a datagram to quiche.
+    pub(super) fn receive(&self, datagram: &mut [u8], info: quiche::RecvInfo) -> quiche::Result<usize> {
+        let quic = &mut self.state.borrow_mut().quic;
+        match &self.allowance {
+            Some(allowance) if !quic.is_established() => {
+                let from = info.from;
+                let opened = |quic: &quiche::Connection| quic.stats().recv;
+                allowance.earn(quic, opened, from, datagram, |quic, datagram| quic.recv(datagram, info))
+            }
+            _ => quic.recv(datagram, info),
+        }
     }
 
     /// Has the connection's task look: something has come, or is to be sent.

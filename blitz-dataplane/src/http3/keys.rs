@@ -286,7 +286,9 @@ pub(super) enum Owner {
 mod tests {
     use super::*;
 
-    const ALONE: Place = Place { worker: 0, workers: 1 };
+    fn at_place(worker: u32) -> Place {
+        Place { worker, workers: 4 }
+    }
 
     /// An epoch of these tests (seconds).
     const EPOCH: u64 = 100;
@@ -300,7 +302,8 @@ mod tests {
         let secret = Secret::generate().expect("random bytes");
         for begin in [7 * EPOCH, 8 * EPOCH] {
             let at: fn() -> u64 = if begin == 700 { || 700 } else { || 800 };
-            let cid = Cids::new(keys(&secret, at), ALONE).expect("few workers").draw().expect("random bytes");
+            let cid =
+                Cids::new(keys(&secret, at), at_place(3)).expect("few workers").draw().expect("random bytes");
             let known = |now: u64| keys(&secret, now_seconds).live_at(now).codec.decode(&cid).is_ok();
             assert!((begin - 50..begin + 150).all(known));
             assert!([begin - 51, begin + 150, begin + 200, begin - 200].into_iter().all(|now| !known(now)));
@@ -326,15 +329,15 @@ mod tests {
             assert_eq!(keys.live_epochs().0, keys.live_at(clock()).epochs);
             assert_eq!(keys.live_epochs().1, keys.live_at(clock()).during.1 - clock());
         }
-        let cids = Cids::new(keys.with_clock(|| 705), ALONE).expect("few workers");
+        let cids = Cids::new(keys.with_clock(|| 705), at_place(0)).expect("few workers");
         assert_eq!((cids.epoch(5), cids.epoch(6)), ((7, 100), (6, 1)));
         assert!((0..100).all(|_| cids.lag() < 25));
     }
 
     #[test]
     fn a_foreign_one_is_steered_like_a_clients() {
-        let cids =
-            Cids::new(keys(&Secret::generate().expect("random bytes"), now_seconds), ALONE).expect("few");
+        let cids = Cids::new(keys(&Secret::generate().expect("random bytes"), now_seconds), at_place(0))
+            .expect("few");
         for _ in 0..100 {
             let cid = cids.draw_foreign().expect("random bytes");
             assert_eq!(cids.keys.codec().decode(&cid), Err(cid::Reject::Format));

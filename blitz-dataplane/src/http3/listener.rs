@@ -9,7 +9,7 @@
 //! (`server.rs`), which worker a datagram reaches (the kernel, by `blitz_ebpf_common::steer`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,10 +18,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use blitz_config::Config;
-use blitz_config::model::{Http3Limits, Retry};
+use blitz_config::model::{CongestionControl, Http3Limits, Retry};
 use blitz_ebpf_common::cid::CID_BYTES;
 
 use super::QuicKeys;
+use super::allowance::Allowance;
 use super::connection::Conn;
 use super::early::{self, Early};
 use super::error::failure;
@@ -31,6 +32,7 @@ use super::paths::{PATHS_MAX, Paths, WorkerPaths};
 use super::relay::{Addresses, Relay};
 use super::retry;
 use super::server::{DATAGRAM_BYTES_MAX, Handshaken, Session};
+use crate::afxdp::port::Hop;
 use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::metrics::names::Metric;
@@ -70,20 +72,27 @@ impl Cid {
     }
 }
 
-/// Connections of one socket by their connection IDs. Bounded by the bound on connections.
+/// Connections of one socket by their connection IDs; `None`: of a connection that is there, whose client has retired
+/// it. Bounded by the bound on connections.
 #[derive(Default)]
-pub(super) struct Table(RefCell<HashMap<Cid, Rc<Conn>>>);
+pub(super) struct Table(RefCell<HashMap<Cid, Option<Rc<Conn>>>>);
 
 impl Table {
     pub(super) fn insert(&self, cid: Cid, conn: &Rc<Conn>) {
-        self.0.borrow_mut().insert(cid, Rc::clone(conn));
+        self.0.borrow_mut().insert(cid, Some(Rc::clone(conn)));
+    }
+
+    /// What comes late under `cid` is dropped from now on: a stateless reset would end the connection for those clients
+    /// that still heed its token.
+    pub(super) fn retire(&self, cid: Cid) {
+        self.0.borrow_mut().insert(cid, None);
     }
 
     pub(super) fn remove(&self, cid: &Cid) {
         self.0.borrow_mut().remove(cid);
     }
 
-    fn find(&self, cid: &Cid) -> Option<Rc<Conn>> {
+    fn find(&self, cid: &Cid) -> Option<Option<Rc<Conn>>> {
         self.0.borrow().get(cid).cloned()
     }
 
@@ -156,8 +165,14 @@ fn configure(
     config.set_max_stream_window(stream);
     config.set_active_connection_id_limit(PATHS_MAX);
     // From 1200 bytes, which every path carries, to as many as this one does (RFC 9000 section 14.3).
-    config.set_max_send_udp_payload_size(DATAGRAM_BYTES_MAX);
-    config.discover_pmtu(true);
+    let largest = if limits.pmtu_discovery { DATAGRAM_BYTES_MAX } else { INITIAL_BYTES_MIN };
+    config.set_max_send_udp_payload_size(largest);
+    config.discover_pmtu(limits.pmtu_discovery);
+    config.set_cc_algorithm(match limits.congestion_control {
+        CongestionControl::Cubic => quiche::CongestionControlAlgorithm::CUBIC,
+        CongestionControl::Reno => quiche::CongestionControlAlgorithm::Reno,
+        CongestionControl::Bbr2 => quiche::CongestionControlAlgorithm::Bbr2Gcongestion,
+    });
     // The timer wheel is coarser than what pacing asks for.
     config.enable_pacing(false);
     Ok(config)
@@ -165,13 +180,25 @@ fn configure(
 
 /// How a datagram came to this worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Way<'a> {
     /// Chosen for it by the kernel.
     Steered,
+    /// In a frame of its own, chosen for it by the XDP program; the way back.
+    Framed(&'a Hop),
     /// Merged with others, which the kernel has steered by the first.
     Merged,
     /// Passed on by another worker.
     Relayed,
+}
+
+impl<'a> Way<'a> {
+    /// The way back; `None`: by the socket.
+    fn hop(self) -> Option<&'a Hop> {
+        match self {
+            Self::Framed(hop) => Some(hop),
+            Self::Steered | Self::Merged | Self::Relayed => None,
+        }
+    }
 }
 
 /// What the listeners of a worker share.
@@ -212,7 +239,16 @@ impl QuicListener {
         shared: &Shared,
     ) -> std::io::Result<Rc<Self>> {
         let cids = Cids::new(shared.keys.clone(), shared.place).ok_or(std::io::ErrorKind::InvalidInput)?;
-        let socket = UdpSocket::adopt(&proxy.handle, fd, LANES)?;
+        Ok(Self::over(proxy, info, UdpSocket::adopt(&proxy.handle, fd, LANES)?, cids, shared))
+    }
+
+    fn over(
+        proxy: &Rc<Proxy>,
+        info: &Rc<Listener>,
+        socket: UdpSocket,
+        cids: Cids,
+        shared: &Shared,
+    ) -> Rc<Self> {
         let listener = Rc::new(Self {
             proxy: Rc::clone(proxy),
             info: Rc::clone(info),
@@ -225,12 +261,49 @@ impl QuicListener {
             resets: Cell::default(),
         });
         shared.relay.add(&listener);
-        Ok(listener)
+        listener
+    }
+
+    /// On the simulated network, at the listener's address.
+    #[cfg(test)]
+    pub(crate) fn simulated(proxy: &Rc<Proxy>, info: &Rc<Listener>, shared: &Shared) -> Rc<Self> {
+        let socket = UdpSocket::simulated(&proxy.handle, info.address, LANES).expect("a free address");
+        let cids = Cids::new(shared.keys.clone(), shared.place).expect("a worker");
+        Self::over(proxy, info, socket, cids, shared)
+    }
+
+    /// Connection IDs in the table, lanes with a send, and connections that wait for one (counts).
+    #[cfg(test)]
+    pub(crate) fn census(&self) -> (usize, usize, usize) {
+        let (busy, waiting) = self.outlet.census();
+        (self.table.0.borrow().len(), busy, waiting)
     }
 
     /// Whether its socket is bound to `address`.
     pub(super) fn is_bound_to(&self, address: SocketAddr) -> bool {
         self.outlet.local_address().is_ok_and(|bound| bound == address)
+    }
+
+    /// Whether what is sent to `address` is for it.
+    pub(super) fn is_for(&self, address: SocketAddr) -> bool {
+        self.outlet.local_address().is_ok_and(|bound| {
+            let is_any = bound.ip().is_unspecified() && bound.is_ipv4() == address.is_ipv4();
+            bound.port() == address.port() && (is_any || bound.ip() == address.ip())
+        })
+    }
+
+    /// Takes a datagram that came in a frame, past the socket.
+    pub(super) fn take_framed(
+        self: &Rc<Self>,
+        datagram: &mut [u8],
+        from: SocketAddr,
+        to: SocketAddr,
+        hop: &Hop,
+    ) {
+        let Ok(bound) = self.outlet.local_address() else { return };
+        self.proxy.rows.add(Metric::DownstreamReceivedBytes, datagram.len() as u64);
+        let fate = self.datagram(datagram, &Addresses { from, to, bound }, Way::Framed(hop));
+        self.proxy.rows.add(fate, 1);
     }
 
     /// No new connections from now on, and those that are there end after their requests: nobody else can have the
@@ -293,15 +366,21 @@ impl QuicListener {
     }
 
     /// Gives a datagram to its connection, or to the worker that has it; what became of it.
-    pub(super) fn datagram(self: &Rc<Self>, datagram: &mut [u8], addresses: &Addresses, way: Way) -> Metric {
+    pub(super) fn datagram(
+        self: &Rc<Self>,
+        datagram: &mut [u8],
+        addresses: &Addresses,
+        way: Way<'_>,
+    ) -> Metric {
         let Addresses { from, to, .. } = *addresses;
         let Some(dcid) = destination(datagram) else { return Metric::QuicMalformed };
-        let Some(cid) = Cid::new(dcid) else { return self.long_cid(datagram, from, to) };
+        let Some(cid) = Cid::new(dcid) else { return self.long_cid(datagram, from, to, way) };
         if let Some(conn) = self.table.find(&cid) {
+            let Some(conn) = conn else { return Metric::QuicUnknown };
+            conn.hops.note(from, to.ip(), way.hop());
             let info = quiche::RecvInfo { from, to };
             // A panic in here must end this connection only, and not the socket's task.
-            let outcome =
-                catch_unwind(AssertUnwindSafe(|| conn.state.borrow_mut().quic.recv(datagram, info)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| conn.receive(datagram, info)));
             match outcome {
                 Ok(Ok(_) | Err(quiche::Error::Done)) => {}
                 Ok(Err(error)) => log::debug!("quic: {from}: {error}"),
@@ -325,32 +404,32 @@ impl QuicListener {
         match owner {
             Owner::Beside(worker) => self.pass_on(worker, datagram, addresses, way),
             Owner::Elsewhere => Metric::QuicStranger,
-            Owner::Own | Owner::Nobody if is_long => self.begin(datagram, from, to),
-            Owner::Own => self.reset(&cid, datagram.len(), from, to),
+            Owner::Own | Owner::Nobody if is_long => self.begin(datagram, from, to, way),
+            Owner::Own => self.reset(&cid, datagram.len(), from, to, way),
             Owner::Nobody => Metric::QuicUnknown,
         }
     }
 
     /// A datagram of another worker's connection goes there, once.
-    fn pass_on(&self, worker: u32, datagram: &[u8], addresses: &Addresses, way: Way) -> Metric {
+    fn pass_on(&self, worker: u32, datagram: &[u8], addresses: &Addresses, way: Way<'_>) -> Metric {
         match way {
-            Way::Steered | Way::Merged => self.relay.pass_on(worker, addresses, datagram),
+            Way::Steered | Way::Framed(_) | Way::Merged => self.relay.pass_on(worker, addresses, datagram),
             Way::Relayed => Metric::QuicStranger,
         }
     }
 
     /// A version in which connection IDs may be longer is told which one is spoken.
-    fn long_cid(&self, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) -> Metric {
+    fn long_cid(&self, datagram: &mut [u8], from: SocketAddr, to: SocketAddr, way: Way<'_>) -> Metric {
         match quiche::Header::from_slice(datagram, CID_BYTES) {
             Ok(header) if !quiche::version_is_supported(header.version) => {
-                self.negotiate(&header, datagram.len(), from, to)
+                self.negotiate(&header, datagram.len(), from, to, way)
             }
             _ => Metric::QuicMalformed,
         }
     }
 
     /// A datagram with a long header of no connection that is known.
-    fn begin(self: &Rc<Self>, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) -> Metric {
+    fn begin(self: &Rc<Self>, datagram: &mut [u8], from: SocketAddr, to: SocketAddr, way: Way<'_>) -> Metric {
         let Ok(header) = quiche::Header::from_slice(datagram, CID_BYTES) else {
             return Metric::QuicMalformed;
         };
@@ -358,7 +437,7 @@ impl QuicListener {
             return Metric::QuicMalformed;
         }
         if !quiche::version_is_supported(header.version) {
-            return self.negotiate(&header, datagram.len(), from, to);
+            return self.negotiate(&header, datagram.len(), from, to, way);
         }
         if header.ty != quiche::Type::Initial || datagram.len() < INITIAL_BYTES_MIN {
             return Metric::QuicUnknown;
@@ -372,10 +451,10 @@ impl QuicListener {
         let token = header.token.as_deref().unwrap_or_default();
         let original = retry::check(key, now, from, &header.dcid, token);
         if original.is_none() && acceptor.asks(handshakes) {
-            return self.ask(&header, now, from, to);
+            return self.ask(&header, now, from, to, way);
         }
         let original = original.map(|original| quiche::ConnectionId::from_ref(original).into_owned());
-        self.accept(datagram, &header, original, &acceptor, from, to)
+        self.accept(datagram, &header, original, &acceptor, (from, to), way)
     }
 
     fn accept(
@@ -384,8 +463,8 @@ impl QuicListener {
         header: &quiche::Header<'_>,
         original: Option<quiche::ConnectionId<'static>>,
         acceptor: &Rc<Acceptor>,
-        from: SocketAddr,
-        to: SocketAddr,
+        (from, to): (SocketAddr, SocketAddr),
+        way: Way<'_>,
     ) -> Metric {
         let proxy = &self.proxy;
         let Some(permit) = self.info.begin_handshake(acceptor.material.handshakes_max) else {
@@ -421,13 +500,16 @@ impl QuicListener {
         // Nothing is kept for what only looks like the begin of a connection: a packet that quiche cannot open is
         // none of a client of version 1.
         let info = quiche::RecvInfo { from, to };
+        let length = datagram.len();
         let received = catch_unwind(AssertUnwindSafe(|| quic.recv(datagram, info)));
         if !matches!(received, Ok(Ok(_))) {
             return Metric::QuicMalformed;
         }
         let Some(open) = accept::admit_quic(proxy, &self.info, from, to) else { return Metric::QuicRefused };
         let early = if acceptor.is_early { self.judge(&mut quic) } else { Early::Waits };
-        let conn = Rc::new(Conn::new(quic, early));
+        let allowance = original.is_none().then(|| Allowance::new(from, length));
+        let conn = Rc::new(Conn::new(quic, allowance, early));
+        conn.hops.note(from, to.ip(), way.hop());
         // Until the client has heard of ours it goes on to use the one that it chose.
         self.table.insert(chosen, &conn);
         self.table.insert(own, &conn);
@@ -442,6 +524,7 @@ impl QuicListener {
             limits: acceptor.limits,
             handshake: proxy.live().snapshot.config.timeouts.tls_handshake,
             known_as: vec![chosen, own],
+            retired: VecDeque::new(),
             paths: Paths::new(&self.paths),
             rows: proxy.rows.clone(),
         };
@@ -496,21 +579,29 @@ impl QuicListener {
         length: usize,
         from: SocketAddr,
         to: SocketAddr,
+        way: Way<'_>,
     ) -> Metric {
         // Not for what is too short to begin a connection: the answer would be larger than the question.
         if length >= INITIAL_BYTES_MIN {
-            self.answer(from, to, |out| quiche::negotiate_version(&header.scid, &header.dcid, out).ok());
+            self.answer(from, to, way, |out| quiche::negotiate_version(&header.scid, &header.dcid, out).ok());
         }
         Metric::QuicVersion
     }
 
     /// Asks for proof of the client's address (RFC 9000 section 8.1.2).
-    fn ask(&self, header: &quiche::Header<'_>, now: u64, from: SocketAddr, to: SocketAddr) -> Metric {
+    fn ask(
+        &self,
+        header: &quiche::Header<'_>,
+        now: u64,
+        from: SocketAddr,
+        to: SocketAddr,
+        way: Way<'_>,
+    ) -> Metric {
         // None of ours: a flood of them must not use up what one key may make.
         if let Some(drawn) = self.cids.draw_foreign() {
             let token = retry::make(self.cids.keys.retry(), now, from, &drawn, &header.dcid);
             let scid = quiche::ConnectionId::from_ref(&drawn);
-            self.answer(from, to, |out| {
+            self.answer(from, to, way, |out| {
                 quiche::retry(&header.scid, &header.dcid, &scid, &token, header.version, out).ok()
             });
         }
@@ -519,7 +610,7 @@ impl QuicListener {
 
     /// Tells whoever speaks to a connection that is not there any more (RFC 9000 section 10.3). Shorter than what it
     /// answers, so that two such ends cannot go on for ever.
-    fn reset(&self, cid: &Cid, length: usize, from: SocketAddr, to: SocketAddr) -> Metric {
+    fn reset(&self, cid: &Cid, length: usize, from: SocketAddr, to: SocketAddr, way: Way<'_>) -> Metric {
         let second = self.proxy.handle.now_ms() / 1000;
         let (then, count) = self.resets.get();
         let count = if then == second { count } else { 0 };
@@ -529,7 +620,7 @@ impl QuicListener {
         }
         self.resets.set((second, count + 1));
         let token = self.cids.keys.reset_token(cid.bytes.get(..usize::from(cid.length)).unwrap_or_default());
-        self.answer(from, to, |out| {
+        self.answer(from, to, way, |out| {
             let (random, tail) = out.get_mut(..length)?.split_at_mut(length - token.len());
             for bytes in random.chunks_mut(8) {
                 let drawn = self.cids.random()?;
@@ -544,11 +635,17 @@ impl QuicListener {
     }
 
     /// Sends one datagram that no connection stands behind, unless the socket is busy.
-    fn answer(&self, to: SocketAddr, from: SocketAddr, write: impl FnOnce(&mut [u8]) -> Option<usize>) {
-        let Some(mut lane) = self.outlet.lane() else { return };
+    fn answer(
+        &self,
+        to: SocketAddr,
+        from: SocketAddr,
+        way: Way<'_>,
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) {
+        let Some(mut lane) = self.outlet.lane(way.hop()) else { return };
         let Some(length) = write(lane.buffer()) else { return };
         let from = Some(from.ip()).filter(|ip| !ip.is_unspecified());
-        lane.send(length, 1, Transmit { to, from, segment: None });
+        lane.send(length, 1, Transmit { to, from, segment: None }, way.hop());
     }
 }
 

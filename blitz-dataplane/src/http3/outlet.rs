@@ -1,16 +1,21 @@
-//! Sending on a socket that many connections share.
+//! Sending on a socket that many connections share, or past it.
 //!
 //! A connection takes a lane, fills its buffer with what quiche has to send, and starts the send. When all lanes are
 //! busy it waits: what it has to say stays in quiche, so nothing is queued here but who waits.
 //!
-//! Owns: the lanes and the queue of who waits for one. Does not own: receiving (`listener.rs`), what is sent
-//! (`server.rs`).
+//! What came by AF_XDP is answered so: a lane for such a peer is one as long as frames are free, and its bytes are
+//! copied into them ([`crate::afxdp`]). The peer's last packet decides, path by path ([`Hops`]).
+//!
+//! Owns: the lanes, the queue of who waits for one, which way a path goes. Does not own: receiving (`listener.rs`),
+//! what is sent (`server.rs`).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, Waker};
 
+use super::paths::PATHS_MAX;
+use crate::afxdp::port::Hop;
 use crate::metrics::names::Metric;
 use crate::runtime::{ReceiveBuffer, Received, SEND_BYTES_MAX, Transmit, UdpSocket};
 use crate::segment::WorkerRows;
@@ -18,9 +23,58 @@ use crate::segment::WorkerRows;
 /// Sends that may be in flight on one socket (count). Each has a buffer of 64 KiB once it was used: 1 MiB.
 pub(super) const LANES: usize = 16;
 
+/// Paths of a connection whose way is remembered (count): as many as quiche keeps. Beyond: the oldest is forgotten, and
+/// goes by the socket until its next packet.
+const HOPS_MAX: usize = PATHS_MAX as usize;
+
+/// By which way the paths of a connection go; those that are not in it go by the socket.
+#[derive(Default)]
+pub(super) struct Hops {
+    paths: RefCell<Vec<(SocketAddr, IpAddr, Hop)>>,
+    /// That of the last packet.
+    last: RefCell<Option<Hop>>,
+}
+
+impl Hops {
+    /// Notes by which way a packet has come: `None` by the socket.
+    pub(super) fn note(&self, from: SocketAddr, to: IpAddr, hop: Option<&Hop>) {
+        if self.last.borrow().as_ref() != hop {
+            *self.last.borrow_mut() = hop.cloned();
+        }
+        let mut paths = self.paths.borrow_mut();
+        let known = paths.iter().position(|(peer, own, _)| (*peer, *own) == (from, to));
+        match (known.and_then(|at| paths.get_mut(at)), hop) {
+            (Some((.., known)), Some(hop)) if known != hop => *known = hop.clone(),
+            (None, Some(hop)) => {
+                if paths.len() >= HOPS_MAX {
+                    paths.remove(0);
+                }
+                paths.push((from, to, hop.clone()));
+            }
+            (Some(_), None) => paths.retain(|(peer, own, _)| (*peer, *own) != (from, to)),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+    }
+
+    /// The way that the next datagrams probably go.
+    pub(super) fn last(&self) -> Option<Hop> {
+        self.last.borrow().clone()
+    }
+
+    /// The way of a path.
+    pub(super) fn of(&self, transmit: &Transmit) -> Option<Hop> {
+        let paths = self.paths.borrow();
+        let mut paths = paths.iter();
+        let found = paths.find(|(peer, own, _)| *peer == transmit.to && Some(*own) == transmit.from);
+        found.map(|(.., hop)| hop.clone())
+    }
+}
+
 /// A socket as its connections see it.
 pub(super) struct Outlet {
     socket: UdpSocket,
+    /// That of the socket.
+    port: u16,
     rows: WorkerRows,
     /// Lanes without a send.
     free: RefCell<Vec<usize>>,
@@ -35,6 +89,7 @@ pub(super) struct Outlet {
 /// A lane that is free. Given back when it is dropped without a send.
 pub(super) struct Lane<'a> {
     outlet: &'a Outlet,
+    /// That of the socket's lane; `None` for what goes in frames.
     number: Option<usize>,
     buffer: Box<[u8]>,
 }
@@ -42,14 +97,22 @@ pub(super) struct Lane<'a> {
 impl Outlet {
     pub(super) fn new(socket: UdpSocket, rows: WorkerRows) -> Self {
         let free = (0..socket.lanes()).rev().collect();
+        let port = socket.local_address().map_or(0, |address| address.port());
         Self {
             socket,
+            port,
             rows,
             free: RefCell::new(free),
             waiting: RefCell::default(),
             reaper: RefCell::default(),
             spare: RefCell::default(),
         }
+    }
+
+    /// Lanes with a send, and connections that wait for one (counts).
+    #[cfg(test)]
+    pub(super) fn census(&self) -> (usize, usize) {
+        (self.socket.lanes() - self.free.borrow().len(), self.waiting.borrow().len())
     }
 
     /// What has come.
@@ -67,18 +130,34 @@ impl Outlet {
     }
 
     /// A free lane, for what may be left unsaid.
-    pub(super) fn lane(&self) -> Option<Lane<'_>> {
+    pub(super) fn lane(&self, hop: Option<&Hop>) -> Option<Lane<'_>> {
+        if hop.is_some_and(Hop::is_open) {
+            return Some(self.numbered(None));
+        }
         let number = self.free.borrow_mut().pop()?;
+        Some(self.numbered(Some(number)))
+    }
+
+    fn numbered(&self, number: Option<usize>) -> Lane<'_> {
         let mut buffer = self.spare.take();
         if buffer.is_empty() {
             buffer = vec![0; SEND_BYTES_MAX].into_boxed_slice();
         }
-        Some(Lane { outlet: self, number: Some(number), buffer })
+        Lane { outlet: self, number, buffer }
     }
 
-    /// A free lane; else the caller is woken when there is one. `is_waiting` is the caller's, false at first.
-    pub(super) fn poll_lane(&self, cx: &Context<'_>, is_waiting: &Cell<bool>) -> Poll<Lane<'_>> {
-        if let Some(lane) = self.lane() {
+    /// A free lane for what probably goes by `hop`; else the caller is woken when there is one. `is_waiting` is the
+    /// caller's, false at first.
+    pub(super) fn poll_lane(
+        &self,
+        cx: &Context<'_>,
+        is_waiting: &Cell<bool>,
+        hop: Option<&Hop>,
+    ) -> Poll<Lane<'_>> {
+        if let Some(hop) = hop.filter(|hop| hop.is_open()) {
+            return hop.poll_room(cx, is_waiting).map(|()| self.numbered(None));
+        }
+        if let Some(lane) = self.lane(None) {
             return Poll::Ready(lane);
         }
         if !is_waiting.replace(true) {
@@ -128,10 +207,22 @@ impl Lane<'_> {
         &mut self.buffer
     }
 
-    /// Sends the first `len` bytes.
-    pub(super) fn send(mut self, len: usize, datagrams: u64, transmit: Transmit) {
-        let Some(number) = self.number.take() else { return };
+    /// Sends the first `len` bytes, by `hop` or else by the socket.
+    pub(super) fn send(mut self, len: usize, datagrams: u64, transmit: Transmit, hop: Option<&Hop>) {
         let outlet = self.outlet;
+        if let (Some(hop), Some(from)) = (hop.filter(|hop| hop.is_open()), transmit.from) {
+            let segment = transmit.segment.map_or(len, usize::from).max(1);
+            let all = self.buffer.get(..len).unwrap_or_default();
+            let sent = hop.send(SocketAddr::new(from, outlet.port), transmit.to, all.chunks(segment));
+            outlet.rows.add(Metric::QuicDatagramsSent, datagrams);
+            outlet.rows.add(Metric::DownstreamSentBytes, sent as u64);
+            return;
+        }
+        // It was to go in frames, and its path is another one: it is lost when no lane is free, and sent again.
+        let Some(number) = self.number.take().or_else(|| outlet.free.borrow_mut().pop()) else {
+            outlet.rows.add(Metric::QuicSendErrors, 1);
+            return;
+        };
         let mut buffer = std::mem::take(&mut self.buffer);
         let started = outlet.socket.start_send(number, &mut buffer, len, transmit);
         *outlet.spare.borrow_mut() = buffer;
@@ -152,8 +243,10 @@ impl Lane<'_> {
 
 impl Drop for Lane<'_> {
     fn drop(&mut self) {
-        if let Some(number) = self.number.take() {
+        if !self.buffer.is_empty() {
             *self.outlet.spare.borrow_mut() = std::mem::take(&mut self.buffer);
+        }
+        if let Some(number) = self.number.take() {
             self.outlet.release(number);
         }
     }

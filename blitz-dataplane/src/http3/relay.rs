@@ -23,6 +23,7 @@ use std::os::unix::net::UnixDatagram;
 use std::rc::{Rc, Weak};
 
 use super::listener::{QuicListener, Way};
+use crate::afxdp::port::Hop;
 use crate::metrics::names::Metric;
 use crate::runtime::{Handle, yield_now};
 use crate::segment::WorkerRows;
@@ -78,6 +79,14 @@ impl Relay {
         let mut listeners = self.listeners.borrow_mut();
         listeners.retain(|listener| listener.strong_count() > 0);
         listeners.push(Rc::downgrade(listener));
+    }
+
+    /// Gives a datagram that came by AF_XDP to the listener that it is for; whether there is one.
+    pub fn take_framed(&self, datagram: &mut [u8], from: SocketAddr, to: SocketAddr, hop: &Hop) -> bool {
+        let listeners = self.listeners.borrow();
+        let listener = listeners.iter().filter_map(Weak::upgrade).find(|listener| listener.is_for(to));
+        drop(listeners);
+        listener.map(|listener| listener.take_framed(datagram, from, to, hop)).is_some()
     }
 
     /// Passes a datagram on to `worker`; what became of it.

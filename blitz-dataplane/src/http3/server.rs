@@ -3,6 +3,7 @@
 //! Owns: the connection's task. Does not own: packets in (`listener.rs`), what happens to a request (`stream.rs`).
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -12,6 +13,7 @@ use blitz_config::model::Http3Limits;
 use quiche::h3;
 
 use super::Code;
+use super::allowance::Allowance;
 use super::connection::{Conn, News, State};
 use super::error::CONNECTION_REFUSED;
 use super::keys::Cids;
@@ -26,6 +28,10 @@ use crate::metrics::names::Metric;
 use crate::proxy::connections::{Connection, Ended};
 use crate::runtime::{Deadline, Handle, Lull, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
 use crate::segment::WorkerRows;
+
+/// Connection IDs that the client has retired and that are still known (count): packets may be on their way that it has
+/// sent before (RFC 9000 section 5.1.2).
+const RETIRED_MAX: usize = 8;
 
 /// Requests that the client resets may come so many seconds' worth at once.
 const BURST_SECONDS: u32 = 4;
@@ -68,6 +74,8 @@ pub(super) struct Session<S> {
     pub(super) known_as: Vec<Cid>,
     pub(super) paths: Paths,
     pub(super) rows: WorkerRows,
+    /// Those that the client has retired last, which are in the table too.
+    pub(super) retired: VecDeque<Cid>,
 }
 
 /// Told once when a handshake has ended, well or not. Whether the client may go on.
@@ -78,8 +86,8 @@ impl<S: Service + 'static> Session<S> {
     pub(super) async fn run(self, handshaken: Handshaken) -> Ended {
         let deadline = Deadline::new(&self.handle);
         let now = self.handle.now_ms();
-        let route = Route::of(&self.conn.state.borrow().quic);
         let rotation = Rotation::new(&self.cids);
+        let route = Route::of(&self.conn.state.borrow().quic);
         let mut running = Running {
             session: self,
             deadline,
@@ -93,8 +101,8 @@ impl<S: Service + 'static> Session<S> {
             resets: 0,
             resets_at_ms: now,
             is_waiting: Cell::new(false),
-            route,
             rotation,
+            route,
             lull: Lull::default(),
         };
         poll_fn(|cx| running.poll(cx)).await
@@ -103,7 +111,7 @@ impl<S: Service + 'static> Session<S> {
 
 impl<S> Drop for Session<S> {
     fn drop(&mut self) {
-        self.known_as.iter().for_each(|cid| self.table.remove(cid));
+        self.known_as.iter().chain(&self.retired).for_each(|cid| self.table.remove(cid));
         if let Ok(mut state) = self.conn.state.try_borrow_mut() {
             state.gone();
         }
@@ -129,8 +137,8 @@ struct Running<S> {
     resets: u64,
     resets_at_ms: u64,
     is_waiting: Cell<bool>,
-    route: Route,
     rotation: Rotation,
+    route: Route,
     /// When it may send: acknowledgements and answers that come about in the same moment travel together.
     lull: Lull,
 }
@@ -284,8 +292,14 @@ impl<S: Service + 'static> Running<S> {
         let session = &mut self.session;
         while let Some(retired) = quic.retired_scid_next() {
             if let Some(cid) = Cid::new(&retired) {
-                session.table.remove(&cid);
+                session.table.retire(cid);
                 session.known_as.retain(|known| *known != cid);
+                session.retired.push_back(cid);
+            }
+            if session.retired.len() > RETIRED_MAX
+                && let Some(cid) = session.retired.pop_front()
+            {
+                session.table.remove(&cid);
             }
         }
         if quic.is_established() {
@@ -417,12 +431,14 @@ impl<S: Service + 'static> Running<S> {
     /// Sends what there is to be sent. Whether there is more, and it is for others to go first.
     fn flush(&mut self, cx: &Context<'_>) -> bool {
         let session = &self.session;
+        let hops = &session.conn.hops;
         while self.route.is_due() {
-            let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
+            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let Poll::Ready(mut lane) = lane else { return false };
             self.is_waiting.set(false);
             let sent = self.route.send(&mut session.conn.state.borrow_mut().quic, lane.buffer());
             if let Some((len, transmit)) = sent {
-                lane.send(len, 1, transmit);
+                lane.send(len, 1, transmit, hops.of(&transmit).as_ref());
             }
         }
         let mut odd = None;
@@ -432,14 +448,16 @@ impl<S: Service + 'static> Running<S> {
                 break;
             }
             // What is odd is lost then, and sent again.
-            let Poll::Ready(mut lane) = session.outlet.poll_lane(cx, &self.is_waiting) else { return false };
+            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let Poll::Ready(mut lane) = lane else { return false };
             self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
             let quantum = if is_over { 0 } else { state.quic.send_quantum() };
-            let burst = Burst::fill(&mut state.quic, quantum, lane.buffer(), &mut odd);
+            let allowance = session.conn.allowance.as_ref();
+            let burst = Burst::fill(&mut state.quic, allowance, quantum, lane.buffer(), &mut odd);
             drop(state);
             let Some(Burst { len, count, transmit }) = burst else { return false };
-            lane.send(len, count, transmit);
+            lane.send(len, count, transmit, hops.of(&transmit).as_ref());
         }
         true
     }
@@ -493,10 +511,12 @@ impl Burst {
     /// `None` when that is nothing.
     fn fill(
         quic: &mut quiche::Connection,
+        allowance: Option<&Allowance>,
         quantum: usize,
         buffer: &mut [u8],
         odd: &mut Option<Odd>,
     ) -> Option<Self> {
+        let allowance = allowance.filter(|_| !quic.is_established());
         let mut burst = odd.take().and_then(|odd| odd.begin(buffer));
         loop {
             let is_full = |burst: &Self| burst.count as usize >= SEGMENTS_MAX || burst.len >= quantum;
@@ -507,8 +527,13 @@ impl Burst {
             // quiche takes what the path carries, and more when it finds out whether the path carries more.
             let room = buffer.get_mut(at..(at + DATAGRAM_BYTES_MAX).min(SEND_BYTES_MAX));
             let room = room.filter(|room| room.len() == DATAGRAM_BYTES_MAX);
+            let allowed = allowance.map_or(DATAGRAM_BYTES_MAX, Allowance::left);
+            let room = room.and_then(|room| room.get_mut(..DATAGRAM_BYTES_MAX.min(allowed)));
             // What quiche cannot encode, it closes the connection for.
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
+            if let Some(allowance) = allowance {
+                allowance.spend(written);
+            }
             let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
             let Some(current) = &mut burst else {
                 burst = Some(Self { len: written, count: 1, transmit });

@@ -246,14 +246,14 @@ metrics! {
         QuicMalformed { fate = "malformed" };
         QuicRefused { fate = "refused" };
     }
+    family "blitz_quic_connection_ids_total" Counter "Connection IDs made under keys of an epoch." {
+        QuicConnectionIds;
+    }
     family "blitz_quic_datagrams_relayed_total" Counter "Datagrams passed on by another worker, by fate." {
         QuicRelayedDelivered { fate = "delivered" };
         QuicRelayedNew { fate = "new" };
         QuicRelayedAnswered { fate = "answered" };
         QuicRelayedDropped { fate = "dropped" };
-    }
-    family "blitz_quic_connection_ids_total" Counter "Connection IDs made under keys of an epoch." {
-        QuicConnectionIds;
     }
     family "blitz_quic_datagrams_sent_total" Counter "Datagrams handed to the kernel." {
         QuicDatagramsSent;
@@ -267,6 +267,39 @@ metrics! {
     }
     family "blitz_quic_send_errors_total" Counter "Sends of datagrams that the kernel refused." {
         QuicSendErrors;
+    }
+
+    // AF_XDP.
+    family "blitz_afxdp_queues" Gauge "Receive queues whose frames this worker gets." {
+        AfxdpQueues;
+    }
+    family "blitz_afxdp_frames" Gauge "Frames of AF_XDP sockets, by who has them." {
+        AfxdpFramesFree { holder = "free" };
+        AfxdpFramesReceiving { holder = "receiving" };
+        AfxdpFramesSending { holder = "sending" };
+    }
+    family "blitz_afxdp_frames_received_total" Counter "Frames that came by AF_XDP." {
+        AfxdpFramesReceived;
+    }
+    family "blitz_afxdp_frames_sent_total" Counter "Frames put into a transmit ring." {
+        AfxdpFramesSent;
+    }
+    family "blitz_afxdp_drops_total" Counter "Datagrams lost on the way between a queue and QUIC, by reason." {
+        AfxdpDropMalformed { reason = "malformed" };
+        AfxdpDropNoListener { reason = "no_listener" };
+        AfxdpDropKernel { reason = "kernel" };
+        AfxdpDropRingFull { reason = "ring_full" };
+        AfxdpDropFillEmpty { reason = "fill_empty" };
+        AfxdpDropInvalid { reason = "invalid" };
+        AfxdpDropNoFrame { reason = "no_frame" };
+        AfxdpDropTooLarge { reason = "too_large" };
+    }
+    family "blitz_afxdp_kicks_total" Counter "System calls that told the kernel to send." {
+        AfxdpKicks;
+    }
+    family "blitz_afxdp_fallbacks_total" Counter "Queues given up for the kernel's UDP, by reason." {
+        AfxdpFallbackStalled { reason = "stalled" };
+        AfxdpFallbackFailed { reason = "failed" };
     }
 
     // Limits.

@@ -95,10 +95,12 @@ pub struct BootMessage {
     pub trace: bool,
     /// `--tls-trace` and `--tls-key-log`.
     pub tls: TlsDiagnosis,
-    /// Sockets between workers (count): see [`super::relays::Relays::sockets`].
-    pub relays: usize,
     /// Seconds of an epoch of QUIC's connection IDs.
     pub cid_epoch_seconds: u32,
+    /// Sockets between workers (count): see [`super::relays::Relays::sockets`].
+    pub relays: usize,
+    /// `--ctl-socket`.
+    pub ctl_socket: PathBuf,
     /// The configuration to begin with; `removed` is empty.
     pub config: ConfigMessage,
 }

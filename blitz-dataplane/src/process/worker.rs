@@ -12,6 +12,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -85,6 +86,8 @@ pub struct Boot<S> {
     pub reports: Reports,
     /// The sockets between workers: its inbox, then the way into each one's. None when it reaches nobody.
     pub relays: Vec<OwnedFd>,
+    /// The control socket of `blitz-ctl`.
+    pub ctl_socket: PathBuf,
     /// Its listening sockets.
     pub listeners: Vec<BoundListener>,
     /// Generation of `snapshot`.
@@ -185,6 +188,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         tls,
         cid_epoch_seconds,
         relays,
+        ctl_socket,
         config,
     } = boot;
     logging::name_thread(logging::Who::Worker(worker));
@@ -243,6 +247,7 @@ fn work<C: WorkerCode>(channel: &UnixStream, place: Place) -> Result<(), WorkerE
         rows,
         reports,
         relays,
+        ctl_socket,
         listeners,
         generation,
         snapshot,

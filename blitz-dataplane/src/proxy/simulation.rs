@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod http3;
 mod oracle;
 mod plan;
 mod regressions;

@@ -66,7 +66,7 @@ pub(super) fn read(slot: &[u8]) -> Option<(Received, usize)> {
     for (word, bytes) in control.iter_mut().zip(slot.get(CONTROL_AT..PAYLOAD_AT)?.chunks(8)) {
         *word = u64::from_ne_bytes(bytes.try_into().ok()?);
     }
-    let (segment, destination) = udp::receive_control(&control, control_len);
+    let (segment, destination) = udp::read_control(&control, control_len);
     slot.get(PAYLOAD_AT..PAYLOAD_AT + len)?;
     let source = source(slot.get(LENGTHS_BYTES..CONTROL_AT)?);
     Some((Received { len, source, destination, segment }, PAYLOAD_AT))

@@ -222,6 +222,12 @@ impl Handle {
         self.reactor.borrow().check_invariants()
     }
 
+    /// Deadlines that somebody holds, set or not (count).
+    #[cfg(test)]
+    pub(crate) fn deadlines(&self) -> usize {
+        self.reactor.borrow().wheel.held()
+    }
+
     /// The most unread bytes that a stream holds now, the most unsent ones, and how many slots of the
     /// pool are held by tasks instead of streams.
     #[cfg(test)]

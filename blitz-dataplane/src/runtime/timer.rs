@@ -70,6 +70,12 @@ impl Wheel {
         self.free.push(id);
     }
 
+    /// Deadlines that somebody holds (count).
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
     fn set(&mut self, id: u32, at_ms: u64) {
         let entry = &mut self.entries[id as usize];
         entry.at_ms = at_ms;

@@ -105,6 +105,31 @@ impl UdpSocket {
         adopted.map(|()| socket)
     }
 
+    /// A socket of the simulated network.
+    ///
+    /// # Errors
+    /// `AddrInUse`, or `Unsupported` on a real driver.
+    pub fn simulated(handle: &Handle, address: SocketAddr, lanes: usize) -> io::Result<Self> {
+        let mut reactor = handle.reactor.borrow_mut();
+        let fd = reactor.simulated_datagram(address)?;
+        let key = reactor.adopt_datagram(fd)?;
+        let mut socket = Self { handle: handle.clone(), key, lanes: Vec::with_capacity(lanes) };
+        for _ in 0..lanes {
+            let lane = reactor.simulated_lane(fd)?;
+            socket.lanes.push(reactor.adopt_datagram(lane)?);
+        }
+        drop(reactor);
+        Ok(socket)
+    }
+
+    /// Gives a simulated socket another address in the eyes of others, as a NAT does that has forgotten the old one.
+    ///
+    /// # Errors
+    /// `AddrInUse`, or `Unsupported` on a real driver.
+    pub fn rebind_simulated(&self, seen_as: SocketAddr) -> io::Result<()> {
+        self.handle.reactor.borrow_mut().rebind_simulated(self.key, seen_as)
+    }
+
     /// Sends that may be in flight (count).
     #[must_use]
     pub fn lanes(&self) -> usize {
@@ -183,6 +208,25 @@ const fn kind(level: i32, kind: i32) -> u64 {
 
 /// Writes the messages of a send into `control`; returns the length to announce.
 pub(super) fn send_control(control: &mut [u64; CONTROL_WORDS], transmit: &Transmit) -> usize {
+    let segment = transmit.segment.map(u16::to_ne_bytes);
+    write_control(control, transmit.from, segment.as_ref().map(|segment| (GSO, &segment[..])))
+}
+
+/// Writes the messages of a receive, as the kernel would.
+pub(super) fn simulated_control(
+    control: &mut [u64; CONTROL_WORDS],
+    destination: IpAddr,
+    segment: Option<u16>,
+) -> usize {
+    let segment = segment.map(|segment| i32::from(segment).to_ne_bytes());
+    write_control(control, Some(destination), segment.as_ref().map(|segment| (GRO, &segment[..])))
+}
+
+fn write_control(
+    control: &mut [u64; CONTROL_WORDS],
+    local: Option<IpAddr>,
+    segment: Option<(u64, &[u8])>,
+) -> usize {
     let mut data = [0_u8; 24];
     let mut at = 0;
     let mut put = |message: u64, data: &[u8]| {
@@ -198,34 +242,34 @@ pub(super) fn send_control(control: &mut [u64; CONTROL_WORDS], transmit: &Transm
         }
         at += words;
     };
-    match transmit.from {
-        // in_pktinfo: interface (chosen by the kernel), source, destination (not read).
-        Some(IpAddr::V4(from)) => {
-            data[4..8].copy_from_slice(&from.octets());
+    match local {
+        // in_pktinfo: interface (chosen by the kernel), local address, destination (not read).
+        Some(IpAddr::V4(local)) => {
+            data[4..8].copy_from_slice(&local.octets());
             put(IP_INFO, &data[..12]);
         }
-        // in6_pktinfo: source, interface.
-        Some(IpAddr::V6(from)) => {
-            data[..16].copy_from_slice(&from.octets());
+        // in6_pktinfo: local address, interface.
+        Some(IpAddr::V6(local)) => {
+            data[..16].copy_from_slice(&local.octets());
             put(IPV6_INFO, &data[..20]);
         }
         None => {}
     }
-    if let Some(segment) = transmit.segment {
-        put(GSO, &segment.to_ne_bytes());
+    if let Some((message, size)) = segment {
+        put(message, size);
     }
     at * 8
 }
 
-/// The segment size and the destination out of the messages of a receive; `len` is what the kernel has written.
-pub(super) fn receive_control(control: &[u64; CONTROL_WORDS], len: usize) -> (Option<u16>, Option<IpAddr>) {
+/// The segment size and the local address out of the messages of a receive, or of a send; `len` is what was written.
+pub(super) fn read_control(control: &[u64; CONTROL_WORDS], len: usize) -> (Option<u16>, Option<IpAddr>) {
     let (mut segment, mut destination) = (None, None);
     let mut rest = control.get(..len.div_ceil(8)).unwrap_or(control);
     while let [bytes, message, body @ ..] = rest {
         let words = usize::try_from(bytes.div_ceil(8)).unwrap_or(usize::MAX);
         match (*message, body) {
-            // An `int`.
-            (GRO, [size, ..]) => segment = u16::try_from(*size as u32).ok(),
+            // An `int`, a `u16`: either alone in its word.
+            (GRO | GSO, [size, ..]) => segment = u16::try_from(*size as u32).ok(),
             // in_pktinfo: interface, local address, destination in the header.
             (IP_INFO, [first, ..]) => {
                 let octets: [u8; 8] = first.to_ne_bytes();

@@ -9,6 +9,11 @@ pub struct Mapping {
     len: usize,
 }
 
+// SAFETY: the pages belong to the process, not to a thread, and only the owner of this value hands out their address.
+unsafe impl Send for Mapping {}
+// SAFETY: a shared reference gives the address and the length, which never change.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
     /// Maps at least `len` bytes, rounded up to whole pages.
     ///

@@ -17,6 +17,8 @@ pub unsafe trait SharedPlain: Sized {}
 
 // SAFETY: one atomic integer; every bit pattern is valid.
 unsafe impl SharedPlain for std::sync::atomic::AtomicU64 {}
+// SAFETY: one atomic integer; every bit pattern is valid.
+unsafe impl SharedPlain for std::sync::atomic::AtomicU32 {}
 // SAFETY: an array has the layout of its elements in a row, and each of them qualifies.
 unsafe impl<T: SharedPlain, const N: usize> SharedPlain for [T; N] {}
 
@@ -42,6 +44,14 @@ impl SharedMapping {
     /// # Errors
     /// EINVAL for `len == 0`, ENOMEM, EACCES as mmap(2) says.
     pub fn map(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        Self::map_at(fd, len, 0)
+    }
+
+    /// Maps `len` bytes from `offset` on: a multiple of the page size, or what a kernel interface means by it.
+    ///
+    /// # Errors
+    /// As [`Self::map`].
+    pub fn map_at(fd: BorrowedFd<'_>, len: usize, offset: libc::off_t) -> io::Result<Self> {
         // SAFETY: a null hint lets the kernel choose a free range, so no existing memory is touched;
         // `fd` is open because it is borrowed.
         let address = unsafe {
@@ -51,7 +61,7 @@ impl SharedMapping {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 fd.as_raw_fd(),
-                0,
+                offset,
             )
         };
         if address == libc::MAP_FAILED {

@@ -17,6 +17,7 @@ pub mod rlimit;
 pub mod signal;
 pub mod socket;
 pub mod wipe;
+pub mod xdp;
 
 /// Bytes and descriptors over a Unix socket: one home for both protocols that pass descriptors.
 pub use blitz_ctl_protocol::sys as fdpass;

@@ -1,6 +1,6 @@
 //! Limits of the process (getrlimit(2)).
 //!
-//! Owns: the number of open descriptors. Does not own: what needs them.
+//! Owns: the number of open descriptors, locked memory. Does not own: what needs them.
 
 use std::io;
 
@@ -24,4 +24,15 @@ pub fn raise_descriptors() -> io::Result<u64> {
         }
     }
     Ok(limit.rlim_cur)
+}
+
+/// Bytes of memory that all processes of this user together may lock; the largest number when there is no limit.
+///
+/// # Errors
+/// What getrlimit(2) reports.
+pub fn locked_memory() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a live, writable rlimit.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    if result == 0 { Ok(limit.rlim_cur) } else { Err(io::Error::last_os_error()) }
 }

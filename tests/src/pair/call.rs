@@ -32,7 +32,8 @@ pub struct H3Call {
 }
 
 impl H3Call {
-    pub(super) fn begin(mut h3: Box<H3>, fields: &[(&str, &str)], is_end: bool) -> Self {
+    /// Begins an exchange on a connection.
+    pub fn begin(mut h3: Box<H3>, fields: &[(&str, &str)], is_end: bool) -> Self {
         let id = h3.begin(fields, is_end);
         h3.hold(id, true);
         Self { h3, id, heads: 0, bytes: 0 }

@@ -45,6 +45,19 @@ impl Requests for Fake {
         Ok(Vec::new())
     }
 
+    fn queues(&self, interface: &str) -> std::result::Result<Queues, String> {
+        Err(format!("{interface} has none"))
+    }
+
+    fn open_xdp(&self) -> std::result::Result<OwnedFd, String> {
+        Ok(File::open("/dev/null").expect("a descriptor").into())
+    }
+
+    fn seat_xdp(&self, wanted: &SeatXdp, socket: OwnedFd) -> std::result::Result<(), String> {
+        assert!(socket.try_clone().is_ok());
+        Err(format!("{} has no queue {}", wanted.interface, wanted.seat.queue))
+    }
+
     fn refused(&self, cause: Refusal) {
         self.refused[cause as usize].fetch_add(1, Ordering::Relaxed);
     }

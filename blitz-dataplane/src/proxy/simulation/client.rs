@@ -343,6 +343,7 @@ impl Client {
             size,
             upload,
             is_http10: false,
+            is_http3: false,
             closes: false,
             expects_continue: false,
             has_hop_field: false,

@@ -120,8 +120,7 @@ impl Ledger {
         if head.get("x-body") != Some(&request.upload.len().to_string()) {
             wrong.push("X-Body".to_owned());
         }
-        let via = if request.is_http10 { "1.0 blitz" } else { "1.1 blitz" };
-        if head.get("via") != Some(via) {
+        if head.get("via") != Some(request.via()) {
             wrong.push(format!("Via {:?}", head.get("via")));
         }
         if head.count("x-forwarded-for") != 1 {

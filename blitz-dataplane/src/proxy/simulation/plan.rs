@@ -202,6 +202,7 @@ pub(super) struct Request {
     pub(super) size: usize,
     pub(super) upload: Upload,
     pub(super) is_http10: bool,
+    pub(super) is_http3: bool,
     /// `Connection: close`, or for HTTP/1.0 no `keep-alive`.
     pub(super) closes: bool,
     pub(super) expects_continue: bool,
@@ -252,6 +253,7 @@ impl Request {
             size: size(rng, size_max),
             upload,
             is_http10,
+            is_http3: false,
             closes: rng.chance(if is_http10 { 500 } else { 80 }),
             expects_continue: has_body && upload.len() > 0 && !is_http10 && rng.chance(250),
             has_hop_field: rng.chance(200),
@@ -275,6 +277,15 @@ impl Request {
             Group::BlackHole => Outcome::Error(504),
             Group::Nameless => Outcome::Error(503),
             Group::Unknown => Outcome::Error(404),
+        }
+    }
+
+    /// What an upstream is told of the gateway.
+    pub(super) fn via(&self) -> &'static str {
+        match (self.is_http3, self.is_http10) {
+            (true, _) => "3 blitz",
+            (false, true) => "1.0 blitz",
+            (false, false) => "1.1 blitz",
         }
     }
 

@@ -245,6 +245,30 @@ impl Driver {
         }
     }
 
+    /// A datagram socket of the simulated network.
+    pub(super) fn simulated_datagram(&mut self, address: SocketAddr) -> io::Result<RawFd> {
+        match self {
+            Self::Sim(sim) => sim.datagram(address),
+            _ => Err(io::Error::from(io::ErrorKind::Unsupported)),
+        }
+    }
+
+    /// Another descriptor for a datagram socket of the simulated network, to send by.
+    pub(super) fn simulated_lane(&mut self, fd: RawFd) -> io::Result<RawFd> {
+        match self {
+            Self::Sim(sim) => sim.lane(fd),
+            _ => Err(io::Error::from(io::ErrorKind::Unsupported)),
+        }
+    }
+
+    /// Gives a datagram socket of the simulated network another address.
+    pub(super) fn rebind_simulated(&mut self, fd: RawFd, seen_as: SocketAddr) -> io::Result<()> {
+        match self {
+            Self::Sim(sim) => sim.rebind(fd, seen_as),
+            _ => Err(io::Error::from(io::ErrorKind::Unsupported)),
+        }
+    }
+
     pub(super) fn peer_address(&self, fd: RawFd) -> io::Result<SocketAddr> {
         match self {
             Self::Sim(sim) => sim.address(fd, true),

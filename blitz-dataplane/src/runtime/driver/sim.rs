@@ -3,6 +3,10 @@
 //! Each operation is *attempted* at a random moment after its start and again whenever something
 //! changes for it; bytes move only at that moment, so a buffer is touched between start and
 //! completion just as the kernel would. See [`crate::runtime::sim`] for the knobs.
+//!
+//! Owns: time, operations, streams. Does not own: datagrams ([`datagram`]).
+
+mod datagram;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -11,10 +15,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
+use self::datagram::{Datagram, Mailbox};
 use super::{Completion, DriverStats, Kind, Message, Token};
 use crate::runtime::aggregate;
 use crate::runtime::buf::Pool;
-use crate::runtime::sim::{BLACK_HOLE_PORT, Profile, Rng, UNREACHABLE_PORT, World};
+use crate::runtime::sim::{BLACK_HOLE_PORT, Profile, Rng, Tap, UNREACHABLE_PORT, World};
 use crate::sys::net::RawAddress;
 
 /// Connections that wait to be accepted (count); beyond it they are refused.
@@ -28,6 +33,11 @@ pub(in crate::runtime) struct Sim {
     now_ns: u64,
     sockets: Vec<Option<Socket>>,
     listeners: HashMap<SocketAddr, usize>,
+    /// Datagram sockets by the address that others know.
+    mailboxes: HashMap<SocketAddr, usize>,
+    /// Datagrams on their way, by number.
+    under_way: HashMap<u64, Datagram>,
+    tap: Option<Tap>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     sequence: u64,
     done: Vec<Completion>,
@@ -42,6 +52,8 @@ enum Event {
     Arrive { socket: usize, serial: u64 },
     /// The connection breaks.
     Reset { socket: usize, serial: u64 },
+    /// A datagram comes to its address.
+    Deliver { number: u64 },
 }
 
 struct Socket {
@@ -62,6 +74,10 @@ struct Socket {
     reset: bool,
     shut: bool,
     reset_on_close: bool,
+    /// Of a datagram socket.
+    mailbox: Option<Box<Mailbox>>,
+    /// The datagram socket that this is another descriptor of.
+    lane_of: Option<(usize, u64)>,
 }
 
 #[derive(Clone, Copy)]
@@ -77,6 +93,7 @@ enum What {
     Into(*mut u8, usize),
     Bytes(*const u8, usize),
     Message(*const Message),
+    Datagrams,
     Connect(SocketAddr),
     Shutdown,
     /// Never completes by itself.
@@ -106,6 +123,9 @@ impl Sim {
             now_ns: 1_000_000_000,
             sockets: Vec::new(),
             listeners: HashMap::new(),
+            mailboxes: HashMap::new(),
+            under_way: HashMap::new(),
+            tap: world.tap.clone(),
             events: BinaryHeap::new(),
             sequence: 0,
             done: Vec::new(),
@@ -167,6 +187,8 @@ impl Sim {
             reset: false,
             shut: false,
             reset_on_close: false,
+            mailbox: None,
+            lane_of: None,
         };
         match self.sockets.iter().position(Option::is_none) {
             Some(free) => {
@@ -268,8 +290,6 @@ impl Sim {
         self.start(fd, token, What::Message(message));
     }
 
-    /// Datagrams are not simulated: the operation waits until it is cancelled.
-    ///
     /// # Safety
     /// As [`super::Driver::receive_datagrams`].
     pub(super) unsafe fn receive_datagrams(
@@ -278,7 +298,7 @@ impl Sim {
         token: Token,
         _template: *const libc::msghdr,
     ) {
-        self.start(fd, token, What::Idle);
+        self.start(fd, token, What::Datagrams);
     }
 
     /// # Safety
@@ -325,6 +345,9 @@ impl Sim {
             for waiting in socket.backlog {
                 self.close(waiting as RawFd);
             }
+        }
+        if let Some(mailbox) = socket.mailbox {
+            self.mailboxes.remove(&mailbox.seen_as);
         }
         if let Some(peer) = socket.peer {
             // Unread bytes at the close make it a reset, as in TCP.
@@ -377,6 +400,7 @@ impl Sim {
             Event::Attempt { socket, serial, .. }
             | Event::Arrive { socket, serial }
             | Event::Reset { socket, serial } => (socket, serial),
+            Event::Deliver { number } => return self.deliver(number),
         };
         let Some(socket) = self.socket_mut(index).filter(|socket| socket.serial == serial) else {
             return;
@@ -406,6 +430,7 @@ impl Sim {
                     self.attempt(index, operation);
                 }
             }
+            Event::Deliver { .. } => {}
         }
     }
 
@@ -432,8 +457,12 @@ impl Sim {
                         std::slice::from_raw_parts(piece.iov_base.cast::<u8>(), piece.iov_len)
                     });
                 }
-                self.try_send(index, &bytes)
+                match operation.token.kind {
+                    Kind::SendDatagram => self.try_send_datagrams(index, message, &bytes),
+                    _ => self.try_send(index, &bytes),
+                }
             }
+            What::Datagrams => self.try_receive_datagrams(index),
             What::Connect(address) => self.try_connect(index, address),
             What::Shutdown => self.try_shutdown(index),
             What::Idle => Attempt::NotYet,
@@ -619,6 +648,8 @@ impl Sim {
                 }
             }
         }
+        #[cfg(test)]
+        crate::sys::clock::simulated::advance(self.now_ns);
         self.stats.completions += self.done.len() as u64;
         out.append(&mut self.done);
     }

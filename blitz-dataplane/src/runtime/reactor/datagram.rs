@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::task::{Context, Poll, Waker};
 
@@ -49,6 +50,21 @@ impl Reactor {
                 send_waker: None,
             })),
         )
+    }
+
+    /// A datagram socket of the simulated network.
+    pub(in crate::runtime) fn simulated_datagram(&mut self, address: SocketAddr) -> io::Result<RawFd> {
+        self.driver.simulated_datagram(address)
+    }
+
+    /// Another descriptor for a socket of the simulated network.
+    pub(in crate::runtime) fn simulated_lane(&mut self, fd: RawFd) -> io::Result<RawFd> {
+        self.driver.simulated_lane(fd)
+    }
+
+    pub(in crate::runtime) fn rebind_simulated(&mut self, key: Key, seen_as: SocketAddr) -> io::Result<()> {
+        let fd = self.fd(key)?;
+        self.driver.rebind_simulated(fd, seen_as)
     }
 
     pub(super) fn datagram(&mut self, key: Key) -> Option<(RawFd, &mut DatagramEntry)> {
