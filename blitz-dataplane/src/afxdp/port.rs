@@ -11,7 +11,6 @@
 //! ([`super::binder`]), what a datagram is for (`http3`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
@@ -24,7 +23,7 @@ use std::time::Duration;
 use super::Take;
 use super::frame::{self, Datagram, Link};
 use crate::metrics::names::Metric;
-use crate::runtime::{Deadline, Handle, SEGMENTS_MAX, yield_now};
+use crate::runtime::{Deadline, Handle, SEGMENTS_MAX, Ticket, Waiting, yield_now};
 use crate::segment::WorkerRows;
 use crate::sys::xdp::{Account, Statistics, XdpReceiver, XdpSender, XdpSocket};
 
@@ -85,7 +84,7 @@ pub struct Port {
     /// Until it closes.
     sender: RefCell<Option<XdpSender>>,
     /// Connections that wait for frames, each once.
-    waiting: RefCell<VecDeque<Waker>>,
+    waiting: Waiting,
     task: RefCell<Option<Waker>>,
     is_stopped: Cell<bool>,
     /// When a frame last came back, or none was away (milliseconds).
@@ -119,16 +118,14 @@ impl Hop {
         self.port.sender.borrow().is_some()
     }
 
-    /// Ready when a burst can be sent, or the port has closed; else the caller is woken then. `is_waiting` is the
-    /// caller's, false at first.
-    pub fn poll_room(&self, cx: &Context<'_>, is_waiting: &Cell<bool>) -> Poll<()> {
+    /// Ready when a burst can be sent, or the port has closed; else the caller is woken then.
+    pub fn poll_room(&self, cx: &Context<'_>, ticket: &Ticket) -> Poll<()> {
         let port = &self.port;
         if port.has_room() {
+            ticket.leave();
             return Poll::Ready(());
         }
-        if !is_waiting.replace(true) {
-            port.waiting.borrow_mut().push_back(cx.waker().clone());
-        }
+        port.waiting.wait(cx, ticket);
         port.wake();
         Poll::Pending
     }
@@ -163,7 +160,7 @@ impl Port {
             rows: rows.clone(),
             handle: handle.clone(),
             sender: RefCell::new(Some(sender)),
-            waiting: RefCell::default(),
+            waiting: Waiting::default(),
             task: RefCell::default(),
             is_stopped: Cell::new(false),
             moved_ms: Cell::new(handle.now_ms()),
@@ -250,9 +247,9 @@ impl Port {
         if self.is_stopped.get() {
             return Poll::Ready(());
         }
-        if !self.waiting.borrow().is_empty() {
+        if !self.waiting.is_empty() {
             self.collect();
-            if !self.waiting.borrow().is_empty() {
+            if !self.waiting.is_empty() {
                 self.handle.wake_later(cx, WAITING_TURNS);
             }
         }
@@ -317,10 +314,7 @@ impl Port {
             // The next look finds the same and closes the port.
             Err(error) => log::debug!("{}: {error}", self.queue),
         }
-        let bursts = sender.room() as usize / SEGMENTS_MAX;
-        let mut waiting = self.waiting.borrow_mut();
-        let count = bursts.min(waiting.len());
-        waiting.drain(..count).for_each(Waker::wake);
+        self.waiting.call(sender.room() as usize / SEGMENTS_MAX);
     }
 
     fn send<'a>(
@@ -374,7 +368,7 @@ impl Drop for Closing<'_> {
     fn drop(&mut self) {
         drop(self.0.sender.borrow_mut().take());
         self.0.rows.gauge_sub(Metric::AfxdpQueues, 1);
-        self.0.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+        self.0.waiting.call(usize::MAX);
     }
 }
 

@@ -9,15 +9,14 @@
 //! Owns: the lanes, the queue of who waits for one, which way a path goes. Does not own: receiving (`listener.rs`),
 //! what is sent (`server.rs`).
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, Waker};
 
 use super::paths::PATHS_MAX;
 use crate::afxdp::port::Hop;
 use crate::metrics::names::Metric;
-use crate::runtime::{ReceiveBuffer, Received, SEND_BYTES_MAX, Transmit, UdpSocket};
+use crate::runtime::{ReceiveBuffer, Received, SEND_BYTES_MAX, Ticket, Transmit, UdpSocket, Waiting};
 use crate::segment::WorkerRows;
 
 /// Sends that may be in flight on one socket (count). Each has a buffer of 64 KiB once it was used: 1 MiB.
@@ -78,8 +77,8 @@ pub(super) struct Outlet {
     rows: WorkerRows,
     /// Lanes without a send.
     free: RefCell<Vec<usize>>,
-    /// Connections that wait for one, each once.
-    waiting: RefCell<VecDeque<Waker>>,
+    /// Connections that wait for one.
+    waiting: Waiting,
     /// The task that looks after sends that are done.
     reaper: RefCell<Option<Waker>>,
     /// The buffer for the next send.
@@ -103,7 +102,7 @@ impl Outlet {
             port,
             rows,
             free: RefCell::new(free),
-            waiting: RefCell::default(),
+            waiting: Waiting::default(),
             reaper: RefCell::default(),
             spare: RefCell::default(),
         }
@@ -112,7 +111,7 @@ impl Outlet {
     /// Lanes with a send, and connections that wait for one (counts).
     #[cfg(test)]
     pub(super) fn census(&self) -> (usize, usize) {
-        (self.socket.lanes() - self.free.borrow().len(), self.waiting.borrow().len())
+        (self.socket.lanes() - self.free.borrow().len(), self.waiting.len())
     }
 
     /// What has come.
@@ -146,23 +145,16 @@ impl Outlet {
         Lane { outlet: self, number, buffer }
     }
 
-    /// A free lane for what probably goes by `hop`; else the caller is woken when there is one. `is_waiting` is the
-    /// caller's, false at first.
-    pub(super) fn poll_lane(
-        &self,
-        cx: &Context<'_>,
-        is_waiting: &Cell<bool>,
-        hop: Option<&Hop>,
-    ) -> Poll<Lane<'_>> {
+    /// A free lane for what probably goes by `hop`; else the caller is woken when there is one.
+    pub(super) fn poll_lane(&self, cx: &Context<'_>, ticket: &Ticket, hop: Option<&Hop>) -> Poll<Lane<'_>> {
         if let Some(hop) = hop.filter(|hop| hop.is_open()) {
-            return hop.poll_room(cx, is_waiting).map(|()| self.numbered(None));
+            return hop.poll_room(cx, ticket).map(|()| self.numbered(None));
         }
         if let Some(lane) = self.lane(None) {
+            ticket.leave();
             return Poll::Ready(lane);
         }
-        if !is_waiting.replace(true) {
-            self.waiting.borrow_mut().push_back(cx.waker().clone());
-        }
+        self.waiting.wait(cx, ticket);
         Poll::Pending
     }
 
@@ -178,6 +170,12 @@ impl Outlet {
             if !is_free && let Poll::Ready(sent) = self.socket.poll_sent(number, cx) {
                 self.done(number, sent);
             }
+        }
+        // Who was woken for a lane may have gone without it. With a send in flight its end calls the next; else nothing
+        // would.
+        let free = self.free.borrow().len();
+        if free == self.socket.lanes() && !self.waiting.is_empty() {
+            self.waiting.call(free);
         }
     }
 
@@ -195,9 +193,7 @@ impl Outlet {
 
     fn release(&self, number: usize) {
         self.free.borrow_mut().push(number);
-        if let Some(waker) = self.waiting.borrow_mut().pop_front() {
-            waker.wake();
-        }
+        self.waiting.call(1);
     }
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Owns: the connection's task. Does not own: packets in (`listener.rs`), what happens to a request (`stream.rs`).
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -26,7 +25,7 @@ use crate::exchange::stream::Service;
 use crate::exchange::{ErrorKind, ProxyError};
 use crate::metrics::names::Metric;
 use crate::proxy::connections::{Connection, Ended};
-use crate::runtime::{Deadline, Handle, Lull, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit};
+use crate::runtime::{Deadline, Handle, Lull, Pooled, SEGMENTS_MAX, SEND_BYTES_MAX, Ticket, Transmit};
 use crate::segment::WorkerRows;
 
 /// Connection IDs that the client has retired and that are still known (count): packets may be on their way that it has
@@ -100,7 +99,7 @@ impl<S: Service + 'static> Session<S> {
             next_stream: 0,
             resets: 0,
             resets_at_ms: now,
-            is_waiting: Cell::new(false),
+            ticket: Ticket::default(),
             rotation,
             route,
             lull: Lull::default(),
@@ -136,7 +135,8 @@ struct Running<S> {
     /// Requests that the client has reset, in thousandths, less what has drained.
     resets: u64,
     resets_at_ms: u64,
-    is_waiting: Cell<bool>,
+    /// With which it waits for a lane.
+    ticket: Ticket,
     rotation: Rotation,
     route: Route,
     /// When it may send: acknowledgements and answers that come about in the same moment travel together.
@@ -433,9 +433,8 @@ impl<S: Service + 'static> Running<S> {
         let session = &self.session;
         let hops = &session.conn.hops;
         while self.route.is_due() {
-            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let lane = session.outlet.poll_lane(cx, &self.ticket, hops.last().as_ref());
             let Poll::Ready(mut lane) = lane else { return false };
-            self.is_waiting.set(false);
             let sent = self.route.send(&mut session.conn.state.borrow_mut().quic, lane.buffer());
             if let Some((len, transmit)) = sent {
                 lane.send(len, 1, transmit, hops.of(&transmit).as_ref());
@@ -448,9 +447,8 @@ impl<S: Service + 'static> Running<S> {
                 break;
             }
             // What is odd is lost then, and sent again.
-            let lane = session.outlet.poll_lane(cx, &self.is_waiting, hops.last().as_ref());
+            let lane = session.outlet.poll_lane(cx, &self.ticket, hops.last().as_ref());
             let Poll::Ready(mut lane) = lane else { return false };
-            self.is_waiting.set(false);
             let mut state = session.conn.state.borrow_mut();
             let quantum = if is_over { 0 } else { state.quic.send_quantum() };
             let allowance = session.conn.allowance.as_ref();

@@ -22,6 +22,7 @@ mod tcp;
 pub mod timer;
 mod transport;
 mod udp;
+mod waiting;
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -42,6 +43,7 @@ pub use tcp::{TcpListener, TcpStream};
 pub use timer::{Deadline, Expired};
 pub use transport::Transport;
 pub use udp::{ReceiveBuffer, Received, SEGMENTS_MAX, SEND_BYTES_MAX, Transmit, UdpSocket};
+pub use waiting::{Ticket, Waiting};
 
 use driver::Driver;
 use reactor::Reactor;

@@ -538,6 +538,9 @@ const EXCUSED_PER_MILLE_MAX: u64 = 150;
 /// most: in this weather some 340 are.
 const CUT_PER_MILLE_MAX: u64 = 600;
 
+/// Answers that are cut and look whole to their client, in a thousand that come whole, at most: see `docs/http3.md`.
+const HIDDEN_PER_MILLE_MAX: u64 = 2;
+
 fn missing(coverage: &Coverage) -> Vec<String> {
     let kinds =
         KINDS.iter().filter(|kind| coverage.errors.get(**kind as usize).is_none_or(|count| *count == 0));
@@ -553,6 +556,10 @@ fn missing(coverage: &Coverage) -> Vec<String> {
     let (excused, whole) = (sum("excused"), sum("whole"));
     if excused * 1000 > whole * EXCUSED_PER_MILLE_MAX {
         missing.push(format!("answers: {excused} excused, {whole} whole"));
+    }
+    let hidden = sum("cut, and looked whole");
+    if hidden * 1000 > whole * HIDDEN_PER_MILLE_MAX {
+        missing.push(format!("answers: {hidden} looked whole and were cut, {whole} whole"));
     }
     let (cut, rebound) = (sum("cut after a rebinding"), sum("answer to one that was rebound"));
     if cut * 1000 > rebound * CUT_PER_MILLE_MAX {
