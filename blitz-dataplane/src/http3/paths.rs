@@ -68,6 +68,9 @@ impl Drop for Paths {
 /// Bytes of a datagram that quiche drops: a short header, a connection ID, what is too short for a packet.
 const NONSENSE_BYTES: usize = 24;
 
+/// Bytes of a datagram that every path of QUIC carries (RFC 9000 section 14).
+const DATAGRAM_BYTES: usize = 1200;
+
 /// A path: our address, the client's.
 type Ends = (SocketAddr, SocketAddr);
 
@@ -85,6 +88,9 @@ struct Other {
 #[derive(Debug, Default)]
 pub(super) struct Route {
     current: Option<Ends>,
+    /// The client has shown that it receives at the current one. Before, it gets no more there than what quiche counts
+    /// against what came from there (RFC 9000 section 9.3.1).
+    is_current_proved: bool,
     /// Those that were current, then the others in the order in which they were seen. At most as many as quiche keeps.
     others: Vec<Other>,
     /// The first so many of them may have something to send (count).
@@ -98,7 +104,8 @@ impl Route {
     /// Of a connection that has not moved.
     pub(super) fn of(quic: &quiche::Connection) -> Self {
         let active = quic.path_stats().find(|path| path.active);
-        Self { current: active.map(|path| (path.local_addr, path.peer_addr)), ..Self::default() }
+        let current = active.map(|path| (path.local_addr, path.peer_addr));
+        Self { current, is_current_proved: true, ..Self::default() }
     }
 
     /// Something came from there.
@@ -110,6 +117,10 @@ impl Route {
     /// The client has shown that it receives there.
     pub(super) fn proved(&mut self, ends: Ends) {
         self.others.iter_mut().filter(|other| other.ends == ends).for_each(|other| other.is_proved = true);
+        if self.current == Some(ends) && !self.is_current_proved {
+            self.is_current_proved = true;
+            self.due = self.others.len();
+        }
     }
 
     /// quiche has gone back to another path, since the client has not answered from there.
@@ -132,7 +143,10 @@ impl Route {
         let seen_before = self.others.iter().position(|other| other.ends == ends).unwrap_or(0);
         self.doubtful = self.doubtful.filter(|doubtful| *doubtful != ends);
         let before = self.current.replace(ends).filter(|before| *before != ends);
-        let before = before.map(|ends| Other { ends, is_proved: true, is_asked: false });
+        let before = before.map(|ends| Other { ends, is_proved: self.is_current_proved, is_asked: false });
+        if before.is_some() {
+            self.is_current_proved = self.others.iter().any(|other| other.ends == ends && other.is_proved);
+        }
         let asked = self.others.iter_mut().take(seen_before);
         for other in asked.filter(|other| !other.is_asked) {
             other.is_asked = quic.send_ack_eliciting_on_path(other.ends.0, other.ends.1).is_ok();
@@ -151,9 +165,18 @@ impl Route {
         self.due = self.others.len();
     }
 
+    /// Bytes of a datagram, at most `largest`: no more than is known to pass while some path is not proved. quiche would
+    /// try larger ones there, whatever has come from there.
+    pub(super) fn datagram_bytes_max(&self, quic: &quiche::Connection, largest: usize) -> usize {
+        if self.is_current_proved && self.others.iter().all(|other| other.is_proved) {
+            return largest;
+        }
+        quic.pmtu().unwrap_or(DATAGRAM_BYTES).min(largest)
+    }
+
     /// Whether there may be something to send for another path than the current one.
     pub(super) fn is_due(&self) -> bool {
-        self.due > 0
+        self.due > 0 && self.is_current_proved
     }
 
     /// Writes what quiche has to send on one of them, if it has, and says where that goes.

@@ -452,7 +452,8 @@ impl<S: Service + 'static> Running<S> {
             let mut state = session.conn.state.borrow_mut();
             let quantum = if is_over { 0 } else { state.quic.send_quantum() };
             let allowance = session.conn.allowance.as_ref();
-            let burst = Burst::fill(&mut state.quic, allowance, quantum, lane.buffer(), &mut odd);
+            let largest = self.route.datagram_bytes_max(&state.quic, DATAGRAM_BYTES_MAX);
+            let burst = Burst::fill(&mut state.quic, allowance, [quantum, largest], lane.buffer(), &mut odd);
             drop(state);
             let Some(Burst { len, count, transmit }) = burst else { return false };
             lane.send(len, count, transmit, hops.of(&transmit).as_ref());
@@ -505,12 +506,12 @@ struct Odd {
 }
 
 impl Burst {
-    /// Fills `buffer` with what is odd of the burst before, and what quiche has to send now, up to `quantum` bytes;
-    /// `None` when that is nothing.
+    /// Fills `buffer` with what is odd of the burst before, and what quiche has to send now, up to `quantum` bytes in
+    /// datagrams of up to `largest`; `None` when that is nothing.
     fn fill(
         quic: &mut quiche::Connection,
         allowance: Option<&Allowance>,
-        quantum: usize,
+        [quantum, largest]: [usize; 2],
         buffer: &mut [u8],
         odd: &mut Option<Odd>,
     ) -> Option<Self> {
@@ -525,8 +526,8 @@ impl Burst {
             // quiche takes what the path carries, and more when it finds out whether the path carries more.
             let room = buffer.get_mut(at..(at + DATAGRAM_BYTES_MAX).min(SEND_BYTES_MAX));
             let room = room.filter(|room| room.len() == DATAGRAM_BYTES_MAX);
-            let allowed = allowance.map_or(DATAGRAM_BYTES_MAX, Allowance::left);
-            let room = room.and_then(|room| room.get_mut(..DATAGRAM_BYTES_MAX.min(allowed)));
+            let allowed = allowance.map_or(largest, Allowance::left);
+            let room = room.and_then(|room| room.get_mut(..largest.min(allowed)));
             // What quiche cannot encode, it closes the connection for.
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
             if let Some(allowance) = allowance {
