@@ -71,6 +71,9 @@ const NONSENSE_BYTES: usize = 24;
 /// Bytes of a datagram that every path of QUIC carries (RFC 9000 section 14).
 const DATAGRAM_BYTES: usize = 1200;
 
+/// Times what came from an address that may go there before it is proved (RFC 9000 section 8.1).
+const AMPLIFICATION_MAX: u64 = 3;
+
 /// A path: our address, the client's.
 type Ends = (SocketAddr, SocketAddr);
 
@@ -168,10 +171,25 @@ impl Route {
     /// Bytes of a datagram, at most `largest`: no more than is known to pass while some path is not proved. quiche would
     /// try larger ones there, whatever has come from there.
     pub(super) fn datagram_bytes_max(&self, quic: &quiche::Connection, largest: usize) -> usize {
-        if self.is_current_proved && self.others.iter().all(|other| other.is_proved) {
-            return largest;
-        }
-        quic.pmtu().unwrap_or(DATAGRAM_BYTES).min(largest)
+        if self.is_proved() { largest } else { quic.pmtu().unwrap_or(DATAGRAM_BYTES).min(largest) }
+    }
+
+    /// Whether what quiche has written last for a path is more than may go there: three times what came from it, until
+    /// it is proved (RFC 9000 section 8.1). quiche counts as well, and is misled by [`Self::send`].
+    pub(super) fn is_too_much(&self, quic: &quiche::Connection, ends: Ends) -> bool {
+        let is_proved = self.is_proved()
+            || self.is_current_proved && self.current == Some(ends)
+            || self.others.iter().any(|other| other.ends == ends && other.is_proved);
+        !is_proved
+            && quic
+                .path_stats()
+                .find(|path| (path.local_addr, path.peer_addr) == ends)
+                .is_some_and(|path| path.sent_bytes > path.recv_bytes.saturating_mul(AMPLIFICATION_MAX))
+    }
+
+    /// Whether all are.
+    fn is_proved(&self) -> bool {
+        self.is_current_proved && self.others.iter().all(|other| other.is_proved)
     }
 
     /// Whether there may be something to send for another path than the current one.

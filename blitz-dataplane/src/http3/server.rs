@@ -452,8 +452,8 @@ impl<S: Service + 'static> Running<S> {
             let mut state = session.conn.state.borrow_mut();
             let quantum = if is_over { 0 } else { state.quic.send_quantum() };
             let allowance = session.conn.allowance.as_ref();
-            let largest = self.route.datagram_bytes_max(&state.quic, DATAGRAM_BYTES_MAX);
-            let burst = Burst::fill(&mut state.quic, allowance, [quantum, largest], lane.buffer(), &mut odd);
+            let burst =
+                Burst::fill(&mut state.quic, &self.route, allowance, quantum, lane.buffer(), &mut odd);
             drop(state);
             let Some(Burst { len, count, transmit }) = burst else { return false };
             lane.send(len, count, transmit, hops.of(&transmit).as_ref());
@@ -506,16 +506,18 @@ struct Odd {
 }
 
 impl Burst {
-    /// Fills `buffer` with what is odd of the burst before, and what quiche has to send now, up to `quantum` bytes in
-    /// datagrams of up to `largest`; `None` when that is nothing.
+    /// Fills `buffer` with what is odd of the burst before, and what quiche has to send now, up to `quantum` bytes;
+    /// `None` when that is nothing.
     fn fill(
         quic: &mut quiche::Connection,
+        route: &Route,
         allowance: Option<&Allowance>,
-        [quantum, largest]: [usize; 2],
+        quantum: usize,
         buffer: &mut [u8],
         odd: &mut Option<Odd>,
     ) -> Option<Self> {
         let allowance = allowance.filter(|_| !quic.is_established());
+        let largest = route.datagram_bytes_max(quic, DATAGRAM_BYTES_MAX);
         let mut burst = odd.take().and_then(|odd| odd.begin(buffer));
         loop {
             let is_full = |burst: &Self| burst.count as usize >= SEGMENTS_MAX || burst.len >= quantum;
@@ -532,6 +534,10 @@ impl Burst {
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
             if let Some(allowance) = allowance {
                 allowance.spend(written);
+            }
+            if route.is_too_much(quic, (info.from, info.to)) {
+                // As if it had been lost on the way.
+                continue;
             }
             let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
             let Some(current) = &mut burst else {
