@@ -322,7 +322,7 @@ impl Gateway {
         (!found.is_empty()).then(|| found.iter().sum())
     }
 
-    /// Runs `work`, and samples the resident memory of the workers every 5 ms meanwhile: the most that one had.
+    /// Runs `work`, and samples the memory of the workers every 5 ms meanwhile: the most that one had.
     pub fn peak_memory<T>(&self, work: impl FnOnce() -> T) -> (T, u64) {
         struct Done<'a>(&'a AtomicBool);
         impl Drop for Done<'_> {
@@ -337,7 +337,7 @@ impl Gateway {
             scope.spawn(|| {
                 while !done.load(Ordering::SeqCst) {
                     for &pid in &workers {
-                        peak.fetch_max(process::resident_bytes(pid), Ordering::SeqCst);
+                        peak.fetch_max(process::own_bytes(pid), Ordering::SeqCst);
                     }
                     std::thread::sleep(Duration::from_millis(5));
                 }

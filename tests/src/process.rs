@@ -64,8 +64,20 @@ pub fn is_running(pid: u32) -> bool {
 
 /// Resident memory of a process in bytes; 0 when it is gone.
 pub fn resident_bytes(pid: u32) -> u64 {
+    memory(pid, &["VmRSS:"])
+}
+
+/// The same without the pages of the program's file, which all workers share and of which a debug build has many.
+pub fn own_bytes(pid: u32) -> u64 {
+    memory(pid, &["RssAnon:", "RssShmem:"])
+}
+
+/// The sum of fields of proc_pid_status(5), in bytes.
+fn memory(pid: u32, fields: &[&str]) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib =
-        text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-    kib.unwrap_or(0_u64) * 1024
+    let kib = text.lines().filter_map(|line| {
+        let value = fields.iter().find_map(|field| line.strip_prefix(field))?;
+        value.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    kib.sum::<u64>() * 1024
 }

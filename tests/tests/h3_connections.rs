@@ -63,9 +63,9 @@ matrix! {
             }
             client.rebind();
             changes += 1;
-            assert!(changes < 20, "paths have no end");
+            assert!(changes < 40, "paths have no end");
         };
-        assert_eq!((closed, changes), ((true, code::NO_ERROR), 7));
+        assert_eq!((closed, changes), ((true, code::NO_ERROR), 31));
         assert_eq!(H3::connect(gateway.address, "edge.test").get("/hello").status(), 200);
         gateway.stop();
     }

@@ -5,8 +5,8 @@ use std::process::{Command, Output, Stdio};
 use blitz_tests::{Gateway, Nginx, Setup, matrix, process, require};
 
 const GIB: u64 = 1 << 30;
-/// Resident memory of one worker, at most, while it moves bodies.
-const WORKER_BYTES_MAX: u64 = 20 << 20;
+/// Memory of one worker's own, at most, while it moves bodies.
+const WORKER_BYTES_MAX: u64 = 12 << 20;
 
 /// Runs curl and samples the workers' memory meanwhile; the largest sample.
 fn curl(gateway: &Gateway, args: &[&str]) -> (Output, u64) {
@@ -67,6 +67,6 @@ matrix! {
         for _ in 0..200 {
             assert_eq!(gateway.get("/").status, 200);
         }
-        assert_small(gateway.workers().into_iter().map(process::resident_bytes).max().unwrap_or(0));
+        assert_small(gateway.workers().into_iter().map(process::own_bytes).max().unwrap_or(0));
     }
 }

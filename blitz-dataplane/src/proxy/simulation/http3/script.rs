@@ -505,7 +505,9 @@ impl Client {
         self.does("waiting for the end of the paths");
         peer.until(PATIENCE, Peer::is_over).await;
         let said = peer.quic.peer_error().map(|error| (error.is_app, error.error_code));
-        if said != Some((true, NO_ERROR)) && !self.is_unheard(peer) {
+        // Where too little has come from to say it, the next packet gets a stateless reset.
+        let is_told = said == Some((true, NO_ERROR)) || peer.reason().as_deref() == Some("reset");
+        if !is_told && !self.is_unheard(peer) {
             self.say(&format!("a wanderer's connection ended with {said:?}, {:?}", peer.reason()));
         }
         self.count("out of paths");
