@@ -68,12 +68,6 @@ impl Drop for Paths {
 /// Bytes of a datagram that quiche drops: a short header, a connection ID, what is too short for a packet.
 const NONSENSE_BYTES: usize = 24;
 
-/// Bytes of a datagram that every path of QUIC carries (RFC 9000 section 14).
-const DATAGRAM_BYTES: usize = 1200;
-
-/// Times what came from an address that may go there before it is proved (RFC 9000 section 8.1).
-const AMPLIFICATION_MAX: u64 = 3;
-
 /// A path: our address, the client's.
 type Ends = (SocketAddr, SocketAddr);
 
@@ -83,6 +77,8 @@ struct Other {
     ends: Ends,
     /// The client has shown that it receives there.
     is_proved: bool,
+    /// quiche has given up the proof, and asks for none any more.
+    is_given_up: bool,
     /// quiche was asked for a PING.
     is_asked: bool,
 }
@@ -91,8 +87,8 @@ struct Other {
 #[derive(Debug, Default)]
 pub(super) struct Route {
     current: Option<Ends>,
-    /// The client has shown that it receives at the current one. Before, it gets no more there than what quiche counts
-    /// against what came from there (RFC 9000 section 9.3.1).
+    /// The client has shown that it receives at the current one. Before, nothing of other paths goes there (RFC 9000
+    /// section 9.3.1).
     is_current_proved: bool,
     /// Those that were current, then the others in the order in which they were seen. At most as many as quiche keeps.
     others: Vec<Other>,
@@ -113,7 +109,7 @@ impl Route {
 
     /// Something came from there.
     pub(super) fn seen(&mut self, ends: Ends) {
-        self.others.push(Other { ends, is_proved: false, is_asked: false });
+        self.others.push(Other { ends, is_proved: false, is_given_up: false, is_asked: false });
         self.doubtful = None;
     }
 
@@ -128,8 +124,10 @@ impl Route {
 
     /// quiche has gone back to another path, since the client has not answered from there.
     pub(super) fn doubted(&mut self, quic: &mut quiche::Connection, ends: Ends) {
+        self.others.iter_mut().filter(|other| other.ends == ends).for_each(|other| other.is_given_up = true);
         self.doubtful = self.others.last().map(|other| other.ends).filter(|last| *last == ends);
         self.probe(quic);
+        self.due = self.others.len();
     }
 
     /// Asks again for the proof that is missing.
@@ -146,7 +144,8 @@ impl Route {
         let seen_before = self.others.iter().position(|other| other.ends == ends).unwrap_or(0);
         self.doubtful = self.doubtful.filter(|doubtful| *doubtful != ends);
         let before = self.current.replace(ends).filter(|before| *before != ends);
-        let before = before.map(|ends| Other { ends, is_proved: self.is_current_proved, is_asked: false });
+        let is_proved = self.is_current_proved;
+        let before = before.map(|ends| Other { ends, is_proved, is_given_up: false, is_asked: false });
         if before.is_some() {
             self.is_current_proved = self.others.iter().any(|other| other.ends == ends && other.is_proved);
         }
@@ -168,30 +167,6 @@ impl Route {
         self.due = self.others.len();
     }
 
-    /// Bytes of a datagram, at most `largest`: no more than is known to pass while some path is not proved. quiche would
-    /// try larger ones there, whatever has come from there.
-    pub(super) fn datagram_bytes_max(&self, quic: &quiche::Connection, largest: usize) -> usize {
-        if self.is_proved() { largest } else { quic.pmtu().unwrap_or(DATAGRAM_BYTES).min(largest) }
-    }
-
-    /// Whether what quiche has written last for a path is more than may go there: three times what came from it, until
-    /// it is proved (RFC 9000 section 8.1). quiche counts as well, and is misled by [`Self::send`].
-    pub(super) fn is_too_much(&self, quic: &quiche::Connection, ends: Ends) -> bool {
-        let is_proved = self.is_proved()
-            || self.is_current_proved && self.current == Some(ends)
-            || self.others.iter().any(|other| other.ends == ends && other.is_proved);
-        !is_proved
-            && quic
-                .path_stats()
-                .find(|path| (path.local_addr, path.peer_addr) == ends)
-                .is_some_and(|path| path.sent_bytes > path.recv_bytes.saturating_mul(AMPLIFICATION_MAX))
-    }
-
-    /// Whether all are.
-    fn is_proved(&self) -> bool {
-        self.is_current_proved && self.others.iter().all(|other| other.is_proved)
-    }
-
     /// Whether there may be something to send for another path than the current one.
     pub(super) fn is_due(&self) -> bool {
         self.due > 0 && self.is_current_proved
@@ -205,6 +180,12 @@ impl Route {
     ) -> Option<(usize, Transmit)> {
         self.due = self.due.checked_sub(1)?;
         let other = self.others.get(self.due).filter(|other| other.is_asked)?;
+        // A challenge of one that is not proved may not go elsewhere: who answered it there would prove that he receives
+        // where he does not.
+        let asks_for_proof = !other.is_proved && (!other.is_given_up || self.doubtful == Some(other.ends));
+        if asks_for_proof {
+            return None;
+        }
         let ((local, peer), (from, to)) = (other.ends, self.current?);
         if !other.is_proved {
             // As much may have been sent as may go there before. This goes elsewhere; and whatever comes from there

@@ -452,8 +452,7 @@ impl<S: Service + 'static> Running<S> {
             let mut state = session.conn.state.borrow_mut();
             let quantum = if is_over { 0 } else { state.quic.send_quantum() };
             let allowance = session.conn.allowance.as_ref();
-            let burst =
-                Burst::fill(&mut state.quic, &self.route, allowance, quantum, lane.buffer(), &mut odd);
+            let burst = Burst::fill(&mut state.quic, allowance, quantum, lane.buffer(), &mut odd);
             drop(state);
             let Some(Burst { len, count, transmit }) = burst else { return false };
             lane.send(len, count, transmit, hops.of(&transmit).as_ref());
@@ -510,14 +509,12 @@ impl Burst {
     /// `None` when that is nothing.
     fn fill(
         quic: &mut quiche::Connection,
-        route: &Route,
         allowance: Option<&Allowance>,
         quantum: usize,
         buffer: &mut [u8],
         odd: &mut Option<Odd>,
     ) -> Option<Self> {
         let allowance = allowance.filter(|_| !quic.is_established());
-        let largest = route.datagram_bytes_max(quic, DATAGRAM_BYTES_MAX);
         let mut burst = odd.take().and_then(|odd| odd.begin(buffer));
         loop {
             let is_full = |burst: &Self| burst.count as usize >= SEGMENTS_MAX || burst.len >= quantum;
@@ -528,16 +525,12 @@ impl Burst {
             // quiche takes what the path carries, and more when it finds out whether the path carries more.
             let room = buffer.get_mut(at..(at + DATAGRAM_BYTES_MAX).min(SEND_BYTES_MAX));
             let room = room.filter(|room| room.len() == DATAGRAM_BYTES_MAX);
-            let allowed = allowance.map_or(largest, Allowance::left);
-            let room = room.and_then(|room| room.get_mut(..largest.min(allowed)));
+            let allowed = allowance.map_or(DATAGRAM_BYTES_MAX, Allowance::left);
+            let room = room.and_then(|room| room.get_mut(..DATAGRAM_BYTES_MAX.min(allowed)));
             // What quiche cannot encode, it closes the connection for.
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
             if let Some(allowance) = allowance {
                 allowance.spend(written);
-            }
-            if route.is_too_much(quic, (info.from, info.to)) {
-                // As if it had been lost on the way.
-                continue;
             }
             let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
             let Some(current) = &mut burst else {
