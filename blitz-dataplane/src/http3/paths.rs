@@ -68,6 +68,9 @@ impl Drop for Paths {
 /// Bytes of a datagram that quiche drops: a short header, a connection ID, what is too short for a packet.
 const NONSENSE_BYTES: usize = 24;
 
+/// Times what came from an address that may go there before it is proved (RFC 9000 section 8.1).
+const AMPLIFICATION_MAX: u64 = 3;
+
 /// A path: our address, the client's.
 type Ends = (SocketAddr, SocketAddr);
 
@@ -77,8 +80,8 @@ struct Other {
     ends: Ends,
     /// The client has shown that it receives there.
     is_proved: bool,
-    /// quiche has given up the proof, and asks for none any more.
-    is_given_up: bool,
+    /// What quiche had for it went elsewhere before, a challenge maybe: an answer to that proves nothing.
+    is_suspect: bool,
     /// quiche was asked for a PING.
     is_asked: bool,
 }
@@ -87,9 +90,8 @@ struct Other {
 #[derive(Debug, Default)]
 pub(super) struct Route {
     current: Option<Ends>,
-    /// The client has shown that it receives at the current one. Before, nothing of other paths goes there (RFC 9000
-    /// section 9.3.1).
-    is_current_proved: bool,
+    /// See [`Other::is_suspect`].
+    is_current_suspect: bool,
     /// Those that were current, then the others in the order in which they were seen. At most as many as quiche keeps.
     others: Vec<Other>,
     /// The first so many of them may have something to send (count).
@@ -103,31 +105,25 @@ impl Route {
     /// Of a connection that has not moved.
     pub(super) fn of(quic: &quiche::Connection) -> Self {
         let active = quic.path_stats().find(|path| path.active);
-        let current = active.map(|path| (path.local_addr, path.peer_addr));
-        Self { current, is_current_proved: true, ..Self::default() }
+        Self { current: active.map(|path| (path.local_addr, path.peer_addr)), ..Self::default() }
     }
 
     /// Something came from there.
     pub(super) fn seen(&mut self, ends: Ends) {
-        self.others.push(Other { ends, is_proved: false, is_given_up: false, is_asked: false });
+        self.others.push(Other { ends, is_proved: false, is_suspect: false, is_asked: false });
         self.doubtful = None;
     }
 
     /// The client has shown that it receives there.
     pub(super) fn proved(&mut self, ends: Ends) {
-        self.others.iter_mut().filter(|other| other.ends == ends).for_each(|other| other.is_proved = true);
-        if self.current == Some(ends) && !self.is_current_proved {
-            self.is_current_proved = true;
-            self.due = self.others.len();
-        }
+        let proved = self.others.iter_mut().filter(|other| other.ends == ends && !other.is_suspect);
+        proved.for_each(|other| other.is_proved = true);
     }
 
     /// quiche has gone back to another path, since the client has not answered from there.
     pub(super) fn doubted(&mut self, quic: &mut quiche::Connection, ends: Ends) {
-        self.others.iter_mut().filter(|other| other.ends == ends).for_each(|other| other.is_given_up = true);
         self.doubtful = self.others.last().map(|other| other.ends).filter(|last| *last == ends);
         self.probe(quic);
-        self.due = self.others.len();
     }
 
     /// Asks again for the proof that is missing.
@@ -144,10 +140,10 @@ impl Route {
         let seen_before = self.others.iter().position(|other| other.ends == ends).unwrap_or(0);
         self.doubtful = self.doubtful.filter(|doubtful| *doubtful != ends);
         let before = self.current.replace(ends).filter(|before| *before != ends);
-        let is_proved = self.is_current_proved;
-        let before = before.map(|ends| Other { ends, is_proved, is_given_up: false, is_asked: false });
+        let is_suspect = self.is_current_suspect;
+        let before = before.map(|ends| Other { ends, is_proved: !is_suspect, is_suspect, is_asked: false });
         if before.is_some() {
-            self.is_current_proved = self.others.iter().any(|other| other.ends == ends && other.is_proved);
+            self.is_current_suspect = self.others.iter().any(|other| other.ends == ends && other.is_suspect);
         }
         let asked = self.others.iter_mut().take(seen_before);
         for other in asked.filter(|other| !other.is_asked) {
@@ -167,9 +163,21 @@ impl Route {
         self.due = self.others.len();
     }
 
+    /// Whether what quiche has written last for a path may not go there: more than three times what came from it, and it
+    /// is not proved (RFC 9000 section 8.1). quiche counts as well, and is misled by [`Self::send`].
+    pub(super) fn is_too_much(&self, quic: &quiche::Connection, ends: Ends) -> bool {
+        let is_suspect = self.is_current_suspect && self.current == Some(ends)
+            || self.others.iter().any(|other| other.ends == ends && other.is_suspect);
+        is_suspect
+            && quic
+                .path_stats()
+                .find(|path| (path.local_addr, path.peer_addr) == ends)
+                .is_some_and(|path| path.sent_bytes > path.recv_bytes.saturating_mul(AMPLIFICATION_MAX))
+    }
+
     /// Whether there may be something to send for another path than the current one.
     pub(super) fn is_due(&self) -> bool {
-        self.due > 0 && self.is_current_proved
+        self.due > 0
     }
 
     /// Writes what quiche has to send on one of them, if it has, and says where that goes.
@@ -179,15 +187,10 @@ impl Route {
         room: &mut [u8],
     ) -> Option<(usize, Transmit)> {
         self.due = self.due.checked_sub(1)?;
-        let other = self.others.get(self.due).filter(|other| other.is_asked)?;
-        // A challenge of one that is not proved may not go elsewhere: who answered it there would prove that he receives
-        // where he does not.
-        let asks_for_proof = !other.is_proved && (!other.is_given_up || self.doubtful == Some(other.ends));
-        if asks_for_proof {
-            return None;
-        }
+        let other = self.others.get_mut(self.due).filter(|other| other.is_asked)?;
         let ((local, peer), (from, to)) = (other.ends, self.current?);
         if !other.is_proved {
+            other.is_suspect = true;
             // As much may have been sent as may go there before. This goes elsewhere; and whatever comes from there
             // makes room for as much again.
             let _dropped = quic.recv(&mut [0x40; NONSENSE_BYTES], quiche::RecvInfo { from: peer, to: local });

@@ -452,7 +452,8 @@ impl<S: Service + 'static> Running<S> {
             let mut state = session.conn.state.borrow_mut();
             let quantum = if is_over { 0 } else { state.quic.send_quantum() };
             let allowance = session.conn.allowance.as_ref();
-            let burst = Burst::fill(&mut state.quic, allowance, quantum, lane.buffer(), &mut odd);
+            let burst =
+                Burst::fill(&mut state.quic, &self.route, allowance, quantum, lane.buffer(), &mut odd);
             drop(state);
             let Some(Burst { len, count, transmit }) = burst else { return false };
             lane.send(len, count, transmit, hops.of(&transmit).as_ref());
@@ -509,6 +510,7 @@ impl Burst {
     /// `None` when that is nothing.
     fn fill(
         quic: &mut quiche::Connection,
+        route: &Route,
         allowance: Option<&Allowance>,
         quantum: usize,
         buffer: &mut [u8],
@@ -531,6 +533,10 @@ impl Burst {
             let Some((written, info)) = room.and_then(|room| quic.send(room).ok()) else { return burst };
             if let Some(allowance) = allowance {
                 allowance.spend(written);
+            }
+            if route.is_too_much(quic, (info.from, info.to)) {
+                // As if it had been lost on the way.
+                continue;
             }
             let transmit = Transmit { to: info.to, from: source(info.from), segment: None };
             let Some(current) = &mut burst else {

@@ -541,8 +541,8 @@ const CUT_PER_MILLE_MAX: u64 = 600;
 /// Answers that are cut and look whole to their client, in a thousand that come whole, at most: see `docs/http3.md`.
 const HIDDEN_PER_MILLE_MAX: u64 = 2;
 
-/// Seeds of a thousand, at most, that may break a rule once and keep it when they are run again: keys are drawn anew for
-/// each run, so that packets are not quite the same. What breaks a rule again fails at once.
+/// Seeds of a thousand, at most, that may break a rule once and keep it when they are run again: keys are drawn anew
+/// for each run, so that packets are not quite the same. What breaks a rule again fails at once.
 const UNSTEADY_PER_MILLE_MAX: u64 = 16;
 
 fn missing(coverage: &Coverage) -> Vec<String> {
