@@ -163,8 +163,8 @@ impl Route {
         self.due = self.others.len();
     }
 
-    /// Whether what quiche has written last for a path may not go there: more than three times what came from it, and it
-    /// is not proved (RFC 9000 section 8.1). quiche counts as well, and is misled by [`Self::send`].
+    /// Whether what quiche has written last for a path may not go there: more than three times what came from it, and
+    /// it is not proved (RFC 9000 section 8.1). quiche counts as well, and is misled by [`Self::send`].
     pub(super) fn is_too_much(&self, quic: &quiche::Connection, ends: Ends) -> bool {
         let is_suspect = self.is_current_suspect && self.current == Some(ends)
             || self.others.iter().any(|other| other.ends == ends && other.is_suspect);
