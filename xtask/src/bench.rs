@@ -58,7 +58,7 @@ pub(crate) fn main(args: Args) -> Result<()> {
     ) {
         return Err("which one, h1, h2, h3, tls, idle, abuse or xdp? See --help".to_owned());
     }
-    let missing = setup::ensure(true)?;
+    let missing = setup::ensure(setup::Scope::Bench)?;
     if !missing.is_empty() {
         return Err(format!("missing: {}", missing.join(", ")));
     }

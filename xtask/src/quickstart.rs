@@ -38,7 +38,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     }
     let (once, debug) = (args.flag("--once"), args.flag("--debug"));
     args.finish()?;
-    let missing = setup::ensure(false)?;
+    let missing = setup::ensure(setup::Scope::Quickstart)?;
     for (program, why) in [("curl", "make the requests"), ("openssl", "make a certificate")] {
         if missing.contains(&program) {
             return Err(format!("{program} is needed to {why}"));

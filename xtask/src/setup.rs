@@ -239,7 +239,7 @@ const PYPI_PEERS: &[(&str, &str, &str, &str)] = &[
 pub(crate) fn main(mut args: Args) -> Result<()> {
     let (bench, fuzz, ebpf) = (args.flag("--bench"), args.flag("--fuzz"), args.flag("--ebpf"));
     args.finish()?;
-    let mut missing = ensure(bench)?;
+    let mut missing = ensure(if bench { Scope::Bench } else { Scope::Test })?;
     if bench {
         peers();
     }
@@ -252,15 +252,31 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     if missing.is_empty() { Ok(()) } else { Err(format!("missing: {}", missing.join(", "))) }
 }
 
+/// For what.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// A first try, which should not wait for clients of the tests.
+    Quickstart,
+    Test,
+    /// The tests' and more.
+    Bench,
+}
+
+/// The programs of [`TEST_TOOLS`] that the quickstart needs.
+const QUICKSTART_TOOLS: &[&str] = &["cc", "c++", "cmake", "clang", "curl", "openssl", "ip", "pip3"];
+
 /// Looks for the programs, installs what can be installed, and returns the names of what is still missing.
-pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
-    let wanted = || TEST_TOOLS.iter().chain(BENCH_TOOLS.iter().filter(move |_| bench));
+pub(crate) fn ensure(scope: Scope) -> Result<Vec<&'static str>> {
+    let is_wanted =
+        move |tool: &&Tool| scope != Scope::Quickstart || QUICKSTART_TOOLS.contains(&tool.program);
+    let bench = BENCH_TOOLS.iter().filter(move |_| scope == Scope::Bench);
+    let wanted = || TEST_TOOLS.iter().filter(is_wanted).chain(bench.clone());
     let absent = || wanted().filter(|tool| !is_here(tool.program)).collect::<Vec<_>>();
     let missing = absent();
     if missing.is_empty() {
         let names: Vec<_> = wanted().map(|tool| tool.program).collect();
         println!("setup: all here: {}", names.join(", "));
-        return Ok(beside_the_build());
+        return Ok(beside_the_build(scope));
     }
     for tool in &missing {
         println!("setup: {} is missing ({})", tool.program, tool.why);
@@ -274,14 +290,16 @@ pub(crate) fn ensure(bench: bool) -> Result<Vec<&'static str>> {
     if missing.contains(&"cc") {
         return Err("nothing can be built without a C compiler".to_owned());
     }
-    missing.extend(beside_the_build());
+    missing.extend(beside_the_build(scope));
     Ok(missing)
 }
 
 /// What goes into the target folder. The names of what is still missing.
-fn beside_the_build() -> Vec<&'static str> {
+fn beside_the_build(scope: Scope) -> Vec<&'static str> {
     let mut missing = python_modules();
-    missing.extend(crates());
+    if scope != Scope::Quickstart {
+        missing.extend(crates());
+    }
     missing
 }
 

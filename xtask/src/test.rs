@@ -28,7 +28,7 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
         Some(word) => return Err(format!("{word:?} is not known here; see --help")),
     }
 
-    let missing = setup::ensure(false)?;
+    let missing = setup::ensure(setup::Scope::Test)?;
     if !missing.is_empty() {
         println!("test: going on without {}; what needs it skips", missing.join(", "));
     }
