@@ -432,6 +432,41 @@ fn a_reset_is_an_error_and_not_an_end() {
 }
 
 #[test]
+fn a_reset_that_a_send_meets_first_is_no_end_either() {
+    for flavour in [Flavour::Epoll, Flavour::Uring] {
+        let mut runtime = runtime(flavour, SMALL);
+        let handle = runtime.handle().clone();
+        runtime.block_on(async {
+            let (listener, address) = listener(&handle, flavour);
+            for is_watched in [true, false] {
+                let client = TcpStream::connect(&handle, address).await.unwrap();
+                let server = listener.accept().await.unwrap();
+                // What is written now leaves when this task waits, and by then the kernel knows of the reset.
+                client.reset_on_close();
+                drop(client);
+                yield_now().await;
+                server.write_with(|out| out.extend_from_slice(b"to nobody")).unwrap();
+                let mut deadline = Deadline::new(&handle);
+                deadline.set_after(HANGING);
+                let reset = Err(Some(libc::ECONNRESET));
+                if is_watched {
+                    let gone = deadline.limit(poll_fn(|cx| server.poll_gone(cx))).await.unwrap();
+                    assert_eq!(gone.map_err(|error| error.raw_os_error()), reset, "{flavour:?}");
+                }
+                let received = deadline.limit(server.receive()).await.unwrap();
+                assert_eq!(
+                    received
+                        .map(|chunk| chunk.map(|chunk| chunk.len()))
+                        .map_err(|error| error.raw_os_error()),
+                    Err(Some(libc::ECONNRESET)),
+                    "{flavour:?}"
+                );
+            }
+        });
+    }
+}
+
+#[test]
 fn a_full_completion_queue_loses_nothing() {
     let sizes = Sizes { submission_entries: 4, completion_entries: 8, pool_slots: 256, pool_slot_bytes: 256 };
     let mut runtime = runtime(Flavour::Uring, sizes);

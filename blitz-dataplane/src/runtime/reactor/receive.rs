@@ -152,11 +152,8 @@ impl Reactor {
             stream.unread -= chunk.len();
             return Poll::Ready(Ok(Some(chunk)));
         }
-        if stream.receive_error != 0 {
-            return Poll::Ready(Err(os_error(stream.receive_error)));
-        }
-        if stream.ended {
-            return Poll::Ready(Ok(None));
+        if let Some(end) = stream.end() {
+            return Poll::Ready(end.map(|()| None));
         }
         register(&mut stream.receive_waker, cx);
         if stream.receive == Receive::Off {
@@ -165,17 +162,20 @@ impl Reactor {
         Poll::Pending
     }
 
-    /// Ready when the peer has reset the connection, or has ended it and all it sent is read: watches
-    /// without consuming. `Ok` is an orderly end.
+    /// Ready when the peer has reset the connection or takes nothing more, or has ended it and all it sent is read:
+    /// watches without consuming. `Ok` is an orderly end.
     pub(in crate::runtime) fn poll_gone(&mut self, key: Key, cx: &Context<'_>) -> Poll<io::Result<()>> {
         let Some(stream) = self.stream(key) else {
             return Poll::Ready(Err(gone()));
         };
-        if stream.receive_error != 0 {
-            return Poll::Ready(Err(os_error(stream.receive_error)));
+        if let Some(end) = stream.end()
+            && (end.is_err() || stream.inbox.is_empty())
+        {
+            return Poll::Ready(end);
         }
-        if stream.ended && stream.inbox.is_empty() {
-            return Poll::Ready(Ok(()));
+        // Whoever watches has written it all and waits for no room: only here it learns that nothing arrives.
+        if stream.out.error != 0 {
+            return Poll::Ready(Err(os_error(stream.out.error)));
         }
         register(&mut stream.receive_waker, cx);
         if stream.receive == Receive::Off && stream.inbox.is_empty() {

@@ -220,6 +220,7 @@ impl Reactor {
             }
         } else if !matches!(-result, libc::EINTR | libc::EAGAIN) {
             out.error = -result;
+            wake(&mut stream.receive_waker);
         }
         if out.bytes <= out.wake_at || out.error != 0 {
             wake(&mut out.waker);

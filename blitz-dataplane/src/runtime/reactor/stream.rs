@@ -56,6 +56,19 @@ impl Stream {
         }
     }
 
+    /// How the peer has ended the connection, when it has.
+    ///
+    /// A reset is told once, to the operation that comes first (`sk_err` of tcp(7)'s socket). When that was a send, the
+    /// receive sees an end like any other, and what came before it would look whole. Behind an orderly end the send
+    /// fails with EPIPE.
+    pub(super) fn end(&self) -> Option<io::Result<()>> {
+        if self.receive_error != 0 {
+            return Some(Err(os_error(self.receive_error)));
+        }
+        let was_reset = self.out.error == libc::ECONNRESET;
+        self.ended.then(|| if was_reset { Err(os_error(self.out.error)) } else { Ok(()) })
+    }
+
     /// Keeps the buffer that a bulk receive fills.
     pub(super) fn bulk_buffer(&mut self, buffer: Vec<u8>) {
         self.in_bulk = Some(buffer);
