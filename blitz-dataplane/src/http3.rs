@@ -23,6 +23,7 @@ mod outlet;
 pub mod paths;
 mod priority;
 pub mod relay;
+mod qlog;
 mod retry;
 mod rotation;
 mod server;

@@ -149,6 +149,7 @@ async fn work(handle: Handle, boot: Boot<Snapshot>, orders: Orders<Snapshot>) ->
                     let rows = proxy.connections.rows(reply.rows_max(), handle.now_ms());
                     reply.send(rows.into_iter().map(connection_row).collect());
                 }
+                Order::Record { connection, pipe } => listeners.record(connection, pipe),
                 Order::Stop => return Ok(()),
                 Order::Drain { deadline } => {
                     drain(&proxy, &mut listeners, &orders, deadline, &mut published).await;
@@ -349,6 +350,18 @@ impl Listeners {
             Ok(acceptor) => info.set_quic(acceptor),
             // The supervisor has tried the same; what was in use stays.
             Err(error) => log::error!("{}: QUIC cannot be changed: {error}", info.address),
+        }
+    }
+
+    /// Records what a connection over QUIC does; with none of that number the pipe is closed.
+    fn record(&self, connection: u64, pipe: OwnedFd) {
+        let quic = self.open.iter().filter_map(|open| match &open.socket {
+            Socket::Datagram(listener) => Some(listener),
+            Socket::Stream(_) => None,
+        });
+        let mut pipe = Some(pipe);
+        for listener in quic {
+            pipe = pipe.and_then(|pipe| listener.record(connection, pipe));
         }
     }
 

@@ -159,6 +159,8 @@ struct Client {
     info: quiche::RecvInfo,
     answers: Vec<Answer>,
     next: u64,
+    /// Bytes of the last request that had no room yet.
+    unsent: usize,
     /// A datagram that was longer than those before it, for the next send.
     odd: Vec<u8>,
 }
@@ -172,7 +174,7 @@ impl Client {
         let scid = quiche::ConnectionId::from_ref(&name);
         let quic = quiche::connect(Some("localhost"), &scid, local, to, config)?;
         let info = quiche::RecvInfo { from: to, to: local };
-        let mut client = Self { socket, quic, info, answers: Vec::new(), next: 0, odd: Vec::new() };
+        let mut client = Self { socket, quic, info, answers: Vec::new(), next: 0, unsent: 0, odd: Vec::new() };
         let begun = Instant::now();
         let mut counts = Counts::default();
         while !client.quic.is_established() {
@@ -254,12 +256,20 @@ impl Client {
 
     /// Asks until so many requests are under way.
     fn ask(&mut self, request: &[u8], streams: usize, now: Instant) -> Result<(), Failure> {
-        while self.answers.len() < streams && self.quic.peer_streams_left_bidi() > 0 {
-            match self.quic.stream_send(self.next, request, true) {
-                Ok(count) if count == request.len() => {}
-                Ok(count) => return Err(format!("there was room for {count} bytes of a request only").into()),
+        while self.unsent > 0 || (self.answers.len() < streams && self.quic.peer_streams_left_bidi() > 0) {
+            let is_new = self.unsent == 0;
+            let id = if is_new { self.next } else { self.next - STREAM_STEP };
+            let left = if is_new { request } else { &request[request.len() - self.unsent..] };
+            match self.quic.stream_send(id, left, true) {
+                Ok(count) => self.unsent = left.len() - count,
                 Err(quiche::Error::Done | quiche::Error::StreamLimit) => return Ok(()),
                 Err(error) => return Err(error.into()),
+            }
+            if !is_new {
+                if self.unsent > 0 {
+                    return Ok(());
+                }
+                continue;
             }
             self.answers.push(Answer { id: self.next, begun: now, bytes: 0, is_good: false });
             self.next += STREAM_STEP;

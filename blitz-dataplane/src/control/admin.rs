@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN};
 use hyper::server::conn::http1;
@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::admission::refusal;
 use super::page::LIVE_PAGE;
+use super::qlog::{self, Chosen, Recording, Refusal};
 use super::views::Shared;
 use super::{Command, Event};
 use crate::metrics::{Metric, exposition};
@@ -39,7 +40,7 @@ const LIFE_MAX: Duration = Duration::from_secs(300);
 const BUFFER_BYTES: usize = 16 * 1024;
 
 /// Path, the method it takes, what it is.
-const PATHS: [(&str, Method, &str); 9] = [
+const PATHS: [(&str, Method, &str); 10] = [
     ("/", Method::GET, "the live page"),
     ("/metrics", Method::GET, "metrics for Prometheus"),
     ("/healthz", Method::GET, "200 while the process lives"),
@@ -47,6 +48,7 @@ const PATHS: [(&str, Method, &str); 9] = [
     ("/config", Method::GET, "the configuration in effect, workers, the last reload"),
     ("/upstreams", Method::GET, "endpoints, their addresses and health"),
     ("/connections", Method::GET, "up to 1000 client connections"),
+    ("/qlog", Method::GET, "an HTTP/3 connection as it goes on: ?worker=W&connection=ID of /connections"),
     ("/reload", Method::POST, "read the configuration again; answers when all workers have it"),
     ("/drain", Method::POST, "accept nothing new, end when the last connection has ended"),
 ];
@@ -116,7 +118,7 @@ async fn accept(listener: TcpListener, local: IpAddr, shared: Arc<Shared>, event
     }
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Either<Full<Bytes>, Recording>>;
 
 #[derive(Clone)]
 struct Api {
@@ -162,6 +164,10 @@ impl Api {
                 Some(rows) => as_json(StatusCode::OK, &Shared::connections(&rows)),
                 None => ending(),
             },
+            "/qlog" => match Chosen::of(request.uri().query()) {
+                Ok(chosen) => self.record(chosen).await,
+                Err(reason) => plain(StatusCode::BAD_REQUEST, format!("{reason}\n")),
+            },
             "/reload" => match self.order(Command::Reload).await {
                 Some(report) => {
                     let status = if report.ok { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
@@ -173,6 +179,28 @@ impl Api {
                 Some(()) => plain(StatusCode::ACCEPTED, "draining\n".to_owned()),
                 None => ending(),
             },
+        }
+    }
+
+    async fn record(&self, chosen: Chosen) -> Answer {
+        let Chosen { worker, connection } = chosen;
+        let recording = Recording::begin(async |pipe| {
+            // When the loop has ended the pipe is closed, and that says it all.
+            let _ended = self.events.send(Event::Command(Command::Record { worker, connection, pipe })).await;
+        });
+        match recording.await {
+            Ok(recording) => with_body(StatusCode::OK, qlog::CONTENT_TYPE, Either::Right(recording)),
+            Err(Refusal::Nothing) => plain(
+                StatusCode::NOT_FOUND,
+                format!("worker {worker} has no HTTP/3 connection {connection}; /connections shows which there are\n"),
+            ),
+            Err(Refusal::TooMany) => plain(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "as many recordings as there may be are under way; end one of them\n".to_owned(),
+            ),
+            Err(Refusal::System(error)) => {
+                plain(StatusCode::INTERNAL_SERVER_ERROR, format!("no pipe for the recording: {error}\n"))
+            }
         }
     }
 
@@ -215,7 +243,11 @@ fn as_json(status: StatusCode, value: &Value) -> Answer {
 }
 
 fn with_type(status: StatusCode, content_type: &str, text: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(text)));
+    with_body(status, content_type, Either::Left(Full::new(Bytes::from(text))))
+}
+
+fn with_body(status: StatusCode, content_type: &str, body: Either<Full<Bytes>, Recording>) -> Answer {
+    let mut answer = Response::new(body);
     *answer.status_mut() = status;
     for (name, value) in [(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-store")] {
         if let Ok(value) = value.parse() {

@@ -14,6 +14,7 @@ mod blocklist;
 pub mod load;
 pub mod names;
 pub mod page;
+mod qlog;
 pub mod reload;
 pub mod run;
 mod steering;
@@ -21,6 +22,7 @@ mod steering;
 mod tests;
 pub mod views;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use blitz_ctl_protocol::message::Reason;
@@ -130,4 +132,13 @@ pub enum Command {
     Drain(oneshot::Sender<()>),
     /// List connections: rows with the number of their worker.
     ListConnections(oneshot::Sender<Vec<(u32, ConnectionRow)>>),
+    /// Have a worker record what a connection does.
+    Record {
+        /// The worker.
+        worker: u32,
+        /// The connection's number there.
+        connection: u64,
+        /// Where to; closed when there is nothing to be recorded.
+        pipe: OwnedFd,
+    },
 }

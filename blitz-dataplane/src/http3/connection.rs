@@ -15,9 +15,12 @@ use super::allowance::Allowance;
 use super::early::Early;
 use super::outlet::Hops;
 use super::priority::{self, Priority};
+use super::qlog::Recorder;
 
 /// A connection as its tasks share it. No borrow is held across a wait.
 pub(super) struct Conn {
+    /// Its number in the registry.
+    pub(super) number: u64,
     pub(super) state: RefCell<State>,
     /// The connection's own task, which sends.
     task: RefCell<Option<Waker>>,
@@ -132,11 +135,17 @@ pub(super) struct News {
 const EVENTS_MAX: usize = 256;
 
 impl Conn {
-    pub(super) fn new(quic: quiche::Connection, allowance: Option<Allowance>, early: Early) -> Self {
+    pub(super) fn new(
+        number: u64,
+        quic: quiche::Connection,
+        allowance: Option<Allowance>,
+        early: Early,
+    ) -> Self {
         let (streams, ended_early) = (HashMap::default(), HashSet::default());
         let state = State { quic, h3: None, streams, ended_early, stopped: 0 };
         let (task, is_broken, hops) = (RefCell::new(None), Cell::new(false), Hops::default());
-        Self { state: RefCell::new(state), task, is_broken, hops, allowance, early: Cell::new(early) }
+        let (state, early) = (RefCell::new(state), Cell::new(early));
+        Self { number, state, task, is_broken, hops, allowance, early }
     }
 
     /// Gives a datagram to quiche.
@@ -150,6 +159,12 @@ impl Conn {
             }
             _ => quic.recv(datagram, info),
         }
+    }
+
+    /// Has quiche write down what happens from now on. A recording that was under way ends.
+    pub(super) fn record(&self, recorder: Recorder) {
+        let (title, what) = (format!("connection {}", self.number), "recorded by blitz".to_owned());
+        self.state.borrow_mut().quic.set_qlog(Box::new(recorder), title, what);
     }
 
     /// Has the connection's task look: something has come, or is to be sent.

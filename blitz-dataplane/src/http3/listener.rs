@@ -12,6 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use super::error::failure;
 use super::keys::{Cids, Owner, Place};
 use super::outlet::{LANES, Outlet};
 use super::paths::{PATHS_MAX, Paths, WorkerPaths};
+use super::qlog::Recorder;
 use super::relay::{Addresses, Relay};
 use super::retry;
 use super::server::{DATAGRAM_BYTES_MAX, Handshaken, Session};
@@ -94,6 +96,11 @@ impl Table {
 
     fn find(&self, cid: &Cid) -> Option<Option<Rc<Conn>>> {
         self.0.borrow().get(cid).cloned()
+    }
+
+    /// The connection of this number in the registry. Looks at all of them.
+    fn numbered(&self, number: u64) -> Option<Rc<Conn>> {
+        self.0.borrow().values().flatten().find(|conn| conn.number == number).cloned()
     }
 
     fn is_empty(&self) -> bool {
@@ -235,7 +242,7 @@ impl QuicListener {
     pub fn adopt(
         proxy: &Rc<Proxy>,
         info: &Rc<Listener>,
-        fd: std::os::fd::OwnedFd,
+        fd: OwnedFd,
         shared: &Shared,
     ) -> std::io::Result<Rc<Self>> {
         let cids = Cids::new(shared.keys.clone(), shared.place).ok_or(std::io::ErrorKind::InvalidInput)?;
@@ -277,6 +284,14 @@ impl QuicListener {
     pub(crate) fn census(&self) -> (usize, usize, usize) {
         let (busy, waiting) = self.outlet.census();
         (self.table.0.borrow().len(), busy, waiting)
+    }
+
+    /// Records what the connection of this number does, from now on; `pipe` comes back when it is none of this
+    /// listener's. A recording that was under way ends.
+    pub fn record(&self, number: u64, pipe: OwnedFd) -> Option<OwnedFd> {
+        let Some(conn) = self.table.numbered(number) else { return Some(pipe) };
+        conn.record(Recorder::new(pipe, self.proxy.rows.clone()));
+        None
     }
 
     /// Whether its socket is bound to `address`.
@@ -508,7 +523,7 @@ impl QuicListener {
         let Some(open) = accept::admit_quic(proxy, &self.info, from, to) else { return Metric::QuicRefused };
         let early = if acceptor.is_early { self.judge(&mut quic) } else { Early::Waits };
         let allowance = original.is_none().then(|| Allowance::new(from, length));
-        let conn = Rc::new(Conn::new(quic, allowance, early));
+        let conn = Rc::new(Conn::new(open.connection().id(), quic, allowance, early));
         conn.hops.note(from, to.ip(), way.hop());
         // Until the client has heard of ours it goes on to use the one that it chose.
         self.table.insert(chosen, &conn);

@@ -246,6 +246,10 @@ metrics! {
         QuicMalformed { fate = "malformed" };
         QuicRefused { fate = "refused" };
     }
+    family "blitz_qlog_records_total" Counter "Records of HTTP/3 connections that were asked for, by their fate." {
+        QlogRecorded { fate = "sent" };
+        QlogDropped { fate = "dropped" };
+    }
     family "blitz_quic_connection_ids_total" Counter "Connection IDs made under keys of an epoch." {
         QuicConnectionIds;
     }

@@ -74,6 +74,12 @@ pub enum ToWorker {
         /// Most rows wanted.
         rows_max: u32,
     },
+    /// Record what an HTTP/3 connection does. Descriptor: the writing end of a pipe, non-blocking; it is closed when
+    /// the connection ends, at once when there is none of that number.
+    Record {
+        /// [`ConnectionRow::id`].
+        connection: u64,
+    },
 }
 
 /// Who a worker is and what it begins with.

@@ -59,6 +59,13 @@ pub enum Order<S> {
     Stop,
     /// Tell about the connections.
     ListConnections(ConnectionsReply),
+    /// Record what a connection does.
+    Record {
+        /// Its number.
+        connection: u64,
+        /// Where to.
+        pipe: OwnedFd,
+    },
 }
 
 /// Where the loop puts the list of its connections.

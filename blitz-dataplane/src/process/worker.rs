@@ -401,6 +401,11 @@ impl<C: WorkerCode> Helper<C> {
                 let reply = ConnectionsReply::new(request, rows_max, self.outbox.clone());
                 self.postbox.post(vec![Order::ListConnections(reply)]).map_err(full).map_err(plain)
             }
+            ToWorker::Record { connection } => {
+                let pipe = fds.into_iter().next();
+                let pipe = pipe.ok_or_else(|| plain("the message lacks the pipe".to_owned()))?;
+                self.postbox.post(vec![Order::Record { connection, pipe }]).map_err(full).map_err(plain)
+            }
         }
     }
 

@@ -204,6 +204,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Its number among those of the worker.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// What carries its bytes.
     pub fn carrier(&self) -> Carrier {
         self.carrier.get()

@@ -11,6 +11,7 @@ pub mod mapping;
 pub mod memfd;
 pub mod mmap;
 pub mod net;
+pub mod pipe;
 pub mod privilege;
 pub mod reuseport;
 pub mod rlimit;

@@ -21,6 +21,9 @@ impl Control {
                 self.drain("the admin API");
                 let _gone = reply.send(());
             }
+            Command::Record { worker, connection, pipe } => {
+                self.workers.tell(worker, &ToWorker::Record { connection }, vec![pipe]);
+            }
             Command::ListConnections(reply) => {
                 let waiting_for: BTreeSet<u32> = self.workers.alive().into_iter().collect();
                 if waiting_for.is_empty() || self.questions.len() >= QUESTIONS_MAX {
