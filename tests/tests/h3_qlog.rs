@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use blitz_tests::client::Response;
-use blitz_tests::h3::H3;
+use blitz_tests::h3::{H3, request};
 use blitz_tests::{Cell, Client, Gateway, PATIENCE, Pki, Setup, Upstream, matrix, wait_until};
 
 /// Bytes of a download: many times what a recording may hold that nobody reads.
@@ -60,10 +60,13 @@ matrix! {
         assert_eq!((client.get("/").status(), other.get("/").status()), (200, 200));
         let mut recording = ask(&gateway, &place(&gateway, client.local()));
         wait_until("it is recorded", PATIENCE, || recorded(&gateway, "sent") > 0);
-        assert_eq!((client.get("/").status(), other.get("/").status()), (200, 200));
+        let id = client.begin(&[&request("GET", "/?code=SECRET")[..], &[("authorization", "SECRET")]].concat(), true);
+        assert_eq!((client.outcome(id).status(), other.get("/").status()), (200, 200));
         client.leave();
         let recording = recording.response();
         assert_eq!((recording.status, recording.field("content-type")), (200, Some("application/qlog+json-seq")));
+        let text = recording.text();
+        assert!(text.contains("authorization") && !text.contains("SECRET"), "{text}");
         let events = events(&recording);
         for name in ["quic:packet_received", "quic:packet_sent"] {
             assert!(events.iter().any(|event| event == name), "no {name} in {events:?}");

@@ -9,8 +9,8 @@ use crate::sh::{self, Args, Result};
 pub(crate) const HELP: &str = "
 cargo xtask test [--release] [--filter TEXT] [-- TEST-BINARY-ARGUMENTS]
 
-Runs `setup`, builds both programs, then `cargo test --workspace`. A test that lacks a
-tool or a right says so; the skipped ones are listed at the end.
+Runs `setup`, builds the programs, then `cargo test --workspace --no-fail-fast`. A test
+that lacks a tool or a right says so; the skipped ones are listed at the end.
 
   --release       test the release build
   --filter TEXT   only tests whose name contains TEXT
@@ -34,12 +34,12 @@ pub(crate) fn main(mut args: Args) -> Result<()> {
     }
     let profile = if release { "release" } else { "debug" };
     let release = release.then_some("--release");
-    let both = ["build", "-p", "blitz-dataplane", "--bin", "blitz", "-p", "blitz-ctl", "--bin", "blitz-ctl"];
-    sh::run(sh::cargo(both).args(release))?;
+    // With the same selection as the tests: for another one BoringSSL would be built once more.
+    sh::run(sh::cargo(["build", "--workspace", "--bins"]).args(release))?;
 
     let skips = sh::target_dir().join("skipped-tests.txt");
     std::fs::write(&skips, "").map_err(|error| format!("{}: {error}", skips.display()))?;
-    let mut tests = sh::cargo(["test", "--workspace"]);
+    let mut tests = sh::cargo(["test", "--workspace", "--no-fail-fast"]);
     tests.args(release).args(filter);
     if !rest.is_empty() {
         tests.arg("--").args(rest);

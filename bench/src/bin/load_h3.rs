@@ -174,7 +174,8 @@ impl Client {
         let scid = quiche::ConnectionId::from_ref(&name);
         let quic = quiche::connect(Some("localhost"), &scid, local, to, config)?;
         let info = quiche::RecvInfo { from: to, to: local };
-        let mut client = Self { socket, quic, info, answers: Vec::new(), next: 0, unsent: 0, odd: Vec::new() };
+        let mut client =
+            Self { socket, quic, info, answers: Vec::new(), next: 0, unsent: 0, odd: Vec::new() };
         let begun = Instant::now();
         let mut counts = Counts::default();
         while !client.quic.is_established() {

@@ -192,7 +192,9 @@ impl Api {
             Ok(recording) => with_body(StatusCode::OK, qlog::CONTENT_TYPE, Either::Right(recording)),
             Err(Refusal::Nothing) => plain(
                 StatusCode::NOT_FOUND,
-                format!("worker {worker} has no HTTP/3 connection {connection}; /connections shows which there are\n"),
+                format!(
+                    "worker {worker} has no HTTP/3 connection {connection}; /connections shows which there are\n"
+                ),
             ),
             Err(Refusal::TooMany) => plain(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -215,7 +217,7 @@ impl Api {
 fn unknown(path: &str) -> Answer {
     let mut text = format!("nothing is at {path}; there are:\n");
     for (path, method, what) in &PATHS {
-        text.push_str(&format!("{method:<4} {path:<13} {what}\n"));
+        text.push_str(&format!("{method:<4} {path:<12} {what}\n"));
     }
     plain(StatusCode::NOT_FOUND, text)
 }

@@ -91,7 +91,9 @@ impl Recording {
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub(super) async fn begin<F: Future<Output = ()>>(tell: impl FnOnce(OwnedFd) -> F) -> Result<Self, Refusal> {
+    pub(super) async fn begin<F: Future<Output = ()>>(
+        tell: impl FnOnce(OwnedFd) -> F,
+    ) -> Result<Self, Refusal> {
         let permit = Permit::take().ok_or(Refusal::TooMany)?;
         let (read, write) = sys::pipe::non_blocking(PIPE_BYTES).map_err(Refusal::System)?;
         let mut pipe = pipe::Receiver::from_owned_fd(read).map_err(Refusal::System)?;
@@ -112,10 +114,7 @@ impl Body for Recording {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }

@@ -263,7 +263,10 @@ impl Attendant {
         let writing = async {
             let mut frame = Some(boot);
             while let Some(next) = frame {
-                if channel::send(&stream, &next).await.is_err() {
+                let sent = channel::send(&stream, &next).await;
+                // Its descriptors are the worker's alone now: an end of a pipe that stayed here would keep it open.
+                drop(next);
+                if sent.is_err() {
                     // The reading half sees the end too, after what the worker said last.
                     break;
                 }
