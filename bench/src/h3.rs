@@ -3,10 +3,13 @@
 //! Owns: the scenarios. Does not own: configurations (`peers.rs`), load (`h3load.rs`, `h2load.rs`), rounds
 //! (`rounds.rs`).
 
+mod link;
+
 use std::cell::RefCell;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 
+use blitz_tests::Netns;
 use serde_json::{Value, json};
 
 use crate::h3load::{Own, Shape};
@@ -29,8 +32,19 @@ pub(crate) fn run(options: &Options) -> Result<Value> {
             scenarios.insert(name.to_owned(), scenario(name, options, cores)?);
         }
     }
+    if options.scenario.as_deref().is_none_or(|wanted| wanted == "link") && !options.without_blitz {
+        if Netns::available() {
+            scenarios.insert("link".to_owned(), link::run(options, cores)?);
+        } else if options.scenario.is_some() {
+            return Err(
+                "--scenario link needs root: it makes network namespaces and attaches a stage".to_owned()
+            );
+        } else {
+            println!("\nlink is left out: it needs root, for network namespaces and the stage");
+        }
+    }
     if scenarios.is_empty() {
-        return Err("--scenario is direct, proxied or bulk".to_owned());
+        return Err("--scenario is direct, proxied, bulk or link".to_owned());
     }
     Ok(json!({
         "machine": facts, "pairs": options.pairs, "seconds": options.seconds, "connections": h2load::CONNECTIONS,

@@ -5,6 +5,8 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use blitz_tests::netns::Network;
+
 use crate::rounds::Load;
 use crate::servers::Server;
 use crate::{Result, servers};
@@ -39,11 +41,36 @@ pub(crate) fn run(
     core: usize,
     programs: &Path,
 ) -> Result<(Load, Own)> {
+    finish(server, shape, command(server, path, shape, seconds, core, programs), None)
+}
+
+/// What [`run`] runs.
+pub(crate) fn command(
+    server: &Server,
+    path: &str,
+    shape: Shape,
+    seconds: u64,
+    core: usize,
+    programs: &Path,
+) -> Command {
     let program = programs.join("load_h3");
     let mut command = Command::new("taskset");
     command.args(["-c", &core.to_string()]).arg(program).args([server.authority(), path]);
     command
         .args([seconds, shape.connections as u64, shape.streams as u64, shape.bytes].map(|n| n.to_string()));
+    command
+}
+
+/// Runs it to its end, in another network where one is given.
+pub(crate) fn finish(
+    server: &Server,
+    shape: Shape,
+    mut command: Command,
+    network: Option<&Network>,
+) -> Result<(Load, Own)> {
+    if let Some(network) = network {
+        network.contain(&mut command);
+    }
     servers::die_with_us(command.stdin(Stdio::null()));
     let output = command.output().map_err(|error| format!("load_h3: {error}"))?;
     let said = String::from_utf8_lossy(&output.stdout);

@@ -68,11 +68,13 @@ pub(crate) struct Contestant<'a> {
 /// Puts load on a server and counts what its processes used meanwhile.
 pub(crate) fn measure(server: &Server, load: impl FnOnce() -> Result<Load>) -> Result<Run> {
     // All that we started is below us; the generator has ended when we look again, and its time is in ours.
-    let ours = || account::cpu_seconds(std::process::id());
+    let beside = || server.beside.iter().map(|thread| account::cpu_seconds(*thread)).sum::<f64>();
+    let ours = || account::cpu_seconds(std::process::id()) + beside();
+    let servers = || account::cpu_seconds(server.pid()) + beside();
     let busy_before = account::machine_busy_seconds();
-    let (server_before, ours_before) = (account::cpu_seconds(server.pid()), ours());
+    let (server_before, ours_before) = (servers(), ours());
     let load = load()?;
-    let cpu = account::cpu_seconds(server.pid()) - server_before;
+    let cpu = servers() - server_before;
     let known = ours() - ours_before;
     let busy = account::machine_busy_seconds() - busy_before;
     if load.done < 1.0 || cpu <= 0.0 {

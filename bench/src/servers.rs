@@ -10,12 +10,16 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use blitz_tests::netns::Network;
+
 use crate::Result;
 
 /// A running server.
 pub(crate) struct Server {
     pub(crate) name: String,
     pub(crate) url: String,
+    /// Kernel threads that work for it, whose time is counted with its own.
+    pub(crate) beside: Vec<u32>,
     child: Child,
 }
 
@@ -103,23 +107,53 @@ impl Scratch {
 
     /// Starts a program on a core and waits until the port of its URL takes connections.
     pub(crate) fn start(&self, name: &str, core: usize, url: String, program: &[&str]) -> Result<Server> {
+        self.start_when(name, core, url, program, None, |server, _| {
+            TcpStream::connect(server.authority()).is_ok()
+        })
+    }
+
+    /// The same in another network, until its log says `ready`.
+    pub(crate) fn start_in(
+        &self,
+        network: &Network,
+        name: &str,
+        core: usize,
+        url: String,
+        program: &[&str],
+        ready: &str,
+    ) -> Result<Server> {
+        self.start_when(name, core, url, program, Some(network), |_, log| log.contains(ready))
+    }
+
+    fn start_when(
+        &self,
+        name: &str,
+        core: usize,
+        url: String,
+        program: &[&str],
+        network: Option<&Network>,
+        is_ready: impl Fn(&Server, &str) -> bool,
+    ) -> Result<Server> {
         let log_path = self.dir.join(format!("{name}.log"));
         let log = File::create(&log_path).map_err(|error| format!("{}: {error}", log_path.display()))?;
         let log_too = log.try_clone().map_err(|error| error.to_string())?;
         let mut command = Command::new("taskset");
         command.args(["-c", &core.to_string()]).args(program);
         command.stdin(Stdio::null()).stdout(log).stderr(log_too).current_dir(&self.dir);
+        if let Some(network) = network {
+            network.contain(&mut command);
+        }
         die_with_us(&mut command);
         println!("+ taskset -c {core} {}", program.join(" "));
         let child = command.spawn().map_err(|error| format!("{name}: {error}"))?;
-        let mut server = Server { name: name.to_owned(), url, child };
+        let mut server = Server { name: name.to_owned(), url, beside: Vec::new(), child };
         let begun = Instant::now();
-        while TcpStream::connect(server.authority()).is_err() {
+        let said = || fs::read_to_string(&log_path).unwrap_or_default();
+        while !is_ready(&server, &said()) {
             let ended = server.child.try_wait().ok().flatten();
             if ended.is_some() || begun.elapsed() > Duration::from_secs(10) {
-                let said = fs::read_to_string(&log_path).unwrap_or_default();
                 let url = &server.url;
-                return Err(format!("{name} takes no connections at {url} ({ended:?}): {}", said.trim()));
+                return Err(format!("{name} takes no connections at {url} ({ended:?}): {}", said().trim()));
             }
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -27,7 +27,7 @@ impl Datagrams {
     /// # Errors
     /// What the kernel says.
     pub fn connect(to: SocketAddr) -> io::Result<Self> {
-        let socket = UdpSocket::bind(("127.0.0.1", 0))?;
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
         socket.connect(to)?;
         socket.set_nonblocking(true)?;
         let options = [

@@ -24,7 +24,8 @@ cargo xtask bench xdp [--pairs N] [--seconds S] [--quick] [--scenario stage|wire
          h2o, Envoy and the h2 crate over memory, likewise; writes target/bench/h2.json
   h3     HTTP/3, 16 connections with 32 streams (load_h3): beside our own HTTP/2, both ways of
          talking to the kernel, Envoy, Caddy and quiche over memory, likewise; then bulk
-         downloads, in MB per CPU-second; writes target/bench/h3.json
+         downloads, in MB per CPU-second; as root also behind a stage on a veth pair, by
+         io_uring, epoll and AF_XDP (link); writes target/bench/h3.json
   tls    TLS 1.3 handshakes, full and resumed, X25519 and X25519MLKEM768: beside the same
          peers, likewise; writes target/bench/tls.json
   idle   memory of each idle connection in clear, with TLS, with HTTP/2 over TLS, beside
@@ -68,13 +69,17 @@ pub(crate) fn main(args: Args) -> Result<()> {
     }
     // The XDP stage needs the library only, which is part of the runner.
     if !is_xdp && !words.iter().any(|word| word == "--without-blitz") {
-        sh::run(&mut sh::cargo(["build", "--release", "-p", "blitz-dataplane", "--bin", "blitz"]))?;
+        let mut build = sh::cargo(["build", "--release", "-p", "blitz-dataplane", "--bin", "blitz"]);
+        if words.first().is_some_and(|word| word == "h3") && sh::is_root() {
+            build.args(["-p", "blitz-ctl", "--bin", "blitz-ctl"]);
+        }
+        sh::run(&mut build)?;
     }
     sh::run(&mut sh::cargo(["build", "--release", "-p", "blitz-bench"]))?;
     let programs = sh::target_dir().join("release");
     let mut runner = Command::new(programs.join("blitz-bench"));
     // The harness of the tests starts what this says.
-    runner.env("BLITZ_BIN", programs.join("blitz"));
+    runner.env("BLITZ_BIN", programs.join("blitz")).env("BLITZ_CTL_BIN", programs.join("blitz-ctl"));
     runner.args(words).arg("--out").arg(sh::target_dir().join("bench")).arg("--programs").arg(programs);
     sh::run(&mut runner)
 }
