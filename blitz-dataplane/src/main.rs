@@ -4,6 +4,11 @@
 use std::process::ExitCode;
 
 use blitz_dataplane::{cli, worker::DataPlane};
+use mimalloc::MiMalloc;
+
+/// For what Rust allocates; the C libraries keep the system's.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     cli::main::<DataPlane>()

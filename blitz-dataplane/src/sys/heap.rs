@@ -1,6 +1,14 @@
-//! The general allocator (mallinfo2(3), malloc_trim(3)).
+//! The two allocators: mimalloc, from which Rust has its memory, and the system's, from which the C libraries have
+//! theirs (mallinfo2(3), malloc_trim(3)).
 //!
-//! Owns: what glibc offers; elsewhere the allocator is left to itself. Does not own: when it is asked (`heap.rs`).
+//! Owns: what they offer; one that is not glibc's is left to itself. Does not own: when they are asked (`heap.rs`).
+
+/// Has mimalloc give back what has been free for a while (10 ms unless `MIMALLOC_PURGE_DELAY` says otherwise). By itself
+/// it does so when it is used, and an idle worker does not use it.
+pub fn collect() {
+    // SAFETY: it takes a flag; it touches free memory of this thread only.
+    unsafe { libmimalloc_sys::mi_collect(false) };
+}
 
 /// Bytes that the allocator has from the kernel and nobody uses, be they in memory or given back since. Takes time in
 /// proportion to the number of free pieces.
