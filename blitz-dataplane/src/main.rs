@@ -3,12 +3,12 @@
 
 use std::process::ExitCode;
 
+use blitz_dataplane::sys::heap::Allocator;
 use blitz_dataplane::{cli, worker::DataPlane};
-use mimalloc::MiMalloc;
 
 /// For what Rust allocates; the C libraries keep the system's.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     cli::main::<DataPlane>()
