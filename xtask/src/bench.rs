@@ -51,6 +51,24 @@ cargo xtask bench xdp [--pairs N] [--seconds S] [--quick] [--scenario stage|wire
 h2o, Envoy and Caddy are left out where they are not installed (cargo xtask setup --bench).
 ";
 
+/// Refuses what the runner would refuse after minutes of building it.
+fn check(words: &[String]) -> Result<()> {
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let value = match word.as_str() {
+            "--quick" | "--without-blitz" => continue,
+            "--pairs" | "--seconds" | "--connections" | "--scenario" | "--only" | "--object" => words.next(),
+            _ => return Err(format!("{word:?} is not known here; see --help")),
+        };
+        let value = value.ok_or_else(|| format!("{word} wants a value; see --help"))?;
+        let is_number = matches!(word.as_str(), "--pairs" | "--seconds" | "--connections");
+        if is_number && value.parse::<u32>().is_err() {
+            return Err(format!("{word} {value}: a whole number is wanted"));
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn main(args: Args) -> Result<()> {
     let words = args.rest();
     if !matches!(
@@ -59,6 +77,7 @@ pub(crate) fn main(args: Args) -> Result<()> {
     ) {
         return Err("which one, h1, h2, h3, tls, idle, abuse or xdp? See --help".to_owned());
     }
+    check(words.get(1..).unwrap_or_default())?;
     let missing = setup::ensure(setup::Scope::Bench)?;
     if !missing.is_empty() {
         return Err(format!("missing: {}", missing.join(", ")));
