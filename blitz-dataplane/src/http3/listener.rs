@@ -56,6 +56,10 @@ const RESETS_PER_SECOND: u32 = 1000;
 /// Bytes of a connection ID in version 1, at most.
 const VERSION_1_CID_BYTES_MAX: usize = 20;
 
+/// The least bytes of the connection ID that a client chooses for its first packet (RFC 9000 section 7.2), so that nobody
+/// can guess it. Those that Retry gives are longer.
+const CHOSEN_CID_BYTES_MIN: usize = 8;
+
 /// A connection ID as the table knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Cid {
@@ -442,6 +446,9 @@ impl QuicListener {
         if header.ty != quiche::Type::Initial || datagram.len() < INITIAL_BYTES_MIN {
             return Metric::QuicUnknown;
         }
+        if !may_be_chosen(&header.dcid) {
+            return Metric::QuicMalformed;
+        }
         let Some(acceptor) = self.info.quic().filter(|_| !self.is_closing.get() && !self.proxy.is_draining())
         else {
             return Metric::QuicRefused;
@@ -679,9 +686,20 @@ fn destination(datagram: &[u8]) -> Option<&[u8]> {
     rest.get(..usize::from(*length))
 }
 
+/// Whether a client may begin a connection with this connection ID.
+fn may_be_chosen(cid: &[u8]) -> bool {
+    (CHOSEN_CID_BYTES_MIN..=VERSION_1_CID_BYTES_MAX).contains(&cid.len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_begins_with_a_connection_id_of_eight_to_twenty_bytes() {
+        let lengths: Vec<_> = (0..=30).filter(|&length| may_be_chosen(&vec![7; length])).collect();
+        assert_eq!(lengths, (8..=20).collect::<Vec<_>>());
+    }
 
     #[test]
     fn the_destination_is_found_in_every_version() {
