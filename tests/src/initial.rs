@@ -1,8 +1,8 @@
 //! First packets of QUIC (RFC 9000 section 17.2.2), by the hundred thousand.
 //!
 //! A client of quiche makes one. Its protection, whose keys come from the connection ID that anybody can read (RFC 9001
-//! section 5.2), is taken off, and what was under it is sealed again for other connection IDs: so each is as good as the
-//! first, and costs a hundredth of a handshake.
+//! section 5.2), is taken off, and what was under it is sealed again for other connection IDs: so each is as good as
+//! the first, and costs a hundredth of a handshake.
 //!
 //! Owns: both directions of that protection. Does not own: sending ([`crate::flood`]).
 

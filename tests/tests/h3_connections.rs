@@ -123,8 +123,8 @@ matrix! {
         }
     }
 
-    /// A client chooses eight bytes at least, so that nobody can guess them (RFC 9000 section 7.2); who chooses fewer is
-    /// none, and gets no answer.
+    /// A client chooses eight bytes at least, so that nobody can guess them (RFC 9000 section 7.2); who chooses fewer
+    /// is none, and gets no answer.
     fn a_connection_does_not_begin_with_a_short_connection_id(cell) {
         let said = Initial::new("edge.test");
         for (retry, answered_as) in [("never", "new"), ("always", "retry")] {
