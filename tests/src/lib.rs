@@ -5,6 +5,7 @@
 //! A helper that cannot do its part panics with a sentence: the test has failed.
 
 pub mod abuse;
+pub mod backscatter;
 pub mod bank;
 pub mod chromium;
 pub mod client;
@@ -36,6 +37,7 @@ pub mod upstream;
 pub mod websocket;
 pub mod wire;
 
+pub use backscatter::Backscatter;
 pub use client::{Client, Response};
 pub use ctl::Stage;
 pub use flood::{Flood, Receiver};
