@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::frame::{self, Mark};
+use crate::initial::{self, Initial};
 use crate::wire::{End, Wire};
 use crate::{PATIENCE, sys, wait_until};
 
@@ -23,6 +24,8 @@ pub enum Kind {
     Udp,
     /// TCP SYNs. They carry no mark.
     Syn,
+    /// First packets of QUIC, each with a connection ID of its own. They carry no mark.
+    Initial,
 }
 
 /// Frames handed to the kernel in one call.
@@ -35,6 +38,7 @@ pub struct Flood {
     flow: u32,
     sources: Vec<IpAddr>,
     destination: SocketAddr,
+    initial: Option<Arc<Initial>>,
     payload_bytes: usize,
     rate: Option<u64>,
     duration: Duration,
@@ -74,6 +78,7 @@ impl Flood {
             flow: 0,
             sources: vec![source.into()],
             destination,
+            initial: None,
             payload_bytes: frame::MARK_BYTES,
             rate: None,
             duration: Duration::from_secs(1),
@@ -93,6 +98,12 @@ impl Flood {
     pub fn syns(mut self) -> Self {
         self.kind = Kind::Syn;
         self
+    }
+
+    /// First packets of QUIC that say this.
+    pub fn initials(mut self, initial: Initial) -> Self {
+        (self.kind, self.initial) = (Kind::Initial, Some(Arc::new(initial)));
+        self.payload(initial::DATAGRAM_BYTES_MIN)
     }
 
     /// Sends from these addresses in turn.
@@ -223,6 +234,13 @@ impl Flood {
                 frame::udp(macs, (source, 4096).into(), self.destination, &payload)
             }
             Kind::Syn => frame::syn(macs, (source, port).into(), self.destination, number as u32),
+            Kind::Initial => {
+                let initial = self.initial.as_ref().expect("it came with the kind");
+                // The first eight octets decide about the worker.
+                let dcid = [&number.to_be_bytes()[..], &self.flow.to_be_bytes()].concat();
+                let payload = initial.sealed(&dcid, self.payload_bytes);
+                frame::udp(macs, (source, 4096).into(), self.destination, &payload)
+            }
         }
     }
 }

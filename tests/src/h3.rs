@@ -270,17 +270,36 @@ impl H3 {
         self.socket.set_read_timeout(Some(wait)).expect("a timeout");
         let mut buffer = [0; 65_536];
         match self.socket.recv_from(&mut buffer) {
-            Ok((length, from)) => {
-                self.datagrams += 1;
-                // What is not ours, or comes after the end, is no matter.
-                let _ignored =
-                    self.quic.recv(&mut buffer[..length], quiche::RecvInfo { from, to: self.local });
-            }
+            Ok((length, from)) => self.receive(&mut buffer[..length], from),
             Err(_) if self.quic.timeout().is_some_and(|left| left.is_zero()) => self.quic.on_timeout(),
             Err(_) => {}
         }
         self.take();
         self.flush();
+    }
+
+    /// The same without waiting. A wait for what comes lasts up to two ticks of the kernel, which may be 20 ms.
+    ///
+    /// # Panics
+    /// Never.
+    pub fn glance(&mut self) {
+        self.socket.set_nonblocking(true).expect("an option");
+        let mut buffer = [0; 65_536];
+        while let Ok((length, from)) = self.socket.recv_from(&mut buffer) {
+            self.receive(&mut buffer[..length], from);
+        }
+        self.socket.set_nonblocking(false).expect("an option");
+        if self.quic.timeout().is_some_and(|left| left.is_zero()) {
+            self.quic.on_timeout();
+        }
+        self.take();
+        self.flush();
+    }
+
+    fn receive(&mut self, datagram: &mut [u8], from: SocketAddr) {
+        self.datagrams += 1;
+        // What is not ours, or comes after the end, is no matter.
+        let _ignored = self.quic.recv(datagram, quiche::RecvInfo { from, to: self.local });
     }
 
     /// Sends what there is to be sent.
@@ -464,6 +483,14 @@ impl H3 {
     pub fn is_over(&self, id: u64) -> bool {
         let got = self.got(id);
         got.is_whole || got.reset.is_some() || self.quic.is_closed() || self.quic.is_draining()
+    }
+
+    /// Takes what came on a stream that is over; nothing is kept of it.
+    ///
+    /// # Panics
+    /// When there is no such stream.
+    pub fn take_got(&mut self, id: u64) -> Got {
+        self.streams.remove(&id).expect("it was begun")
     }
 
     /// A GET and its answer.

@@ -5,6 +5,7 @@
 //! A helper that cannot do its part panics with a sentence: the test has failed.
 
 pub mod abuse;
+pub mod backscatter;
 pub mod bank;
 pub mod chromium;
 pub mod client;
@@ -19,6 +20,7 @@ pub mod h3bundle;
 pub mod h3raw;
 pub mod haproxy;
 pub mod hpack;
+pub mod initial;
 pub mod load;
 pub mod matrix;
 pub mod net;
@@ -35,6 +37,7 @@ pub mod upstream;
 pub mod websocket;
 pub mod wire;
 
+pub use backscatter::Backscatter;
 pub use client::{Client, Response};
 pub use ctl::Stage;
 pub use flood::{Flood, Receiver};
@@ -44,6 +47,7 @@ pub use h2raw::H2;
 pub use h3::H3;
 pub use h3bundle::Bundle;
 pub use haproxy::Haproxy;
+pub use initial::Initial;
 pub use matrix::{Cell, Io, Mode};
 pub use net::{closed_port, free_port, wait_until};
 pub use netns::Netns;

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::sys;
 
-/// The signals that the gateway answers to.
+/// The signals that the gateway answers to, and those that only the kernel does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// Reload.
@@ -15,11 +15,27 @@ pub enum Signal {
     Term,
     /// End at once; cannot be caught.
     Kill,
+    /// Stand still; cannot be caught. See [`halt`].
+    Stop,
+    /// Go on.
+    Continue,
 }
 
 /// Sends a signal to one process; whether it was still there.
 pub fn send(pid: u32, signal: Signal) -> bool {
     sys::kill(pid.cast_signed(), number(signal)).is_ok()
+}
+
+/// Has a process stand still while `work` runs, as if the machine had had no time for it.
+///
+/// # Panics
+/// When it does not.
+#[track_caller]
+pub fn halt(pid: u32, work: impl FnOnce()) {
+    assert!(send(pid, Signal::Stop), "the process is gone");
+    crate::wait_until("the process stands still", crate::PATIENCE, || state(pid) == Some('T'));
+    work();
+    assert!(send(pid, Signal::Continue), "the process is gone");
 }
 
 /// Ends a whole process group.
@@ -33,6 +49,8 @@ fn number(signal: Signal) -> i32 {
         Signal::Int => libc::SIGINT,
         Signal::Term => libc::SIGTERM,
         Signal::Kill => libc::SIGKILL,
+        Signal::Stop => libc::SIGSTOP,
+        Signal::Continue => libc::SIGCONT,
     }
 }
 
@@ -57,9 +75,13 @@ pub fn children(parent: u32) -> Vec<u32> {
 
 /// Whether a process executes: it is there and no zombie, so its descriptors are open.
 pub fn is_running(pid: u32) -> bool {
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// The letter of proc_pid_stat(5); `None` when there is no such process.
+fn state(pid: u32) -> Option<char> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+    text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
 }
 
 /// Resident memory of a process in bytes; 0 when it is gone.

@@ -106,28 +106,7 @@ pub(crate) struct FrameSocket(OwnedFd);
 impl FrameSocket {
     pub(crate) fn open(interface: u32) -> io::Result<Self> {
         // Protocol 0: it receives nothing.
-        // SAFETY: socket takes numbers only.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor was just opened and nothing else owns it.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let address = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: 0,
-            sll_ifindex: interface.cast_signed(),
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        // SAFETY: the pointer leads to a whole sockaddr_ll that lives across the call.
-        let status = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
-        if status != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let socket = packet_socket(interface, 0)?;
         // Straight to the driver, through the transmit queue that belongs to the sender's CPU.
         let (on, len) = (1_i32, size_of::<i32>() as libc::socklen_t);
         let (level, option) = (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS);
@@ -168,6 +147,37 @@ impl FrameSocket {
         let sent = unsafe { libc::sendmmsg(self.0.as_raw_fd(), list, count, 0) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent.unsigned_abs() as usize) }
     }
+}
+
+/// A socket that receives a copy of each frame with IPv4 that reaches an interface of the calling thread's namespace,
+/// its Ethernet header included. The standard library has no type for it: that of UDP has the same calls.
+pub(crate) fn tap_ipv4(interface: u32) -> io::Result<UdpSocket> {
+    packet_socket(interface, (libc::ETH_P_IP as u16).to_be()).map(UdpSocket::from)
+}
+
+/// A socket for the frames of an interface, with their Ethernet headers (packet(7)).
+fn packet_socket(interface: u32, protocol: u16) -> io::Result<OwnedFd> {
+    // Protocol 0: nothing comes before it is bound to the interface.
+    // SAFETY: socket takes numbers only.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just opened and nothing else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: protocol,
+        sll_ifindex: interface.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the pointer leads to a whole sockaddr_ll that lives across the call.
+    let status = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    if status == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The number of an interface of the calling thread's namespace.

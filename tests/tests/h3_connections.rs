@@ -1,13 +1,13 @@
 //! The life of a connection of QUIC beside its requests: addresses, proof of them, silence, paths, the end.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blitz_tests::h3::{self, H3, code, request};
 use blitz_tests::h3raw::headers;
-use blitz_tests::{Gateway, PATIENCE, Pki, Setup, Signal, Upstream, matrix, wait_until};
+use blitz_tests::{Gateway, Initial, PATIENCE, Pki, Setup, Signal, Upstream, matrix, wait_until};
 
 /// An upstream that answers when it may.
 fn waiting(may_answer: &Arc<AtomicBool>) -> Upstream {
@@ -120,6 +120,34 @@ matrix! {
             assert_eq!(more > 0, is_asked_in_a_crowd, "{retry}: {more}");
             // Killed: for handshakes that nobody finishes it would wait.
             drop((crowd, gateway));
+        }
+    }
+
+    /// A client chooses eight bytes at least, so that nobody can guess them (RFC 9000 section 7.2); who chooses fewer
+    /// is none, and gets no answer.
+    fn a_connection_does_not_begin_with_a_short_connection_id(cell) {
+        let said = Initial::new("edge.test");
+        for (retry, answered_as) in [("never", "new"), ("always", "retry")] {
+            let pki = Pki::edge();
+            let toml = pki.h3_listener("") + &format!("[http3]\nretry = \"{retry}\"\n");
+            let gateway = Setup::new(cell).config(&toml).start();
+            let received =
+                |fate| gateway.metric(&format!("blitz_quic_datagrams_received_total{{fate=\"{fate}\"}}"));
+            let socket = UdpSocket::bind((gateway.address.ip(), 0)).expect("a socket");
+            for length in 0..8_u8 {
+                let dcid: Vec<u8> = (0..length).collect();
+                socket.send_to(&said.sealed(&dcid, 1200), gateway.address).expect("sent");
+            }
+            wait_until("all are refused", PATIENCE, || received("malformed") == 8);
+            socket.set_nonblocking(true).expect("an option");
+            assert!(socket.recv(&mut [0; 1500]).is_err(), "one was answered");
+            socket.set_nonblocking(false).expect("an option");
+            socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            socket.send_to(&said.sealed(b"of eight", 1200), gateway.address).expect("sent");
+            socket.recv(&mut [0; 1500]).expect("this one is answered");
+            assert_eq!((received(answered_as), received("malformed")), (1, 8), "{retry}");
+            // Killed: for a handshake that nobody finishes it would wait.
+            drop(gateway);
         }
     }
 

@@ -41,7 +41,7 @@ use crate::metrics::names::Metric;
 use crate::proxy::Proxy;
 use crate::proxy::accept::{self, Open};
 use crate::proxy::connections::{Carrier, Listener};
-use crate::runtime::{ReceiveBuffer, Received, Transmit, UdpSocket};
+use crate::runtime::{Lull, ReceiveBuffer, Received, Transmit, UdpSocket};
 use crate::tls::quic::{self, QuicMaterial};
 use crate::tls::{self, TlsMaterial};
 
@@ -57,6 +57,10 @@ const RESETS_PER_SECOND: u32 = 1000;
 
 /// Bytes of a connection ID in version 1, at most.
 const VERSION_1_CID_BYTES_MAX: usize = 20;
+
+/// The least bytes of the connection ID that a client chooses for its first packet (RFC 9000 section 7.2), so that
+/// nobody can guess it. Those that Retry gives are longer.
+const CHOSEN_CID_BYTES_MIN: usize = 8;
 
 /// A connection ID as the table knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -332,6 +336,7 @@ impl QuicListener {
     pub async fn serve(self: Rc<Self>) {
         let mut buffer = ReceiveBuffer::new();
         let mut ticks = crate::runtime::Deadline::new(&self.proxy.handle);
+        let mut lull = Lull::default();
         loop {
             let received = poll_fn(|cx| self.poll(cx, &mut buffer, &mut ticks)).await;
             match received {
@@ -339,6 +344,11 @@ impl QuicListener {
                 // An ICMP error of somebody's path; QUIC finds out by itself.
                 Some(Err(error)) => log::debug!("{}/udp: {error}", self.info.address),
                 None => return,
+            }
+            if self.outlet.has_answers() {
+                // What comes may have to be answered too, and a turn of the loop ends sends. One: who floods must not
+                // keep this from reading.
+                poll_fn(|cx| lull.poll(cx, 1)).await;
             }
         }
     }
@@ -456,6 +466,9 @@ impl QuicListener {
         }
         if header.ty != quiche::Type::Initial || datagram.len() < INITIAL_BYTES_MIN {
             return Metric::QuicUnknown;
+        }
+        if !may_be_chosen(&header.dcid) {
+            return Metric::QuicMalformed;
         }
         let Some(acceptor) = self.info.quic().filter(|_| !self.is_closing.get() && !self.proxy.is_draining())
         else {
@@ -613,14 +626,13 @@ impl QuicListener {
         way: Way<'_>,
     ) -> Metric {
         // None of ours: a flood of them must not use up what one key may make.
-        if let Some(drawn) = self.cids.draw_foreign() {
-            let token = retry::make(self.cids.keys.retry(), now, from, &drawn, &header.dcid);
-            let scid = quiche::ConnectionId::from_ref(&drawn);
-            self.answer(from, to, way, |out| {
-                quiche::retry(&header.scid, &header.dcid, &scid, &token, header.version, out).ok()
-            });
-        }
-        Metric::QuicRetry
+        let Some(drawn) = self.cids.draw_foreign() else { return Metric::QuicRefused };
+        let token = retry::make(self.cids.keys.retry(), now, from, &drawn, &header.dcid);
+        let scid = quiche::ConnectionId::from_ref(&drawn);
+        let is_told = self.answer(from, to, way, |out| {
+            quiche::retry(&header.scid, &header.dcid, &scid, &token, header.version, out).ok()
+        });
+        if is_told { Metric::QuicRetry } else { Metric::QuicRefused }
     }
 
     /// Tells whoever speaks to a connection that is not there any more (RFC 9000 section 10.3). Shorter than what it
@@ -635,7 +647,7 @@ impl QuicListener {
         }
         self.resets.set((second, count + 1));
         let token = self.cids.keys.reset_token(cid.bytes.get(..usize::from(cid.length)).unwrap_or_default());
-        self.answer(from, to, way, |out| {
+        let is_told = self.answer(from, to, way, |out| {
             let (random, tail) = out.get_mut(..length)?.split_at_mut(length - token.len());
             for bytes in random.chunks_mut(8) {
                 let drawn = self.cids.random()?;
@@ -646,21 +658,19 @@ impl QuicListener {
             tail.copy_from_slice(&token);
             Some(length)
         });
-        Metric::QuicReset
+        if is_told { Metric::QuicReset } else { Metric::QuicUnknown }
     }
 
-    /// Sends one datagram that no connection stands behind, unless the socket is busy.
+    /// Sends one datagram that no connection stands behind, unless too many wait. Whether it will be sent.
     fn answer(
         &self,
         to: SocketAddr,
         from: SocketAddr,
         way: Way<'_>,
         write: impl FnOnce(&mut [u8]) -> Option<usize>,
-    ) {
-        let Some(mut lane) = self.outlet.lane(way.hop()) else { return };
-        let Some(length) = write(lane.buffer()) else { return };
+    ) -> bool {
         let from = Some(from.ip()).filter(|ip| !ip.is_unspecified());
-        lane.send(length, 1, Transmit { to, from, segment: None }, way.hop());
+        self.outlet.answer(Transmit { to, from, segment: None }, way.hop(), write)
     }
 }
 
@@ -694,9 +704,20 @@ fn destination(datagram: &[u8]) -> Option<&[u8]> {
     rest.get(..usize::from(*length))
 }
 
+/// Whether a client may begin a connection with this connection ID.
+fn may_be_chosen(cid: &[u8]) -> bool {
+    (CHOSEN_CID_BYTES_MIN..=VERSION_1_CID_BYTES_MAX).contains(&cid.len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_begins_with_a_connection_id_of_eight_to_twenty_bytes() {
+        let lengths: Vec<_> = (0..=30).filter(|&length| may_be_chosen(&vec![7; length])).collect();
+        assert_eq!(lengths, (8..=20).collect::<Vec<_>>());
+    }
 
     #[test]
     fn the_destination_is_found_in_every_version() {

@@ -3,13 +3,17 @@
 //! A connection takes a lane, fills its buffer with what quiche has to send, and starts the send. When all lanes are
 //! busy it waits: what it has to say stays in quiche, so nothing is queued here but who waits.
 //!
+//! Answers that no connection stands behind (Retry and the like) go the same way, and what finds no lane is kept for a
+//! moment: quiche would not say it again, and who waits for it would wait for a second.
+//!
 //! What came by AF_XDP is answered so: a lane for such a peer is one as long as frames are free, and its bytes are
 //! copied into them ([`crate::afxdp`]). The peer's last packet decides, path by path ([`Hops`]).
 //!
-//! Owns: the lanes, the queue of who waits for one, which way a path goes. Does not own: receiving (`listener.rs`),
-//! what is sent (`server.rs`).
+//! Owns: the lanes, the queues of who and what waits for one, which way a path goes. Does not own: receiving
+//! (`listener.rs`), what is sent (`server.rs`).
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, Waker};
 
@@ -21,6 +25,13 @@ use crate::segment::WorkerRows;
 
 /// Sends that may be in flight on one socket (count). Each has a buffer of 64 KiB once it was used: 1 MiB.
 pub(super) const LANES: usize = 16;
+
+/// Lanes that answers leave to connections (count), so that a flood that is answered does not hold these up.
+const LANES_OF_CONNECTIONS: usize = LANES / 4;
+
+/// Answers that wait for a lane (count), of some 600 bytes at most each: more than one aggregate of first packets asks
+/// for. Beyond: dropped.
+const ANSWERS_MAX: usize = 64;
 
 /// Paths of a connection whose way is remembered (count): as many as quiche keeps. Beyond: the oldest is forgotten, and
 /// goes by the socket until its next packet.
@@ -79,10 +90,18 @@ pub(super) struct Outlet {
     free: RefCell<Vec<usize>>,
     /// Connections that wait for one.
     waiting: Waiting,
+    /// Answers that do.
+    answers: RefCell<VecDeque<Answer>>,
     /// The task that looks after sends that are done.
     reaper: RefCell<Option<Waker>>,
     /// The buffer for the next send.
     spare: RefCell<Box<[u8]>>,
+}
+
+/// A datagram that no connection stands behind.
+struct Answer {
+    datagram: Box<[u8]>,
+    transmit: Transmit,
 }
 
 /// A lane that is free. Given back when it is dropped without a send.
@@ -103,6 +122,7 @@ impl Outlet {
             rows,
             free: RefCell::new(free),
             waiting: Waiting::default(),
+            answers: RefCell::default(),
             reaper: RefCell::default(),
             spare: RefCell::default(),
         }
@@ -128,8 +148,52 @@ impl Outlet {
         self.socket.local_address()
     }
 
-    /// A free lane, for what may be left unsaid.
-    pub(super) fn lane(&self, hop: Option<&Hop>) -> Option<Lane<'_>> {
+    /// Sends an answer of one datagram, which `write` writes, at once or when there is a lane for it. Whether it will
+    /// be sent.
+    pub(super) fn answer(
+        &self,
+        transmit: Transmit,
+        hop: Option<&Hop>,
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> bool {
+        let hop = hop.filter(|hop| hop.is_open());
+        let has_way = hop.is_some() || self.has_lane_for_answers();
+        if !has_way && self.answers.borrow().len() >= ANSWERS_MAX {
+            return false;
+        }
+        let lane = if has_way { self.lane(hop) } else { Some(self.numbered(None)) };
+        let Some(mut lane) = lane else { return false };
+        let Some(len) = write(lane.buffer()) else { return false };
+        if has_way {
+            lane.send(len, 1, transmit, hop);
+        } else if let Some(datagram) = lane.buffer().get(..len) {
+            self.answers.borrow_mut().push_back(Answer { datagram: datagram.into(), transmit });
+        }
+        true
+    }
+
+    /// Whether answers wait for a lane.
+    pub(super) fn has_answers(&self) -> bool {
+        !self.answers.borrow().is_empty()
+    }
+
+    fn has_lane_for_answers(&self) -> bool {
+        self.free.borrow().len() > LANES_OF_CONNECTIONS
+    }
+
+    fn send_answers(&self) {
+        while self.has_lane_for_answers() {
+            let Some(Answer { datagram, transmit }) = self.answers.borrow_mut().pop_front() else { return };
+            let Some(mut lane) = self.lane(None) else { return };
+            if let Some(room) = lane.buffer().get_mut(..datagram.len()) {
+                room.copy_from_slice(&datagram);
+                lane.send(datagram.len(), 1, transmit, None);
+            }
+        }
+    }
+
+    /// A free lane.
+    fn lane(&self, hop: Option<&Hop>) -> Option<Lane<'_>> {
         if hop.is_some_and(Hop::is_open) {
             return Some(self.numbered(None));
         }
@@ -171,6 +235,7 @@ impl Outlet {
                 self.done(number, sent);
             }
         }
+        self.send_answers();
         // Who was woken for a lane may have gone without it. With a send in flight its end calls the next; else nothing
         // would.
         let free = self.free.borrow().len();

@@ -70,7 +70,7 @@ pub(super) async fn babbles(scene: Rc<Scene>, rng: Rng) {
         codec.encode(Routing::new(0, GENERATION, worker).expect("few workers"), rng.next()).to_vec()
     };
     // What it is, what is sent, and whether anything may come back.
-    let kinds: [(&str, Vec<u8>, bool); 9] = [
+    let kinds: [(&str, Vec<u8>, bool); 10] = [
         // A longer one may look like a version that nobody speaks.
         ("noise", random(1 + rng.below(1199) as usize), false),
         ("a connection ID of nobody", short(&random(16), 40), false),
@@ -80,6 +80,7 @@ pub(super) async fn babbles(scene: Rc<Scene>, rng: Rng) {
         ("another version", long(0xfafa_fafa, &random(8), 1200), true),
         ("another version, too short", long(0xfafa_fafa, &random(8), 600), false),
         ("a first packet that is too short", long(1, &random(8), 1100), false),
+        ("a first packet whose connection ID is too short", long(1, &random(7), 1200), false),
         ("a first packet that nobody can open", long(1, &random(8), 1200), scene.retries),
     ];
     for (number, (what, bytes, may_be_answered)) in kinds.into_iter().enumerate() {
