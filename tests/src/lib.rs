@@ -6,6 +6,7 @@
 
 pub mod abuse;
 pub mod bank;
+pub mod bypass;
 pub mod chromium;
 pub mod client;
 pub mod ctl;
@@ -35,6 +36,7 @@ pub mod upstream;
 pub mod websocket;
 pub mod wire;
 
+pub use bypass::Bypass;
 pub use client::{Client, Response};
 pub use ctl::Stage;
 pub use flood::{Flood, Receiver};
@@ -45,7 +47,7 @@ pub use h3::H3;
 pub use h3bundle::Bundle;
 pub use haproxy::Haproxy;
 pub use matrix::{Cell, Io, Mode};
-pub use net::{closed_port, free_port, wait_until};
+pub use net::{beside, closed_port, free_port, wait_until};
 pub use netns::Netns;
 pub use nginx::Nginx;
 pub use policy::Policy;
