@@ -52,7 +52,7 @@ pub use netns::Netns;
 pub use nginx::Nginx;
 pub use policy::Policy;
 pub use process::Signal;
-pub use sys::xdp_socket;
+pub use sys::{lose_lent_frames, xdp_socket};
 pub use tls::{Authority, Pki, TlsClient};
 pub use upstream::{Request, Upstream};
 

@@ -7,13 +7,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use blitz_tests::bypass::{DATAGRAMS, PORT, RECEIVED, SENT, WORKERS, no_frame_leaks};
+use blitz_tests::bypass::{DATAGRAMS, FRAMES, PORT, RECEIVED, SENT, WORKERS, no_frame_leaks};
 use blitz_tests::gateway::one_upstream;
 use blitz_tests::h3bundle::{MOVES_EACH, moves_wanted, octet_at};
 use blitz_tests::wire::{HOST4, HOST6, PEER4, Wire, WireSetup};
 use blitz_tests::{
-    Bundle, Bypass, Cell, Gateway, H3, Io, Mode, PATIENCE, Signal, Upstream, beside, matrix, process,
-    require, require_netns, wait_until,
+    Bundle, Bypass, Cell, Gateway, H3, Io, Mode, PATIENCE, Signal, Upstream, beside, lose_lent_frames,
+    matrix, process, require, require_netns, wait_until,
 };
 
 /// Bytes of a large transfer.
@@ -232,6 +232,27 @@ matrix! {
         let (mut client, frames) = (world.connect_to(0), world.metric(RECEIVED));
         exchange(&mut client);
         assert!(world.metric(RECEIVED) - frames > (LARGE / 4 / 1350) as u64, "the queue is its successor's");
+    }
+
+    /// Nothing comes by it any more: no fault of a worker does that, but a driver's may.
+    fn a_queue_that_cannot_be_read_is_given_up(cell) {
+        require_netns!();
+        let _alone = require::alone();
+        let world = World::new(cell, "native");
+        let mut client = world.connect_to(0);
+        exchange(&mut client);
+        // What is still to be read would be lent again.
+        world.nothing_is_lost();
+        let (worker, seated) = (world.worker(0).expect("it runs"), world.bypass.seated());
+        assert!(lose_lent_frames(worker, FRAMES as usize / 2).expect("its sockets") > 0);
+        // The same connection, by the kernel's UDP once the worker has noticed, and then by the queue again.
+        exchange(&mut client);
+        assert_eq!(world.metric("blitz_afxdp_fallbacks_total{reason=\"stalled\"}"), 1);
+        world.bypass.is_bound(&world.gateway, seated + 1);
+        let frames = world.metric(RECEIVED);
+        exchange(&mut client);
+        assert!(world.metric(RECEIVED) - frames > (LARGE / 4 / 1350) as u64, "the queue is bound again");
+        assert_eq!(world.metric("blitz_afxdp_fallbacks_total"), 1);
     }
 
     /// Under traffic: what is in mid-download when the stage goes ends by the kernel's UDP, and frames come again with
