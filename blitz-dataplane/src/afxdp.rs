@@ -116,7 +116,7 @@ impl Queues {
         let queue = port.queue();
         let (reason, text) = match end {
             Some(End::Closed) => return,
-            Some(End::Stalled) => (Metric::AfxdpFallbackStalled, "no frame was sent for a second".to_owned()),
+            Some(End::Stalled(what)) => (Metric::AfxdpFallbackStalled, (*what).to_owned()),
             Some(End::Failed(error)) => (Metric::AfxdpFallbackFailed, error.to_string()),
             None if std::thread::panicking() => (Metric::AfxdpFallbackFailed, "it panicked".to_owned()),
             // The worker ends.

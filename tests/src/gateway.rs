@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::netns::Network;
 use crate::process::{self, Signal};
-use crate::{Cell, Client, PATIENCE, Pki, Response, free_port, sys, wait_until};
+use crate::{Cell, Client, PATIENCE, Pki, Response, beside, free_port, sys, wait_until};
 
 /// Where the binary is: `BLITZ_BIN`, else beside the test's own.
 ///
@@ -51,6 +51,7 @@ pub struct Setup {
     secret: Option<PathBuf>,
     environment: Vec<(String, PathBuf)>,
     locked_memory: Option<u64>,
+    at_stop: Option<fn(&Gateway)>,
 }
 
 impl Setup {
@@ -66,6 +67,7 @@ impl Setup {
             secret: None,
             environment: Vec::new(),
             locked_memory: None,
+            at_stop: None,
         }
     }
 
@@ -108,6 +110,12 @@ impl Setup {
     /// Lets it lock so many bytes of memory (RLIMIT_MEMLOCK).
     pub fn locked_memory(mut self, bytes: u64) -> Self {
         self.locked_memory = Some(bytes);
+        self
+    }
+
+    /// Has [`Gateway::stop`] look at something before.
+    pub fn at_stop(mut self, look: fn(&Gateway)) -> Self {
+        self.at_stop = Some(look);
         self
     }
 
@@ -214,7 +222,7 @@ impl Setup {
                 }
             });
         }
-        Gateway { cell: self.cell, address, admin, network, child, log, scratch }
+        Gateway { cell: self.cell, address, admin, network, at_stop: self.at_stop, child, log, scratch }
     }
 }
 
@@ -260,6 +268,7 @@ pub struct Gateway {
     /// Where its admin API listens.
     pub admin: SocketAddr,
     network: Option<Network>,
+    at_stop: Option<fn(&Gateway)>,
     child: Child,
     log: Arc<Mutex<String>>,
     scratch: TempDir,
@@ -312,6 +321,19 @@ impl Gateway {
         found.unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
+    /// The sum of a metric over workers and labels.
+    #[track_caller]
+    pub fn sum(&self, name: &str) -> u64 {
+        let text = self.admin("/metrics").text();
+        let values = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let value =
+                rest.strip_prefix('{').and_then(|labels| labels.split_once("} ")).map(|(_, value)| value);
+            value.or_else(|| rest.strip_prefix(' '))?.trim().parse::<u64>().ok()
+        });
+        values.sum()
+    }
+
     /// The sum of every number called `in_flight` in `/upstreams`. `None` when there is none.
     #[track_caller]
     pub fn in_flight(&self) -> Option<i64> {
@@ -324,28 +346,16 @@ impl Gateway {
 
     /// Runs `work`, and samples the memory of the workers every 5 ms meanwhile: the most that one had.
     pub fn peak_memory<T>(&self, work: impl FnOnce() -> T) -> (T, u64) {
-        struct Done<'a>(&'a AtomicBool);
-        impl Drop for Done<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::SeqCst);
-            }
-        }
-        let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
+        let peak = AtomicU64::new(0);
         // To look for them takes longer than to look at them.
         let workers = self.workers();
-        let result = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Ordering::SeqCst) {
-                    for &pid in &workers {
-                        peak.fetch_max(process::own_bytes(pid), Ordering::SeqCst);
-                    }
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            });
-            // Also when the work panics: the sampler would go on for ever.
-            let _done = Done(&done);
-            work()
-        });
+        let sample = |_| {
+            for &pid in &workers {
+                peak.fetch_max(process::own_bytes(pid), Ordering::SeqCst);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let result = beside(sample, work);
         (result, peak.into_inner())
     }
 
@@ -392,6 +402,9 @@ impl Gateway {
     /// SIGTERM, and the end that must follow: exit code 0, no worker left.
     #[track_caller]
     pub fn stop(mut self) {
+        if let Some(look) = self.at_stop {
+            look(&self);
+        }
         let workers = self.workers();
         self.signal(Signal::Term);
         let status = self.wait(PATIENCE);

@@ -18,6 +18,10 @@ use crate::{PATIENCE, sys};
 const WINDOW_BYTES: u64 = 128 << 10;
 /// Bytes that come before anything else happens.
 pub const FIRST_BYTES: u64 = 4 << 10;
+/// Bytes that each connection takes between two moves.
+pub const BETWEEN_BYTES: u64 = 64 << 10;
+/// Moves of one connection, at most: the gateway takes no more.
+pub const MOVES_EACH: usize = 30;
 /// Datagrams in one aggregate, at most (count).
 const SEGMENTS_MAX: usize = 16;
 
@@ -80,6 +84,14 @@ fn config() -> quiche::Config {
 pub fn send_merged(socket: &UdpSocket, datagrams: &[&[u8]], to: SocketAddr) {
     let size = u16::try_from(datagrams[0].len()).expect("a datagram is small");
     sys::send_segments(socket, &datagrams.concat(), size, to).expect("sent");
+}
+
+/// Moves that `BLITZ_H3_MOVES` asks for, or the usual ones.
+///
+/// # Panics
+/// When it says no number.
+pub fn moves_wanted(usual: usize) -> usize {
+    std::env::var("BLITZ_H3_MOVES").map_or(usual, |text| text.parse().expect("BLITZ_H3_MOVES is a number"))
 }
 
 /// What the body has at a place.
@@ -209,7 +221,26 @@ impl Bundle {
         }
     }
 
-    /// Closes all connections, and says so.
+    /// Moves so often with every connection in mid-download of bodies of so many bytes, until all downloads are whole;
+    /// closes, and returns the datagrams sent.
+    #[track_caller]
+    pub fn travel(mut self, moves: usize, bytes: u64, source: impl Fn(usize) -> IpAddr) -> u64 {
+        self.download(bytes);
+        for nth in 0..moves {
+            self.allow(BETWEEN_BYTES);
+            // Something is on its way when the socket moves.
+            (0..2).for_each(|_| self.turn());
+            self.go(source(nth), if nth % 2 == 0 { Move::Rebinding } else { Move::Migration });
+            self.until("every download goes on", Self::has_taken);
+        }
+        self.allow(bytes - (FIRST_BYTES + moves as u64 * BETWEEN_BYTES) % bytes);
+        self.until("every download is whole", |bundle| {
+            bundle.has_taken() && bundle.connections.iter().all(Carried::is_between)
+        });
+        self.close()
+    }
+
+    /// Closes all connections, and says so; datagrams sent.
     pub fn close(mut self) -> u64 {
         for connection in &mut self.connections {
             // It may be closed already.

@@ -7,6 +7,7 @@
 pub mod abuse;
 pub mod backscatter;
 pub mod bank;
+pub mod bypass;
 pub mod chromium;
 pub mod client;
 pub mod ctl;
@@ -38,6 +39,7 @@ pub mod websocket;
 pub mod wire;
 
 pub use backscatter::Backscatter;
+pub use bypass::Bypass;
 pub use client::{Client, Response};
 pub use ctl::Stage;
 pub use flood::{Flood, Receiver};
@@ -49,12 +51,12 @@ pub use h3bundle::Bundle;
 pub use haproxy::Haproxy;
 pub use initial::Initial;
 pub use matrix::{Cell, Io, Mode};
-pub use net::{closed_port, free_port, wait_until};
+pub use net::{beside, closed_port, free_port, wait_until};
 pub use netns::Netns;
 pub use nginx::Nginx;
 pub use policy::Policy;
 pub use process::Signal;
-pub use sys::xdp_socket;
+pub use sys::{lose_lent_frames, xdp_socket};
 pub use tls::{Authority, Pki, TlsClient};
 pub use upstream::{Request, Upstream};
 

@@ -1,8 +1,8 @@
-//! Free ports and waiting.
+//! Free ports, waiting, and what goes on beside a test.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::sys;
@@ -41,6 +41,23 @@ pub fn closed_port() -> SocketAddr {
 /// As connect(2); EINPROGRESS when it takes longer than `limit`.
 pub fn connect_from(source: Ipv4Addr, destination: SocketAddrV4, limit: Duration) -> io::Result<TcpStream> {
     sys::connect_from(source, destination, limit)
+}
+
+/// Runs `work`, and `again` again and again beside it, each time with the number of the time.
+pub fn beside<T>(again: impl Fn(usize) + Sync, work: impl FnOnce() -> T) -> T {
+    /// Also when the work panics: the other thread would go on for ever.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..).take_while(|_| !done.load(Ordering::SeqCst)).for_each(&again));
+        let _done = Done(&done);
+        work()
+    })
 }
 
 /// Looks until `condition` holds. Panics with `what` when it does not within `limit`.

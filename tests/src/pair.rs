@@ -15,7 +15,9 @@ pub use served::{Endpoint, Served};
 
 use crate::gateway::{LISTENER, one_upstream};
 use crate::h2raw::{flag, headers, request};
-use crate::{Cell, Client, Gateway, H2, H2Endpoint, H3, Pki, Setup, Upstream, h3};
+use crate::{
+    Bypass, Cell, Client, Gateway, H2, H2Endpoint, H3, Netns, Pki, Setup, Upstream, bypass, h3, require,
+};
 
 /// A version of HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,59 +32,96 @@ pub enum Http {
 
 /// What both sides speak, on one engine and in one mode.
 #[derive(Clone, Copy, Debug)]
-pub struct Pair {
+pub struct Pair<'a> {
     /// Engine and mode.
     pub cell: Cell,
     /// The clients.
     pub down: Http,
     /// The endpoints.
     pub up: Http,
+    /// Between clients and the gateway, when datagrams do not go by the kernel's UDP.
+    bypass: Option<&'a Bypass>,
 }
 
-/// Makes 24 tests of each function that takes a [`Pair`]: three protocols of clients, two of endpoints, in each cell.
+/// Makes 32 tests of each function that takes a [`Pair`]: three protocols of clients, two of endpoints, in each cell;
+/// and HTTP/3 once more by AF_XDP.
 #[macro_export]
 macro_rules! pairs {
-    (@test $name:ident $down:ident $up:ident $test:ident $io:ident $mode:ident) => {
+    (@test $name:ident $way:ident $down:ident $up:ident $test:ident $io:ident $mode:ident) => {
         #[test]
         fn $test() {
             let (down, up) = ($crate::pair::Http::$down, $crate::pair::Http::$up);
             if let Some(cell) = $crate::Cell::available($crate::Io::$io, $crate::Mode::$mode) {
-                super::super::$name($crate::pair::Pair { cell, down, up });
+                $crate::pair::Pair::new(cell, down, up).$way(super::super::$name);
             }
         }
     };
-    (@cells $name:ident $pair:ident $down:ident $up:ident) => {
+    (@cells $name:ident $pair:ident $way:ident $down:ident $up:ident) => {
         mod $pair {
-            $crate::pairs!(@test $name $down $up uring_mp Uring Mp);
-            $crate::pairs!(@test $name $down $up uring_sp Uring Sp);
-            $crate::pairs!(@test $name $down $up epoll_mp Epoll Mp);
-            $crate::pairs!(@test $name $down $up epoll_sp Epoll Sp);
+            $crate::pairs!(@test $name $way $down $up uring_mp Uring Mp);
+            $crate::pairs!(@test $name $way $down $up uring_sp Uring Sp);
+            $crate::pairs!(@test $name $way $down $up epoll_mp Epoll Mp);
+            $crate::pairs!(@test $name $way $down $up epoll_sp Epoll Sp);
         }
     };
     ($($(#[$meta:meta])* fn $name:ident($pair:ident) $body:block)+) => { $(
         $(#[$meta])*
-        fn $name($pair: $crate::pair::Pair) $body
+        fn $name($pair: $crate::pair::Pair<'_>) $body
         mod $name {
             $crate::pairs!(@pair $name);
         }
     )+ };
     (@pair $name:ident) => {
-        $crate::pairs!(@cells $name h1_h1 H1 H1);
-        $crate::pairs!(@cells $name h1_h2 H1 H2);
-        $crate::pairs!(@cells $name h2_h1 H2 H1);
-        $crate::pairs!(@cells $name h2_h2 H2 H2);
-        $crate::pairs!(@cells $name h3_h1 H3 H1);
-        $crate::pairs!(@cells $name h3_h2 H3 H2);
+        $crate::pairs!(@cells $name h1_h1 by_the_kernel H1 H1);
+        $crate::pairs!(@cells $name h1_h2 by_the_kernel H1 H2);
+        $crate::pairs!(@cells $name h2_h1 by_the_kernel H2 H1);
+        $crate::pairs!(@cells $name h2_h2 by_the_kernel H2 H2);
+        $crate::pairs!(@cells $name h3_h1 by_the_kernel H3 H1);
+        $crate::pairs!(@cells $name h3_h2 by_the_kernel H3 H2);
+        $crate::pairs!(@cells $name h3_h1_by_af_xdp by_af_xdp H3 H1);
+        $crate::pairs!(@cells $name h3_h2_by_af_xdp by_af_xdp H3 H2);
     };
 }
 
-impl Pair {
+impl Pair<'_> {
+    /// By the kernel's TCP and UDP, over loopback.
+    pub fn new(cell: Cell, down: Http, up: Http) -> Self {
+        Self { cell, down, up, bypass: None }
+    }
+
+    /// Runs a test as it is.
+    pub fn by_the_kernel(self, test: impl FnOnce(Pair<'_>)) {
+        test(self);
+    }
+
+    /// Runs a test where the gateway is behind a stage that gives it HTTP/3's datagrams, and clients are at the other
+    /// end of its wire. [`Gateway::stop`] fails when one came otherwise.
+    ///
+    /// # Panics
+    /// When the test does, or nothing went that way.
+    #[track_caller]
+    pub fn by_af_xdp(self, test: impl FnOnce(Pair<'_>) + Send) {
+        if !Netns::available() {
+            return;
+        }
+        // Locked memory is counted for all processes of a user together.
+        let _alone = require::alone();
+        let bypass = Bypass::new("native");
+        // Endpoints on loopback are the gateway's neighbours.
+        bypass.wire.host.run(|| test(Pair { bypass: Some(&bypass), ..self }));
+        assert!(bypass.stage.counters(&bypass.wire).verdict("redirected") > 0, "nothing was redirected");
+    }
+
     /// A gateway between the two, with `more` in its configuration.
     #[track_caller]
     pub fn gateway(self, endpoint: SocketAddr, more: &str) -> Gateway {
         let spoken = if self.up == Http::H2 { "h2" } else { "h1" };
         let toml = one_upstream(&[endpoint], more)
             .replace("[upstreams.pool]", &format!("[upstreams.pool]\nprotocol = \"{spoken}\""));
+        if let Some(bypass) = self.bypass {
+            let setup = bypass.setup(self.cell, &bypass.config(&toml));
+            return bypass.start(setup.at_stop(bypass::all_went_past_the_kernel));
+        }
         if self.down == Http::H3 {
             // Its files are needed until the gateway has started.
             let pki = Pki::edge();
@@ -110,6 +149,15 @@ impl Pair {
                 }
             })),
             Http::H3 => panic!("endpoints do not speak HTTP/3"),
+        }
+    }
+
+    /// A connection of HTTP/3.
+    #[track_caller]
+    pub fn connect_h3(self, gateway: &Gateway) -> H3 {
+        match self.bypass {
+            Some(bypass) => bypass.connect(),
+            None => H3::connect(gateway.address, "edge.test"),
         }
     }
 
@@ -144,7 +192,7 @@ impl Pair {
             }
             Http::H3 => {
                 let fields = [&h3::request(method, "/x")[..], &more].concat();
-                let client = Box::new(H3::connect(gateway.address, "edge.test"));
+                let client = Box::new(self.connect_h3(gateway));
                 Call::H3(H3Call::begin(client, &fields, length == Length::None))
             }
         }

@@ -338,3 +338,81 @@ pub fn xdp_socket() -> io::Result<OwnedFd> {
     let status = unsafe { libc::setsockopt(fd, libc::SOL_XDP, libc::XDP_RX_RING, value, length) };
     if status == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Writes nonsense over the frames that a process has lent to the kernel for what comes, on each of its descriptors
+/// of an AF_XDP socket with so many: as if they had been lost. Returns how many there were.
+///
+/// # Errors
+/// Who may not trace the process may not have its descriptors (EPERM).
+pub fn lose_lent_frames(pid: u32, frames: usize) -> io::Result<usize> {
+    // SAFETY: plain integers.
+    let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let mut count = 0;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
+            continue;
+        };
+        // SAFETY: plain integers, and a descriptor that is open.
+        let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+        let copy = owned(copy)?;
+        if option::<i32>(&copy, libc::SOL_SOCKET, libc::SO_DOMAIN).ok() == Some(libc::AF_XDP) {
+            lose_frames(&copy, frames)?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+fn lose_frames(socket: &OwnedFd, frames: usize) -> io::Result<()> {
+    let offsets = option::<libc::xdp_mmap_offsets>(socket, libc::SOL_XDP, libc::XDP_MMAP_OFFSETS)?;
+    let (start, at) = (offsets.fr.desc as usize, libc::XDP_UMEM_PGOFF_FILL_RING as libc::off_t);
+    let length = start + frames * size_of::<u64>();
+    let (nowhere, rights) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: a new mapping, where the kernel likes it.
+    let ring = unsafe { libc::mmap(nowhere, length, rights, libc::MAP_SHARED, socket.as_raw_fd(), at) };
+    if ring == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    for byte in start..length {
+        // SAFETY: within the mapping.
+        let place = unsafe { ring.cast::<u8>().add(byte) };
+        // SAFETY: mapped and writable; the kernel takes any number for an address, and looks whether it is one.
+        unsafe { place.write_volatile(0xff) };
+    }
+    // SAFETY: the whole of the mapping, to which nothing leads any more.
+    let status = unsafe { libc::munmap(ring, length) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A value that the kernel gives for a socket.
+fn option<T: Plain>(socket: &OwnedFd, level: i32, name: i32) -> io::Result<T> {
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    let mut length = size_of::<T>() as libc::socklen_t;
+    let into = value.as_mut_ptr().cast();
+    // SAFETY: the value is live and writable, and `length` is its size.
+    let status = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, into, &raw mut length) };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `Plain` is valid for every bit pattern, and what the kernel has not written is zero.
+    Ok(unsafe { value.assume_init() })
+}
+
+/// A structure of plain integers.
+///
+/// # Safety
+/// Every bit pattern is valid.
+unsafe trait Plain: Copy {}
+// SAFETY: an integer.
+unsafe impl Plain for i32 {}
+// SAFETY: integers only.
+unsafe impl Plain for libc::xdp_mmap_offsets {}
+
+/// The descriptor that a system call has returned.
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    match RawFd::try_from(result) {
+        // SAFETY: the kernel has just returned this descriptor and nothing else owns it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -59,7 +59,7 @@ fn endpoint(pair: Pair) -> Endpoint {
 fn cases(cell: Cell, names: &[&str]) {
     require_python!("h2");
     for up in [Http::H1, Http::H2] {
-        let pair = Pair { cell, down: Http::H2, up };
+        let pair = Pair::new(cell, Http::H2, up);
         let endpoint = endpoint(pair);
         let gateway = pair.gateway(endpoint.address(), "");
         for name in names {

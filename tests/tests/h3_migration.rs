@@ -2,25 +2,21 @@
 //! too often is told so.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blitz_tests::h3::code::NO_ERROR;
-use blitz_tests::h3bundle::{Carried, FIRST_BYTES, Move, octet_at};
+use blitz_tests::h3bundle::{BETWEEN_BYTES, MOVES_EACH, Move, moves_wanted, octet_at};
 use blitz_tests::tls::Algorithm;
 use blitz_tests::wire::{HOST4, Wire};
 use blitz_tests::{
-    Bundle, Cell, Gateway, PATIENCE, Pki, Setup, Signal, Upstream, matrix, require, require_netns, wait_until,
+    Bundle, Cell, Gateway, PATIENCE, Pki, Setup, Signal, Upstream, beside, matrix, require, require_netns,
+    wait_until,
 };
 
 /// Moves of the socket in the ordinary test; `BLITZ_H3_MOVES` asks for more.
 const MOVES: usize = 8;
-/// Moves of one connection.
-const MOVES_EACH: usize = 30;
 /// Connections over one socket.
 const CONNECTIONS: u8 = 8;
-/// Bytes that each connection takes between two moves.
-const BETWEEN_BYTES: u64 = 64 << 10;
 /// Bytes of one download.
 const BODY_BYTES: u64 = 1 << 20;
 /// Where the gateway listens.
@@ -74,20 +70,8 @@ impl Place {
 
     /// Moves one bundle of connections, with all of them in mid-download; datagrams sent.
     fn moves(&self, moves: usize) -> u64 {
-        let (mut bundle, sent_before) = self.bundle_of_both_workers();
-        bundle.download(BODY_BYTES);
-        for nth in 0..moves {
-            bundle.allow(BETWEEN_BYTES);
-            // Something is on its way when the socket moves.
-            (0..2).for_each(|_| bundle.turn());
-            bundle.go(source(nth), if nth % 2 == 0 { Move::Rebinding } else { Move::Migration });
-            bundle.until("every download goes on", Bundle::has_taken);
-        }
-        bundle.allow(BODY_BYTES - (FIRST_BYTES + moves as u64 * BETWEEN_BYTES) % BODY_BYTES);
-        bundle.until("every download is whole", |bundle| {
-            bundle.has_taken() && bundle.connections.iter().all(Carried::is_between)
-        });
-        sent_before + bundle.close()
+        let (bundle, sent_before) = self.bundle_of_both_workers();
+        sent_before + bundle.travel(moves, BODY_BYTES, source)
     }
 
     /// A bundle whose connections are not all of one worker, and the datagrams that were sent in vain before.
@@ -145,34 +129,11 @@ fn metric(gateway: &Gateway, line: &str) -> u64 {
     found.unwrap_or_else(|| panic!("no {line} in {text}"))
 }
 
-fn moves_wanted() -> usize {
-    std::env::var("BLITZ_H3_MOVES").ok().and_then(|text| text.parse().ok()).unwrap_or(MOVES)
-}
-
 /// So many moves, in bundles of at most [`MOVES_EACH`], while `meanwhile` runs again and again.
 fn campaign(place: &Place, moves: usize, meanwhile: impl Fn(usize) + Sync) {
-    /// Also when a move panics: the other thread would go on for ever.
-    struct Done<'a>(&'a AtomicBool);
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
     let begun = Instant::now();
-    let done = AtomicBool::new(false);
-    let sent: u64 = std::thread::scope(|scope| {
-        let _done = Done(&done);
-        scope.spawn(|| {
-            for nth in 0.. {
-                if done.load(Ordering::SeqCst) {
-                    return;
-                }
-                meanwhile(nth);
-            }
-        });
-        let bundles = (0..moves).step_by(MOVES_EACH);
-        bundles.map(|at| place.moves(MOVES_EACH.min(moves - at))).sum()
-    });
+    let travel = |at: usize| place.moves(MOVES_EACH.min(moves - at));
+    let sent: u64 = beside(meanwhile, || (0..moves).step_by(MOVES_EACH).map(travel).sum());
     place.nothing_went_to_strangers(sent);
     println!(
         "{moves} moves of a socket with {CONNECTIONS} connections in {:?}: {sent} datagrams, {} delivered, {} passed on \
@@ -190,7 +151,7 @@ matrix! {
         require_netns!();
         let _alone = require::alone();
         let place = place(cell, 2, "");
-        campaign(&place, moves_wanted(), |_| std::thread::sleep(Duration::from_millis(10)));
+        campaign(&place, moves_wanted(MOVES), |_| std::thread::sleep(Duration::from_millis(10)));
         place.gateway.stop();
     }
 }
@@ -200,7 +161,7 @@ matrix! { mp only:
         require_netns!();
         let _alone = require::alone();
         let place = place(cell, 2, "");
-        campaign(&place, moves_wanted(), |nth| {
+        campaign(&place, moves_wanted(MOVES), |nth| {
             place.gateway.write_config(&format!("{}\n[http]\nconnections_per_worker_max = {}\n", place.config, 5000 + nth));
             place.gateway.signal(Signal::Hup);
             std::thread::sleep(Duration::from_millis(100));

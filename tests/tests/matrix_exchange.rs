@@ -1,5 +1,5 @@
 //! What every exchange has to be, whatever protocol either side speaks: one function for a feature, run over
-//! {HTTP/1.1, HTTP/2, HTTP/3} x {HTTP/1.1, HTTP/2}.
+//! {HTTP/1.1, HTTP/2, HTTP/3, HTTP/3 by AF_XDP} x {HTTP/1.1, HTTP/2}.
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ fn is_free(gateway: &Gateway) {
 }
 
 /// An endpoint that takes the request whole and answers with its method, body and trailers.
-fn mirror(pair: Pair, length: fn(usize) -> Length) -> Endpoint {
+fn mirror(pair: Pair<'_>, length: fn(usize) -> Length) -> Endpoint {
     pair.endpoint(move |served| {
         let (body, trailers) = served.body()?;
         let text = format!("{} {} {trailers}", served.method(), String::from_utf8_lossy(&body));

@@ -2,9 +2,9 @@
 
 use std::process::{Command, Stdio};
 
-use blitz_tests::h3::{H3, request};
+use blitz_tests::h3::request;
 use blitz_tests::pair::{Http, Pair};
-use blitz_tests::{Cell, Gateway, Io, Mode, Nginx, require};
+use blitz_tests::{Cell, Gateway, H3, Io, Mode, Nginx, require};
 
 /// Bytes of a transfer.
 const LARGE: u64 = 1 << 30;
@@ -27,18 +27,20 @@ fn curl(gateway: &Gateway, down: Http, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn both_ways(down: Http, up: Http) {
+fn both_ways(down: Http, up: Http, run: impl Fn(Pair<'static>, fn(Pair<'_>))) {
     require!("curl", "nginx");
     for io in [Io::Uring, Io::Epoll] {
         let Some(cell) = Cell::available(io, Mode::Mp) else { continue };
-        let nginx = if up == Http::H1 { Nginx::start() } else { Nginx::start_h2() };
-        let gateway = Pair { cell, down, up }.gateway(nginx.address, "");
-        if down == Http::H3 {
-            both_ways_over_h3(&nginx, &gateway);
-        } else {
-            both_ways_over_tcp(&nginx, &gateway, down);
-        }
-        gateway.stop();
+        run(Pair::new(cell, down, up), |pair| {
+            let nginx = if pair.up == Http::H1 { Nginx::start() } else { Nginx::start_h2() };
+            let gateway = pair.gateway(nginx.address, "");
+            if pair.down == Http::H3 {
+                both_ways_over_h3(&nginx, &gateway, pair.connect_h3(&gateway));
+            } else {
+                both_ways_over_tcp(&nginx, &gateway, pair.down);
+            }
+            gateway.stop();
+        });
     }
 }
 
@@ -54,11 +56,10 @@ fn both_ways_over_tcp(nginx: &Nginx, gateway: &Gateway, down: Http) {
     assert_eq!(curl(gateway, down, &["-T", &path, &url("/sink")]), LARGE.to_string());
 }
 
-fn both_ways_over_h3(nginx: &Nginx, gateway: &Gateway) {
+fn both_ways_over_h3(nginx: &Nginx, gateway: &Gateway, mut client: H3) {
     let large =
         std::env::var("BLITZ_H3_LARGE_BYTES").ok().and_then(|text| text.parse().ok()).unwrap_or(LARGE_H3);
     nginx.sparse_file("big", large);
-    let mut client = H3::connect(gateway.address, "edge.test");
     let ((down, up), peak) = gateway.peak_memory(|| {
         let down = client.get("/file/big");
         let id = client.begin(&request("PUT", "/sink"), false);
@@ -79,30 +80,40 @@ fn both_ways_over_h3(nginx: &Nginx, gateway: &Gateway) {
 
 #[test]
 fn h1_h1() {
-    both_ways(Http::H1, Http::H1);
+    both_ways(Http::H1, Http::H1, Pair::by_the_kernel);
 }
 
 #[test]
 fn h1_h2() {
-    both_ways(Http::H1, Http::H2);
+    both_ways(Http::H1, Http::H2, Pair::by_the_kernel);
 }
 
 #[test]
 fn h2_h1() {
-    both_ways(Http::H2, Http::H1);
+    both_ways(Http::H2, Http::H1, Pair::by_the_kernel);
 }
 
 #[test]
 fn h2_h2() {
-    both_ways(Http::H2, Http::H2);
+    both_ways(Http::H2, Http::H2, Pair::by_the_kernel);
 }
 
 #[test]
 fn h3_h1() {
-    both_ways(Http::H3, Http::H1);
+    both_ways(Http::H3, Http::H1, Pair::by_the_kernel);
 }
 
 #[test]
 fn h3_h2() {
-    both_ways(Http::H3, Http::H2);
+    both_ways(Http::H3, Http::H2, Pair::by_the_kernel);
+}
+
+#[test]
+fn h3_h1_by_af_xdp() {
+    both_ways(Http::H3, Http::H1, Pair::by_af_xdp);
+}
+
+#[test]
+fn h3_h2_by_af_xdp() {
+    both_ways(Http::H3, Http::H2, Pair::by_af_xdp);
 }

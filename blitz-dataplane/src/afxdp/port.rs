@@ -4,8 +4,9 @@
 //! When no frame is free a connection waits, as it would for a lane of the UDP socket, and what it has to say stays in
 //! quiche.
 //!
-//! A port that does not get rid of its frames, or whose socket fails, closes: its connections go on over UDP by
-//! themselves, since a hop over a closed port is none ([`Hop::is_open`]), and the binder binds the queue again.
+//! A port that does not get rid of its frames, or gets none while the kernel throws some away for want of room, or
+//! whose socket fails, closes: its connections go on over UDP by themselves, since a hop over a closed port is none
+//! ([`Hop::is_open`]), and the binder binds the queue again.
 //!
 //! Owns: the port's task, who waits for frames, the watchdog. Does not own: the rings (`sys::xdp`), binding
 //! ([`super::binder`]), what a datagram is for (`http3`).
@@ -33,7 +34,8 @@ const BATCH: u32 = 64;
 /// Between two looks at a port that nobody waits for.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A port whose frames are all on their way for so long, and none comes back, is closed.
+/// A port whose frames are all on their way for so long, and none comes back, is closed; and so is one from which
+/// nothing could be read for so long, with the kernel throwing frames away.
 const STALL: Duration = Duration::from_secs(1);
 
 /// Turns of the loop after which a port looks for free frames when somebody waits for them (count). Completions wake
@@ -45,8 +47,8 @@ const WAITING_TURNS: u8 = 8;
 pub enum End {
     /// It was told to.
     Closed,
-    /// No frame came back in time.
-    Stalled,
+    /// What has not happened for [`STALL`].
+    Stalled(&'static str),
     /// The interface is gone or down, or the rings make no sense.
     Failed(io::Error),
 }
@@ -204,6 +206,7 @@ impl Port {
         let mut readable = self.handle.readiness(receiver.as_fd().as_raw_fd());
         let mut clock = Deadline::new(&self.handle);
         clock.set_after(LOOK);
+        let (mut read, mut starving) = (0, Starving::default());
         loop {
             let mut ready = pin!(readable.ready());
             // The clock first: a busy queue must not keep it from being looked at.
@@ -222,6 +225,7 @@ impl Port {
                 }
                 match receiver.receive(BATCH, |bytes| self.take(bytes, take)) {
                     Ok(count) => {
+                        read += u64::from(count);
                         self.rows.add(Metric::AfxdpFramesReceived, count.into());
                         if count < BATCH {
                             break;
@@ -231,8 +235,16 @@ impl Port {
                 }
                 yield_now().await;
             }
-            if is_time && let Some(end) = self.look(receiver, published) {
+            if !is_time {
+                continue;
+            }
+            if let Some(end) = self.look(receiver, published) {
                 return end;
+            }
+            let refused = published.statistics.unwrap_or_default();
+            let refused = refused.fill_ring_empty.saturating_add(refused.receive_ring_full);
+            if starving.is_stalled(self.handle.now_ms(), read, refused) {
+                return End::Stalled("no frame was read for a second, and the kernel had some");
             }
         }
     }
@@ -276,6 +288,10 @@ impl Port {
         if let Some(error) = receiver.pending_error() {
             return Some(End::Failed(error));
         }
+        // A driver may have found the fill ring empty just before it was filled, and say so just after.
+        if let Err(error) = receiver.wake_if_asked() {
+            return Some(End::Failed(error));
+        }
         self.collect();
         let mut sender = self.sender.borrow_mut();
         let sender = sender.as_mut()?;
@@ -292,7 +308,7 @@ impl Port {
             return Some(End::Failed(error));
         }
         let is_stalled = Duration::from_millis(now.saturating_sub(self.moved_ms.get())) >= STALL;
-        is_stalled.then_some(End::Stalled)
+        is_stalled.then_some(End::Stalled("no frame was sent for a second"))
     }
 
     fn has_room(&self) -> bool {
@@ -361,6 +377,32 @@ impl Port {
     }
 }
 
+/// Whether what comes can still be read. A queue to which nobody sends looks the same as one that has broken, so only
+/// frames count that the kernel had and found no room for: where the worker is merely slow, some are read all the same.
+#[derive(Debug, Default)]
+struct Starving {
+    read: u64,
+    refused: u64,
+    /// When it was first seen since the last frame (milliseconds).
+    since_ms: Option<u64>,
+}
+
+impl Starving {
+    /// Takes the frames that were read so far, and those that the kernel has thrown away for want of room.
+    fn is_stalled(&mut self, now_ms: u64, read: u64, refused: u64) -> bool {
+        let (has_read, has_refused) = (read != self.read, refused != self.refused);
+        (self.read, self.refused) = (read, refused);
+        if has_read {
+            self.since_ms = None;
+        }
+        if has_read || !has_refused {
+            return false;
+        }
+        let since_ms = *self.since_ms.get_or_insert(now_ms);
+        Duration::from_millis(now_ms.saturating_sub(since_ms)) >= STALL
+    }
+}
+
 /// Closes a port when its task ends, however that was.
 struct Closing<'a>(&'a Port);
 
@@ -412,5 +454,31 @@ impl Published {
 impl Drop for Published {
     fn drop(&mut self) {
         self.account(Account::default(), Account::default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_starves_when_the_kernel_throws_away_and_nothing_is_read() {
+        let stall_ms = STALL.as_millis() as u64;
+        let mut port = Starving::default();
+        // Nobody sends.
+        assert!((0..100).all(|nth| !port.is_stalled(nth * 100, 7, 3)));
+        // The worker is slow.
+        assert!((0..100).all(|nth| !port.is_stalled(10_000 + nth * 100, 8 + nth, 4 + nth)));
+        // Nothing comes through.
+        let first_ms = 30_000;
+        assert!((0..10).all(|nth| !port.is_stalled(first_ms + nth * 100, 107, 104 + nth)));
+        assert!(port.is_stalled(first_ms + stall_ms, 107, 120));
+        // Nor did it when there are pauses; one frame, and it is well again.
+        let mut port = Starving::default();
+        assert!(!port.is_stalled(100, 0, 1));
+        assert!(!port.is_stalled(100 + stall_ms, 0, 1));
+        assert!(port.is_stalled(200 + stall_ms, 0, 2));
+        assert!(!port.is_stalled(300 + stall_ms, 1, 3));
+        assert!(!port.is_stalled(400 + stall_ms, 1, 4));
     }
 }

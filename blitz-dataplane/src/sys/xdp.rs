@@ -213,11 +213,21 @@ impl XdpReceiver {
         }
         if count > 0 {
             self.ring.release()?;
-            if self.fill.needs_wakeup() {
-                self.wake()?;
-            }
+            self.wake_if_asked()?;
         }
         Ok(count)
+    }
+
+    /// Tells the driver that there are frames to fill, when it wants to be told; returns whether it did.
+    ///
+    /// # Errors
+    /// As for [`Self::receive`].
+    pub fn wake_if_asked(&self) -> io::Result<bool> {
+        let is_asked = self.fill.needs_wakeup();
+        if is_asked {
+            self.wake()?;
+        }
+        Ok(is_asked)
     }
 
     /// Tells the driver that the fill ring has frames again.

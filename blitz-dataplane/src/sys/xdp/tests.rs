@@ -73,6 +73,18 @@ fn frames_go_out_and_come_back_around_the_rings() {
     });
 }
 
+/// As when it has found no frame just before there were some: nothing comes then that would make us look.
+#[test]
+fn a_driver_that_asks_for_frames_is_told_without_any_coming() {
+    in_own_network(|| {
+        let socket = XdpSocket::register(socket(), SHAPE).expect("registered");
+        socket.bind(LOOPBACK, 0, Copying::Always).expect("bound");
+        assert!(!socket.receiver.wake_if_asked().expect("the interface is up"), "no copying driver asks");
+        socket.receiver.fill.ask();
+        assert!(socket.receiver.wake_if_asked().expect("the interface is up"));
+    });
+}
+
 #[test]
 fn a_queue_has_one_socket_and_its_successor_waits_for_the_close() {
     in_own_network(|| {
