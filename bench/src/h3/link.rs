@@ -1,7 +1,7 @@
 //! The same gateway behind the same stage on a link, three times: datagrams by io_uring, by epoll, by AF_XDP.
 //!
-//! Each has a veth pair of its own with one queue, whose receive work is a kernel thread on the gateway's core. Its time
-//! is counted with the gateway's: what AF_XDP spares the gateway may otherwise only have moved.
+//! Each has a veth pair of its own with one queue, whose receive work is a kernel thread on the gateway's core. Its
+//! time is counted with the gateway's: what AF_XDP spares the gateway may otherwise only have moved.
 //!
 //! Owns: the links and what runs on them. Does not own: load (`h3load.rs`), the pairs (`blitz_tests::wire`).
 

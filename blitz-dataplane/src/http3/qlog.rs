@@ -17,8 +17,8 @@ use crate::segment::WorkerRows;
 /// Bytes of one record, at most. A longer one is dropped.
 const RECORD_BYTES_MAX: usize = 64 * 1024;
 
-/// What a record may hold that is nobody's business: the values of fields (cookies, credentials, what is asked for), and
-/// the tokens by which a client is known or its connection ended.
+/// What a record may hold that is nobody's business: the values of fields (cookies, credentials, what is asked for),
+/// and the tokens by which a client is known or its connection ended.
 const FIELDS: &str = "headers";
 const TOKENS: [&str; 2] = ["stateless_reset_token", "token"];
 

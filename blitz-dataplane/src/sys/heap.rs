@@ -56,8 +56,8 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Has mimalloc give back what has been free for a while (10 ms unless `MIMALLOC_PURGE_DELAY` says otherwise). By itself
-/// it does so when it is used, and an idle worker does not use it.
+/// Has mimalloc give back what has been free for a while (10 ms unless `MIMALLOC_PURGE_DELAY` says otherwise). By
+/// itself it does so when it is used, and an idle worker does not use it.
 pub fn collect() {
     // SAFETY: it takes a flag; it touches free memory of this thread only.
     unsafe { libmimalloc_sys::mi_collect(false) };
