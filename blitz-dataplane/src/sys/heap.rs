@@ -100,14 +100,7 @@ mod tests {
         // SAFETY: it takes a number and returns one.
         let value = |option| unsafe { libmimalloc_sys::mi_option_get(option) };
         assert_eq!([3, ARENA_EAGER_COMMIT, 5].map(value), [1, 2, 1]);
-        // SAFETY: the promise is kept by the block, which is used with its own layout.
-        unsafe {
-            let layout = Layout::from_size_align(100, 8).expect("a layout");
-            let memory = Allocator.alloc_zeroed(layout);
-            assert_eq!(*memory, 0);
-            let memory = Allocator.realloc(memory, layout, 200);
-            Allocator.dealloc(memory, Layout::from_size_align(200, 8).expect("a layout"));
-        }
+        tell();
         assert_eq!(value(ARENA_EAGER_COMMIT), 0);
         collect();
     }
