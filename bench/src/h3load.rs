@@ -32,7 +32,8 @@ pub(crate) struct Own {
     pub(crate) sent: f64,
 }
 
-/// Runs it for `seconds` on one core.
+/// Runs it for `seconds` on one core, in another network where one is given.
+#[allow(clippy::too_many_arguments, reason = "what a run is made of; a struct would only rename it")]
 pub(crate) fn run(
     server: &Server,
     path: &str,
@@ -40,34 +41,13 @@ pub(crate) fn run(
     seconds: u64,
     core: usize,
     programs: &Path,
+    network: Option<&Network>,
 ) -> Result<(Load, Own)> {
-    finish(server, shape, command(server, path, shape, seconds, core, programs), None)
-}
-
-/// What [`run`] runs.
-pub(crate) fn command(
-    server: &Server,
-    path: &str,
-    shape: Shape,
-    seconds: u64,
-    core: usize,
-    programs: &Path,
-) -> Command {
     let program = programs.join("load_h3");
     let mut command = Command::new("taskset");
     command.args(["-c", &core.to_string()]).arg(program).args([server.authority(), path]);
     command
         .args([seconds, shape.connections as u64, shape.streams as u64, shape.bytes].map(|n| n.to_string()));
-    command
-}
-
-/// Runs it to its end, in another network where one is given.
-pub(crate) fn finish(
-    server: &Server,
-    shape: Shape,
-    mut command: Command,
-    network: Option<&Network>,
-) -> Result<(Load, Own)> {
     if let Some(network) = network {
         network.contain(&mut command);
     }

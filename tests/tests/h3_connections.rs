@@ -65,7 +65,8 @@ matrix! {
             changes += 1;
             assert!(changes < 40, "paths have no end");
         };
-        assert_eq!((closed, changes), ((true, code::NO_ERROR), 31));
+        // The last answer may be ahead of the close.
+        assert!(closed == (true, code::NO_ERROR) && (31..=32).contains(&changes), "{closed:?} after {changes}");
         assert_eq!(H3::connect(gateway.address, "edge.test").get("/hello").status(), 200);
         gateway.stop();
     }

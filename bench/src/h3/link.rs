@@ -52,10 +52,11 @@ pub(super) fn run(options: &Options, (server_core, load_core): (usize, usize)) -
     for Gateway { server, wire, .. } in &gateways {
         let space = wire.peer.space.as_ref().ok_or("the peer has no namespace")?;
         let run = move || {
+            let (path, programs) = (server.path(), &options.programs);
+            let network = Some(space.network());
             let load = |seconds| {
-                let command =
-                    h3load::command(server, server.path(), shape, seconds, load_core, &options.programs);
-                h3load::finish(server, shape, command, Some(space.network())).map(|(load, _)| load)
+                let run = h3load::run(server, path, shape, seconds, load_core, programs, network);
+                run.map(|(load, _)| load)
             };
             load(options.warm_up_seconds)?;
             measure(server, || load(options.seconds))

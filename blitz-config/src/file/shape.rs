@@ -124,9 +124,12 @@ fn walk_table<'a>(
         } else if let Some(feature) = release::later_key(&place(path)) {
             issues.add(render(path), format!("known, but not in this release: {feature}; remove the key"));
         } else {
-            let message = match suggest::nearest(key, known.keys().map(String::as_str)) {
+            // A map of serde_json is in order or not, as other crates of the build want it.
+            let mut accepted: Vec<&str> = known.keys().map(String::as_str).collect();
+            accepted.sort_unstable();
+            let message = match suggest::nearest(key, accepted.iter().copied()) {
                 Some(near) => format!("unknown key; did you mean {}?", quoted(near)),
-                None => format!("unknown key; accepted: {}", list(known.keys().cloned())),
+                None => format!("unknown key; accepted: {}", accepted.join(", ")),
             };
             issues.add(render(path), message);
         }

@@ -56,11 +56,10 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Has mimalloc give back what has been free for a while (10 ms unless `MIMALLOC_PURGE_DELAY` says otherwise). By
-/// itself it does so when it is used, and an idle worker does not use it.
+/// Has mimalloc give back what is free. By itself it does so while it is used, and an idle worker does not use it.
 pub fn collect() {
     // SAFETY: it takes a flag; it touches free memory of this thread only.
-    unsafe { libmimalloc_sys::mi_collect(false) };
+    unsafe { libmimalloc_sys::mi_collect(true) };
 }
 
 /// Bytes that the allocator has from the kernel and nobody uses, be they in memory or given back since. Takes time in
