@@ -76,7 +76,8 @@ fn scenario(name: &str, options: &Options, (server_core, load_core): (usize, usi
         let own = Rc::clone(&own);
         let run = move || {
             let path = path.unwrap_or(server.path());
-            let load = |seconds| h3load::run(server, path, shape, seconds, load_core, &options.programs, None);
+            let load =
+                |seconds| h3load::run(server, path, shape, seconds, load_core, &options.programs, None);
             load(options.warm_up_seconds)?;
             measure(server, || {
                 let (load, said) = load(options.seconds)?;
