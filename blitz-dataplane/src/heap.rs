@@ -1,10 +1,10 @@
 //! Memory that was needed once goes back to the kernel.
 //!
 //! An allocator keeps what was freed. After a flood a worker would stay as large as the flood made it. So the worker
-//! looks once a second. mimalloc is told to do what it does by itself while it is used. In the system's allocator a
-//! little that is in use at the end keeps all, so it is told to give back what was free at two looks in a row and has
-//! not been given back before. What a steady load frees and takes again is never free at a look for long, so it costs
-//! nothing.
+//! looks once a second, and has mimalloc give back what is free, which that does by itself only while it is used. The
+//! system's allocator, in which a little that is in use at the end keeps all, is told to give back what was free at two
+//! looks in a row and has not been given back before. What a steady load frees and takes again is never free at a look
+//! for long, so it costs nothing.
 //!
 //! Owns: when that is worth it. Does not own: the allocator (`sys/heap.rs`), the slots for receiving, which are treated
 //! alike (`runtime/buf.rs`).
