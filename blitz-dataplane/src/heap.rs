@@ -3,8 +3,7 @@
 //! An allocator keeps what was freed. After a flood a worker would stay as large as the flood made it. So the worker
 //! looks once a second, and has mimalloc give back what is free, which that does by itself only while it is used. The
 //! system's allocator, in which a little that is in use at the end keeps all, is told to give back what was free at two
-//! looks in a row and has not been given back before. What a steady load frees and takes again is never free at a look
-//! for long, so it costs nothing.
+//! looks in a row and has not been given back before: what a steady load frees and takes again is not.
 //!
 //! Owns: when that is worth it. Does not own: the allocator (`sys/heap.rs`), the slots for receiving, which are treated
 //! alike (`runtime/buf.rs`).
